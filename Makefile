@@ -1,0 +1,48 @@
+# make reproduce: from real images to Tables 1-5 and Figure 1.   make test: the tests.   make help: the rest.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PRESET ?= demo
+CORES ?= $(shell nproc)
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
+
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config preset=$(PRESET)
+REPORTS := table1 table2 table3 table4 table5 figure1
+
+.PHONY: help env reproduce test test-all lint lab clean $(REPORTS)
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo "PRESET=$(PRESET) of: $$(ls nppkit/presets | sed 's/\.yaml//' | tr '\n' ' ')   CORES=$(CORES)   VENV=$(VENV)"
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+env: $(BIN)/.installed  ## create the environment in VENV
+
+reproduce: env  ## everything a preset holds: tokenizer, runs, tables, figure
+	$(SNAKEMAKE)
+	@$(BIN)/python -m nppkit.runs $(PRESET)
+
+table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and what it needs
+	$(SNAKEMAKE) $@
+	@$(BIN)/python -m nppkit.runs $(PRESET) $@
+
+test: env  ## unit tests, golden core, every notebook at smoke size
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: env  ## the above and the slow tests
+	$(BIN)/python -m pytest
+
+lint: env  ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lab: env  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove the environment and caches; results and checkpoints stay
+	rm -rf $(VENV) .cache .snakemake .pytest_cache .ruff_cache build *.egg-info

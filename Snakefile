@@ -1,0 +1,42 @@
+# The graph: tokenize -> train -> evaluate -> tables and figure. Each job is one papermill execution.
+#
+#   snakemake --cores 2 --config preset=demo
+#
+# A job is complete when its record is valid for today's configuration and results (nppkit/runs.py). Records
+# are the only declared outputs, because Snakemake deletes declared outputs before it runs a job again, and
+# profiles/default makes a missing record the only reason to run one: file times say nothing in a fresh clone.
+
+import sys
+
+from nppkit import presets, runs
+
+PRESET = presets.load_preset(config.get("preset", "demo"))
+LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {config.get('preset', 'demo')}"
+COST = {size: i for i, size in enumerate(PRESET.models)}  # larger models first: they take longest
+
+for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
+    print(line, file=sys.stderr)
+
+
+rule all:
+    input:
+        [runs.report_job(PRESET, report).record for report in runs.REPORTS],
+
+
+for job in runs.graph(PRESET):
+
+    rule:
+        name:
+            runs.rule_name(job)
+        input:
+            [upstream.record for upstream in job.upstream],
+        output:
+            job.record,
+        threads: job.parameters.get("threads", 1)
+        priority: runs.priority(PRESET, job)
+        message:
+            job.name
+        params:
+            command=LAUNCH.format(runs.launch_arguments(job)),
+        shell:
+            "{params.command}"

@@ -1,0 +1,127 @@
+"""The code store: every crop's codes in one memory-mapped uint16 file, with labels and a JSON manifest.
+
+A store is a folder: codes.npy (images, crops, N), labels.npy (images,), manifest.json. `nppkit.extract` writes it,
+the manifest last: a folder without one is not a store.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nppkit.errors import NppkitError
+
+CHECK_BYTES = 2**28  # stores up to this size are checked code by code on opening, larger ones batch by batch
+KEYS = ("images", "crops", "grid_size", "vocab_size", "class_names", "tokenizer_sha256", "source_digest", "image_size")
+REMEDIES = {
+    "grid_size": "extract at the model's image size, or take a model of this grid",
+    "vocab_size": "extract with the model's tokenizer, or take a model of this vocabulary",
+    "num_classes": "extract the images that the model was made for, or take a model of this many classes",
+    "tokenizer_sha256": "extract with this tokenizer, or take the one that made the codes",
+}
+UNKNOWN = "unknown"  # tokenizer_sha256 of an imported store whose tokenizer was not named
+
+
+class CodeStore:
+    """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder / "manifest.json")
+        self.codes = _open_array(self.folder / "codes.npy")
+        self.labels = _open_array(self.folder / "labels.npy")
+        self._check()
+
+    def _check(self) -> None:
+        m, codes = self.manifest, self.codes
+        shape = (m["images"], m["crops"], m["grid_size"] ** 2)
+        if codes.dtype != np.uint16:
+            raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
+        if codes.shape != shape or self.labels.shape != shape[:1]:
+            raise NppkitError(f"{self.folder}/codes.npy has shape {codes.shape}, its manifest says {shape}: extract it again")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            raise NppkitError(f"{self.folder}/labels.npy: a label is outside the {self.num_classes} classes: extract it again")
+        if codes.nbytes <= CHECK_BYTES:
+            self._check_range(codes)
+
+    def _check_range(self, codes: np.ndarray) -> None:
+        if codes.size and codes.max() >= self.vocab_size:
+            raise NppkitError(
+                f"{self.folder}/codes.npy: code {codes.max()} is beyond the vocabulary of {self.vocab_size}: extract it again"
+            )
+
+    def require(
+        self,
+        grid_size: int | None = None,
+        vocab_size: int | None = None,
+        num_classes: int | None = None,
+        tokenizer_sha256: str | None = None,
+    ) -> "CodeStore":
+        """This store, if it is what a model needs (None: not asked). NppkitError names each difference and what to do."""
+        names = ("grid_size", "vocab_size", "num_classes", "tokenizer_sha256")
+        wanted = dict(zip(names, (grid_size, vocab_size, num_classes, tokenizer_sha256), strict=True))
+        found = {**self.manifest, "num_classes": self.num_classes}
+        wrong = [name for name in names if wanted[name] not in (None, found[name])]
+        if not wrong:
+            return self
+        if wrong == ["tokenizer_sha256"] and found["tokenizer_sha256"] == UNKNOWN:
+            raise NppkitError(f"{self.folder} does not say which tokenizer made it: import it again with --tokenizer FILE")
+        lines = [f"{name} is {found[name]}, not {wanted[name]} ({REMEDIES[name]})" for name in wrong]
+        raise NppkitError(f"{self.folder} does not fit the model: {'; '.join(lines)}")
+
+    def __len__(self) -> int:
+        return self.manifest["images"]
+
+    @property
+    def crops(self) -> int:
+        return self.manifest["crops"]
+
+    @property
+    def grid_size(self) -> int:
+        return self.manifest["grid_size"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["vocab_size"]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest["class_names"])
+
+    def batch(self, images: np.ndarray, crops: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Codes (B, N) and labels (B,), int64, of one crop of each image."""
+        codes = self.codes[images, crops]
+        if self.codes.nbytes > CHECK_BYTES:
+            self._check_range(codes)
+        return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(self.labels[images].astype(np.int64))
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NppkitError(f"{path} does not exist: run the tokenize notebook first, or let it finish") from None
+    except ValueError as error:
+        raise NppkitError(f"{path} is not valid JSON ({error}): extract the codes again") from None
+    missing = [key for key in KEYS if key not in manifest] if isinstance(manifest, dict) else list(KEYS)
+    if missing:
+        raise NppkitError(f"{path} lacks {', '.join(missing)}: extract the codes again")
+    return manifest
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise NppkitError(f"{path} cannot be opened ({error}): extract the codes again") from None
+
+
+def __getattr__(name: str) -> object:
+    """The tokenize notebook's codes.extract_codes: it lives in nppkit.extract, which imports this module."""
+    if name != "extract_codes":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from nppkit.extract import extract_codes
+
+    return extract_codes

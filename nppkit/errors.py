@@ -1,0 +1,5 @@
+"""The one exception that nppkit raises for bad input."""
+
+
+class NppkitError(ValueError):
+    """One line: the file or parameter, what is wrong with it, and what to do."""

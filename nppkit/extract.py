@@ -1,0 +1,412 @@
+"""Writing code stores: extraction with the frozen tokenizer, import of LlamaGen's files, and a look at random rows.
+
+    torchrun --nproc-per-node 8 -m nppkit.extract codes --preset P     # or one process each: --rank R --world-size W
+    python -m nppkit.extract import CODES LABELS OUT --second-set CODES_105
+
+Codes go to codes.npy.<key>.part, where the key stands for all that decides them. Each process notes the images that
+are safely there, so that a killed extraction continues; whoever finishes last renames the file and writes the manifest.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nppkit import fit, noise, runs
+from nppkit.codes import KEYS, UNKNOWN, CodeStore
+from nppkit.errors import NppkitError
+from nppkit.images import CROPS, ImageSet, crop_images, load_images, split_heldout
+from nppkit.presets import Preset, load_preset
+from nppkit.progress import BATCH, progress
+from nppkit.runs import sha256, tokenizer_dir, write_atomic
+from nppkit.tokenizer import TOKENIZERS, VQModel, to_model_range, to_pixels
+from nppkit.train import pick_device
+
+MAX_PIXELS = 2**22  # pixels that the encoder sees at once: 64 crops of 256 x 256
+MAX_VOCABULARY = 2**16  # of uint16
+
+
+class Part:
+    """codes.npy while it grows, written by one or more processes, and the images whose codes are on disk."""
+
+    def __init__(self, folder: Path, manifest: dict, rank: int, world_size: int):
+        self.folder, self.manifest = folder, manifest
+        self.shape = (manifest["images"], manifest["crops"], manifest["grid_size"] ** 2)
+        key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = folder / f"codes.npy.{key}.part"
+        self.log = folder / f"{self.path.name}.{rank}-of-{world_size}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._discard_others()
+        self.written = self._open()  # before this process began, bool (images,)
+        self.ranges = _read_ranges(self.log)
+
+    def _discard_others(self) -> None:
+        """Remove what is left of another tokenizer, source, size or kind of crops."""
+        for path in self.folder.glob("codes.npy.*.part*"):
+            if not path.name.startswith(self.path.name):
+                path.unlink(missing_ok=True)
+                if path.suffix == ".part":
+                    print(f"{path}: discarded, because tokenizer, images, size or crops have changed")
+
+    def _open(self) -> np.ndarray:
+        """Find the file or begin it, and return what is in it. Processes that start together do the same to it."""
+        size, codes, manifest = 2 * math.prod(self.shape), self.folder / "codes.npy", self.folder / "manifest.json"
+        if not self.path.exists():
+            if codes.exists() and not manifest.exists() and self.done().all():
+                return np.ones(self.shape[0], bool)  # killed between the renaming and the manifest
+            _check_space(self.folder, size)
+            for log in self._logs():
+                log.unlink(missing_ok=True)  # notes about a file that is gone
+        self.path.touch()
+        with open(self.path, "r+b") as file:
+            self.offset = _write_header(file, self.shape)
+            file.truncate(self.offset + size)
+        return self.done()
+
+    def _logs(self) -> list[Path]:
+        return list(self.folder.glob(f"{self.path.name}.*.json"))
+
+    def done(self) -> np.ndarray:
+        """Which images any process has noted as written, bool (images,)."""
+        done = np.zeros(self.shape[0], bool)
+        for start, stop in (pair for log in self._logs() for pair in _read_ranges(log)):
+            done[start:stop] = True
+        return done
+
+    def write(self, start: int, codes: np.ndarray) -> None:
+        """Codes (b, crops, N) of the images from `start` on; they are on disk before they are noted."""
+        with open(self.path, "r+b") as file:
+            file.seek(self.offset + 2 * start * math.prod(self.shape[1:]))
+            file.write(codes.astype("<u2").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        if self.ranges and self.ranges[-1][1] == start:
+            self.ranges[-1][1] = start + len(codes)
+        else:
+            self.ranges.append([start, start + len(codes)])
+        write_atomic(self.log, json.dumps(self.ranges))
+
+    def complete(self, labels: np.ndarray) -> None:
+        """Make it a store, if all images are there; processes that finish together may both try."""
+        if self.written.all() or self.done().all():
+            _publish(self.path, self.folder, labels, self.manifest)
+            for path in (*self._logs(), *self.folder.glob(f".{self.path.name}*")):
+                path.unlink(missing_ok=True)
+
+
+def _read_ranges(log: Path) -> list[list[int]]:
+    """The [start, stop] pairs of a process; none if its notes are gone or damaged, which only costs time."""
+    try:
+        return [[int(start), int(stop)] for start, stop in json.loads(log.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NppkitError(f"{folder} has {free / 1e9:.1f} GB free and the codes need {needed / 1e9:.1f} GB: make room first")
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
+    """Begin a .npy file of uint16; returns where the data starts."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def _publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> None:
+    """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
+    if _stored_manifest(folder) != manifest:
+        (folder / "manifest.json").unlink(missing_ok=True)
+    temporary = folder / f".labels.npy.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        np.save(file, labels)
+    temporary.replace(folder / "labels.npy")
+    with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
+        part.replace(folder / "codes.npy")
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _stored_manifest(folder: Path) -> dict | None:
+    try:
+        return json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _open_complete(folder: Path, manifest: dict) -> CodeStore | None:
+    """The store in the folder, if it is whole and the one that the manifest describes."""
+    try:
+        return CodeStore(folder) if _stored_manifest(folder) == manifest else None
+    except NppkitError:
+        return None
+
+
+def extract_codes(
+    model: VQModel,
+    images: ImageSet,
+    folder: str | Path,
+    crops: str,
+    image_size: int,
+    tokenizer_sha256: str,
+    batch_size: int = 64,
+    progress: Callable = iter,
+    rank: int = 0,
+    world_size: int = 1,
+) -> CodeStore | None:
+    """Encode every crop of every image with the frozen tokenizer, batched over images, and open the store.
+
+    Process `rank` of `world_size` encodes its share of the batches; a batch is the same images whoever encodes it. What
+    is already there is not encoded again. None while other processes are still at work. NppkitError for unfit arguments.
+    """
+    folder, manifest = Path(folder), _manifest(model, images, crops, image_size, tokenizer_sha256)
+    if not 0 <= rank < world_size:
+        raise NppkitError(f"rank {rank} is not one of {world_size} processes: count from 0")
+    if (store := _open_complete(folder, manifest)) is not None:
+        return store
+    part, starts = Part(folder, manifest, rank, world_size), range(0, len(images), batch_size)
+    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+    mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
+    for batch in progress([batch for batch in mine if not done[batch.start : batch.stop].all()]):
+        pixels = np.stack([crop_images(images.load(i), crops, image_size) for i in batch])  # (b, crops, S, S, 3)
+        codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[2:]))
+        part.write(batch.start, codes.reshape(len(batch), *part.shape[1:]))
+    part.complete(images.labels)
+    return CodeStore(folder) if _stored_manifest(folder) == manifest else None
+
+
+def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> dict:
+    """All that decides the codes. NppkitError if uint16 cannot hold them, or the crops are unknown."""
+    vocab_size, grid = model.config.codebook_size, model.config.grid_size(image_size)
+    if vocab_size > MAX_VOCABULARY:
+        raise NppkitError(f"codebook_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
+    if crops not in CROPS:
+        raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
+    names, source = list(images.class_names), images.digest
+    values = (len(images), CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size)
+    return {**dict(zip(KEYS, values, strict=True)), "crop_kind": crops}
+
+
+@torch.inference_mode()
+def encode_pixels(model: VQModel, pixels: np.ndarray) -> np.ndarray:
+    """Codes (n, N) of uint8 images (n, S, S, 3)."""
+    device = next(model.parameters()).device
+    parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(max(1, MAX_PIXELS // pixels.shape[1] ** 2))
+    return torch.cat([model.encode(to_model_range(part.to(device))).cpu() for part in parts]).numpy()
+
+
+def import_llamagen(
+    codes: list[Path],
+    labels: Path,
+    folder: str | Path,
+    vocab_size: int = TOKENIZERS["VQ-16"].codebook_size,
+    class_names: list[str] | None = None,
+    tokenizer_sha256: str = UNKNOWN,
+    image_size: int = 0,
+    progress: Callable = iter,
+) -> CodeStore:
+    """LlamaGen's folders of {i}.npy, codes (1, crops, N) and labels (1,), as a store; several code folders add crops.
+
+    Without class_names the classes are 0 ... the largest label; image_size 0 is VQ-16's 16 pixels a code. NppkitError
+    names the first file that is missing, not of integers, out of range, or of another shape than the first.
+    """
+    folder, codes, labels = Path(folder), [Path(path) for path in codes], Path(labels)
+    if vocab_size > MAX_VOCABULARY:
+        raise NppkitError(f"vocab_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
+    n, sets = _count_files([*codes, labels]), len(codes)
+    _, crops, tokens = first = _check_shape(codes[0] / "0.npy")
+    grid, shape = math.isqrt(tokens), (n, sets * crops, tokens)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, 2 * math.prod(shape))
+    part, digest, targets = folder / "codes.npy.import.part", hashlib.sha256(), np.zeros(n, np.int64)
+    with open(part, "wb") as file:
+        _write_header(file, shape)
+        for i in progress(range(n)):
+            row = np.concatenate([_read_codes(path / f"{i}.npy", first, vocab_size) for path in codes]).tobytes()
+            targets[i] = _read_label(labels / f"{i}.npy", class_names)
+            digest.update(row)
+            file.write(row)
+        file.flush()
+        os.fsync(file.fileno())
+    digest.update(targets.tobytes())
+    names = class_names or [str(label) for label in range(targets.max() + 1)]
+    image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
+    values = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
+    _publish(part, folder, targets, dict(zip(KEYS, values, strict=True)))
+    return CodeStore(folder)
+
+
+def _count_files(folders: list[Path]) -> int:
+    """How many there are, n. NppkitError if a folder lacks one of 0.npy ... {n - 1}.npy."""
+    numbers = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise NppkitError(f"{folder} does not exist: give a folder of 0.npy, 1.npy, ...")
+        numbers[folder] = {int(p.stem) for p in folder.iterdir() if p.suffix == ".npy" and p.stem.isdecimal()}
+    n = max((max(found) + 1 for found in numbers.values() if found), default=1)
+    for folder, found in numbers.items():
+        if len(found) < n:
+            missing = next(i for i in range(n) if i not in found)
+            raise NppkitError(f"{folder}/{missing}.npy is missing: of {n} files, {n - len(found)} are; copy or extract them")
+    return n
+
+
+def _load_integers(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise NppkitError(f"{path} cannot be read ({error}): copy or extract it again") from None
+    if array.dtype.kind not in "iu":
+        raise NppkitError(f"{path} holds {array.dtype}, not integers, and rounding would change codes: extract it again")
+    return array
+
+
+def _check_shape(path: Path) -> tuple[int, ...]:
+    """The shape (1, crops, N) of a file of codes, N a square number."""
+    shape = _load_integers(path).shape
+    if len(shape) != 3 or shape[0] != 1 or 0 in shape or math.isqrt(shape[2]) ** 2 != shape[2]:
+        raise NppkitError(f"{path} has shape {shape}, not (1, crops, tokens of a square grid): give a folder of codes")
+    return shape
+
+
+def _read_codes(path: Path, shape: tuple[int, ...], vocab_size: int) -> np.ndarray:
+    """uint16 (crops, N)."""
+    codes = _load_integers(path)
+    if codes.shape != shape:
+        raise NppkitError(f"{path} has shape {codes.shape}, 0.npy of the first folder {shape}: extract all in one way")
+    if codes.min() < 0 or codes.max() >= vocab_size:
+        raise NppkitError(
+            f"{path} holds codes {codes.min()} to {codes.max()}, not of a vocabulary of {vocab_size}: give its size"
+        )
+    return codes[0].astype("<u2")
+
+
+def _read_label(path: Path, class_names: list[str] | None) -> int:
+    label = _load_integers(path)
+    if label.size != 1 or label.min() < 0:
+        raise NppkitError(f"{path} is not one class label: give the folder of labels")
+    if class_names and label.max() >= len(class_names):
+        raise NppkitError(f"{path} holds label {label.max()}, but there are {len(class_names)} class names: give them all")
+    return int(label.reshape(()))
+
+
+class Rows(NamedTuple):
+    """Some crops (n, 3, S, S) and what their stored codes decode to, uint8, and the share of codes found again."""
+
+    originals: Tensor
+    decoded: Tensor
+    reproduced: float
+
+
+@torch.inference_mode()
+def verify_rows(store: CodeStore, images: ImageSet, tokenizer: VQModel, n: int = 10, seed: int = 0) -> Rows:
+    """Random rows of a store beside the crops that they should stand for, encoded once more for comparison.
+
+    The share is 1 but for rounding on another device; near 1 / vocabulary the rows belong to other images, crops or
+    another tokenizer. NppkitError if the store is of other images, other labels or unknown crops.
+    """
+    if not np.array_equal(store.labels, images.labels):
+        raise NppkitError(f"{store.folder} has the labels of other images: give those that the codes were extracted from")
+    store.require(tokenizer.config.grid_size(store.manifest["image_size"]), tokenizer.config.codebook_size)
+    index = noise.permutation(len(store), seed, noise.PERMUTATION, 2**35)[:n]
+    crop = noise.integers(store.crops, seed, noise.CROP, np.arange(len(index)))
+    kind, side = _crop_kind(store), store.manifest["image_size"]
+    pixels = np.stack([crop_images(images.load(int(i)), kind, side)[c] for i, c in zip(index, crop, strict=True)])
+    codes, _ = store.batch(index, crop)
+    decoded = to_pixels(tokenizer.decode(codes.to(next(tokenizer.parameters()).device))).cpu()
+    reproduced = float((encode_pixels(tokenizer, pixels) == codes.numpy()).mean())
+    return Rows(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), decoded, reproduced)
+
+
+def _crop_kind(store: CodeStore) -> str:
+    """The store's kind of crops; an imported store's follows from their number (ten: the first half of ten_crop)."""
+    kinds = {count: kind for kind, count in CROPS.items()} | {10: "ten_crop"}
+    kind = store.manifest.get("crop_kind", kinds.get(store.crops))
+    if kind is None:
+        raise NppkitError(f"{store.folder} has {store.crops} crops an image, of a kind that is not known: see nppkit/images.py")
+    return kind
+
+
+def extract_preset(preset: Preset, large: bool, rank: int, world_size: int, device: torch.device, batch_size: int) -> None:
+    """This process's share of the codes that the tokenize notebook extracts; the notebook then finds them."""
+    d, side = preset.data, runs.image_size(preset, large)
+    training, heldout = split_heldout(load_images(d.source, d.path, d.name), d.heldout, d.limit)
+    model, digest = _frozen_tokenizer(preset, training)
+    model = model.to(device).requires_grad_(False)
+    for split, images in (("train", training), ("heldout", heldout)):
+        folder = tokenizer_dir(preset, large) / split
+        show = functools.partial(progress, label=f"{split}, process {rank + 1} of {world_size}")
+        store = extract_codes(model, images, folder, d.crops, side, digest, batch_size, show, rank, world_size)
+        print(f"{folder}: {'complete' if store is not None else 'this share is done, other processes are not'}", flush=True)
+
+
+def _frozen_tokenizer(preset: Preset, training: ImageSet) -> tuple[VQModel, str]:
+    """The preset's tokenizer and the sha256 of its file: from its weights, or as the notebook has trained it."""
+    folder = tokenizer_dir(preset)
+    if preset.tokenizer.weights:
+        with tempfile.TemporaryDirectory() as own:  # several processes would write one file
+            model, _ = fit.prepare_tokenizer(preset, training, Path(own))
+            return model, sha256(Path(own) / "tokenizer.safetensors")
+    if not (folder / "tokenizer.safetensors").is_file():
+        raise NppkitError(f"{folder} has no tokenizer: run the tokenize notebook, which trains it, or set tokenizer.weights")
+    return fit.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m nppkit.extract", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("codes", help="extract a preset's codes, alone or as one of several processes")
+    command.add_argument("--preset", required=True)
+    command.add_argument("--large", action="store_true", help="at 1.5 times the image side")
+    command.add_argument("--rank", type=int, default=int(os.environ.get("RANK", 0)), help="torchrun sets it")
+    command.add_argument("--world-size", type=int, default=int(os.environ.get("WORLD_SIZE", 1)), help="torchrun sets it")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--batch-size", type=int, default=64, help="images")
+    command = commands.add_parser("import", help="LlamaGen's folders of .npy files to a store")
+    command.add_argument("codes", type=Path, help="e.g. imagenet256_codes")
+    command.add_argument("labels", type=Path, help="e.g. imagenet256_labels")
+    command.add_argument("out", type=Path)
+    command.add_argument("--second-set", type=Path, action="append", default=[], help="codes of more crops, e.g. those at 1.05")
+    command.add_argument("--vocab-size", type=int, default=TOKENIZERS["VQ-16"].codebook_size)
+    command.add_argument("--image-size", type=int, default=0, help="pixels; 0: 16 a code")
+    command.add_argument("--class-names", type=Path, help="a text file, a name a line")
+    command.add_argument("--tokenizer", type=Path, help="the tokenizer.safetensors whose codes these are")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The command line: python -m nppkit.extract codes | import."""
+    a = _arguments()
+    if a.command == "import":
+        names = a.class_names.read_text().splitlines() if a.class_names else None
+        digest, show = sha256(a.tokenizer) if a.tokenizer else UNKNOWN, functools.partial(progress, label="import")
+        store = import_llamagen([a.codes, *a.second_set], a.labels, a.out, a.vocab_size, names, digest, a.image_size, show)
+        print(f"{a.out}: codes {store.codes.shape}, {store.num_classes} classes")
+        return 0
+    if a.world_size > 1:
+        os.environ.setdefault(BATCH, "1")  # lines, because the bars of several processes overwrite each other
+    device = pick_device(a.device)
+    if a.device == "auto" and device.type == "cuda":
+        device = torch.device("cuda", a.rank % torch.cuda.device_count())
+    extract_preset(load_preset(a.preset), a.large, a.rank, a.world_size, device, a.batch_size)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NppkitError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,38 @@
+"""Grouping: image tokens become patch tokens (Eq. 1). N tokens of a G x G grid, patches of side p."""
+
+from math import isqrt
+
+from einops import rearrange, reduce
+from torch import Tensor
+
+from nppkit.errors import NppkitError
+
+INTEGER_DTYPES = ("torch.int64", "torch.int32", "torch.int16", "torch.uint8", "torch.uint16")
+
+
+def patch_grid(num_tokens: int, patch_size: int) -> int:
+    """Side of the patch grid, G / p, for N = G * G tokens. NppkitError unless N is a square and p divides G."""
+    grid = isqrt(num_tokens)
+    if grid * grid != num_tokens:
+        raise NppkitError(f"{num_tokens} tokens are not a square grid: give G * G tokens per image")
+    if patch_size < 1 or grid % patch_size:
+        raise NppkitError(f"patch_size {patch_size} does not divide the {grid} x {grid} grid: use a divisor of {grid}")
+    return grid // patch_size
+
+
+def group_embeddings(x: Tensor, patch_size: int) -> Tensor:
+    """Patch embeddings: the mean of each p x p window of token embeddings, (B, N, C) -> (B, N / p**2, C) (Eq. 1)."""
+    side = patch_grid(x.shape[1], patch_size)
+    if patch_size == 1:
+        return x
+    p = patch_size
+    return reduce(x, "b (h p1 w p2) c -> b (h w) c", "mean", h=side, w=side, p1=p, p2=p)
+
+
+def group_targets(codes: Tensor, patch_size: int) -> Tensor:
+    """The K = p**2 codes that each patch is scored on, (B, N) -> (B, N / K, K). Codes stay integers."""
+    if str(codes.dtype) not in INTEGER_DTYPES:
+        raise NppkitError(f"codes are {codes.dtype}: they must be integers (bf16 alters 93 % of 14-bit codes)")
+    side = patch_grid(codes.shape[1], patch_size)
+    p = patch_size
+    return rearrange(codes, "b (h p1 w p2) -> b (h w) (p1 p2)", h=side, w=side, p1=p, p2=p)

@@ -1,0 +1,140 @@
+"""The launcher: one job is one papermill execution, with checked parameters and a record written last.
+
+    python -m nppkit.launch train --preset demo --run GPT-B_ntp_seed0
+
+Parameters are data: they reach the notebook as typed literals through papermill's Python interface,
+unknown names and wrong types are refused, and a failed job leaves its executed notebook for reading.
+"""
+
+import argparse
+import ast
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from nppkit.errors import NppkitError
+from nppkit.presets import coerce, load_preset
+from nppkit.progress import BATCH
+from nppkit.runs import (
+    LARGE,
+    REPORTS,
+    Job,
+    evaluate_job,
+    find_run,
+    report_job,
+    tokenize_job,
+    train_job,
+    why_incomplete,
+    write_record,
+)
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+KERNEL_START_SECONDS = 300
+
+
+def declared_parameters(source: str) -> dict[str, tuple[type, object]]:
+    """Name -> (type, default) of a parameters cell: one `name: type = literal  # help` a line."""
+    declared = {}
+    for node in ast.parse(source).body:
+        if not (
+            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and getattr(node.annotation, "id", "") in TYPES
+        ):
+            raise NppkitError(f"parameters cell: line {node.lineno} is not `name: type = literal`")
+        declared[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value))
+    return declared
+
+
+def check_parameters(values: dict, declared: dict[str, tuple[type, object]], where: str) -> dict:
+    """The values in their declared types, defaults filled in. NppkitError names an unknown name or a wrong type."""
+    if unknown := [name for name in values if name not in declared]:
+        raise NppkitError(f"{where}: unknown parameter {unknown[0]!r}: use one of {', '.join(declared)}")
+    return {
+        name: coerce(kind, values.get(name, default), f"{where}: parameter {name}") for name, (kind, default) in declared.items()
+    }
+
+
+def notebook_parameters(namespace: dict, where: str = "parameters") -> None:
+    """Check a running notebook's own parameters, in place; to be called in the cell after `parameters`.
+
+    The annotations of that cell declare them; a cell that papermill injected is known by its first line.
+    """
+    annotations = namespace.get("__annotations__", {})
+    declared = {name: (kind, namespace[name]) for name, kind in annotations.items() if kind in TYPES.values()}
+    if not declared:
+        raise NppkitError(f"{where}: run the parameters cell first")
+    injected = next((cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")), "")
+    names = [node.targets[0].id for node in ast.parse(injected).body]
+    namespace.update(check_parameters({name: namespace[name] for name in (*declared, *names)}, declared, where))
+
+
+def execute(job: Job, overrides: dict) -> None:
+    """Run the job's notebook with papermill in its own folder, then write the completion record."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
+    cell = papermill.iorw.load_notebook_node(str(notebook))
+    source = next(c["source"] for c in cell["cells"] if "parameters" in c["metadata"].get("tags", []))
+    values = check_parameters({**job.parameters, **overrides}, declared_parameters(source), f"{job.notebook}.ipynb")
+    os.environ[BATCH] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            notebook, executed, values, cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False
+        )
+    except PapermillExecutionError as error:
+        raise NppkitError(f"{job.name} failed: {error.ename}: {error.evalue} (read {executed})") from None
+    write_record(job)
+
+
+def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = False) -> Job:
+    """The job of that notebook. NppkitError names an unknown notebook, preset or run."""
+    preset = load_preset(preset_name)
+    if notebook == "tokenize":
+        return tokenize_job(preset, large)
+    if notebook in ("train", "evaluate"):
+        return (train_job if notebook == "train" else evaluate_job)(preset, find_run(preset, run_id))
+    if notebook in REPORTS:
+        return report_job(preset, notebook)
+    raise NppkitError(f"notebook {notebook!r} is unknown: use tokenize, train, evaluate, {', '.join(REPORTS)}")
+
+
+def ensure(job: Job) -> None:
+    """Run the job, and what it needs, unless its results are there and current. Used by notebooks opened by hand."""
+    reason = why_incomplete(job)
+    if not reason:
+        return
+    for upstream in job.upstream:
+        ensure(upstream)
+    print(f"{job.name}: {reason}; running notebooks/{job.notebook}.ipynb first")
+    execute(job, {})
+
+
+def main() -> int:
+    """Command line of one job."""
+    parser = argparse.ArgumentParser(prog="python -m nppkit.launch", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", help="tokenize, train, evaluate, or a table or figure")
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--run", default="", help="run id, for train and evaluate")
+    parser.add_argument("--large", action="store_true", help=f"the {LARGE[1:]} rows' codes, for tokenize")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="another parameter of the notebook"
+    )
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", module="papermill|jupyter_client|zmq")
+    try:
+        job, started = find_job(args.notebook, args.preset, args.run, args.large), time.monotonic()
+        execute(job, dict(args.p))
+        print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
+    except NppkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""LlamaGen's class-conditional transformer, trained on image tokens or on patch tokens.
+
+Shapes: B images, N = G * G image tokens, T positions, C = dim, H heads, D = C / H, V = vocab_size.
+The sequence [class, token_0 ... token_{N-2}] predicts token_0 ... token_{N-1}; with patches likewise.
+Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nppkit.errors import NppkitError
+from nppkit.grouping import group_embeddings
+
+MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
+    "B": dict(n_layer=12, n_head=12, dim=768),
+    "L": dict(n_layer=24, n_head=16, dim=1024),
+    "XL": dict(n_layer=36, n_head=20, dim=1280),
+    "XXL": dict(n_layer=48, n_head=24, dim=1536),
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that decides the transformer's weights and its output."""
+
+    dim: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int = 0  # 0: as many as n_head
+    vocab_size: int = 16384
+    num_classes: int = 1000
+    grid_size: int = 16
+    dropout: float = 0.1
+    rope_base: float = 10000.0
+    multiple_of: int = 256
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.dim % self.n_head or self.head_dim % 4:
+            raise NppkitError(f"dim {self.dim} / n_head {self.n_head}: a head needs a multiple of 4 dimensions")
+        if self.n_head % self.kv_heads:
+            raise NppkitError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def hidden_dim(self) -> int:
+        """SwiGLU's hidden size: 2/3 * 4 * dim, rounded up to a multiple of `multiple_of`."""
+        return -(-int(2 / 3 * 4 * self.dim) // self.multiple_of) * self.multiple_of
+
+    @property
+    def block_size(self) -> int:
+        """Image tokens per image, N = G * G."""
+        return self.grid_size**2
+
+
+def rotary_table(side: int, head_dim: int, base: float = 10000.0) -> Tensor:
+    """2-D rotary factors (1 + side**2, D / 2, 2) of cosines and sines; rows first, then columns.
+
+    Row 0 belongs to the class token and is all zeros: its query and key vanish, as the releases expect.
+    """
+    frequency = base ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (D / 4,)
+    angle = torch.outer(torch.arange(side).float(), frequency)  # (side, D / 4)
+    row = angle[:, None].expand(side, side, -1)
+    column = angle[None, :].expand(side, side, -1)
+    angles = torch.cat([row, column], -1).reshape(side * side, -1)  # (side**2, D / 2)
+    table = torch.stack([angles.cos(), angles.sin()], -1)
+    return torch.cat([torch.zeros_like(table[:1]), table])
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate adjacent pairs: (a, b) -> (a cos - b sin, b cos + a sin). x: (B, T, H, D), rotary: (T, D / 2, 2)."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D / 2)
+    cos, sin = rotary[:, None].unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in fp32."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    """Causal self-attention with fused qkv; each kv head serves consecutive query heads."""
+
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.n_head, self.kv_heads, self.head_dim = c.n_head, c.kv_heads, c.head_dim
+        self.wqkv = nn.Linear(c.dim, (c.n_head + 2 * c.kv_heads) * c.head_dim, bias=False)
+        self.wo = nn.Linear(c.dim, c.dim, bias=False)
+        self.resid_dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | None" = None) -> Tensor:
+        B, T, C = x.shape
+        heads = self.wqkv(x).view(B, T, -1, self.head_dim)
+        q, k, v = heads.split([self.n_head, self.kv_heads, self.kv_heads], dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, rotary), rotate(k, rotary), v))  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        gqa = self.n_head != self.kv_heads
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, enable_gqa=gqa)
+        return self.resid_dropout(self.wo(x.transpose(1, 2).reshape(B, T, C)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.w1 = nn.Linear(c.dim, c.hidden_dim, bias=False)
+        self.w3 = nn.Linear(c.dim, c.hidden_dim, bias=False)
+        self.w2 = nn.Linear(c.hidden_dim, c.dim, bias=False)
+        self.ffn_dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.attention = Attention(c)
+        self.feed_forward = FeedForward(c)
+        self.attention_norm = RMSNorm(c.dim, c.norm_eps)
+        self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | None" = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class ClassEmbedding(nn.Module):
+    """Class table of num_classes + 1 rows; the last row is "unconditional"."""
+
+    def __init__(self, num_classes: int, dim: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)
+
+
+class KVCache:
+    """Keys and values of one layer for every position so far, (B, H, T, D), in memory set aside once."""
+
+    def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
+        self.kv = torch.zeros(2, batch_size, c.kv_heads, c.block_size, c.head_dim, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one position (B, H, 1, D) and return all of them (B, H, T, D)."""
+        self.kv[0, :, :, self.length] = k[:, :, 0]
+        self.kv[1, :, :, self.length] = v[:, :, 0]
+        self.length += 1
+        return self.kv[0, :, :, : self.length], self.kv[1, :, :, : self.length]
+
+
+class GPT(nn.Module):
+    """The transformer. NTP is patch_size = 1; NPP trains the same weights at larger patch sides first."""
+
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.config = c
+        self.cls_embedding = ClassEmbedding(c.num_classes, c.dim)
+        self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
+        self.tok_dropout = nn.Dropout(c.dropout)
+        self.layers = nn.ModuleList(TransformerBlock(c) for _ in range(c.n_layer))
+        self.norm = RMSNorm(c.dim, c.norm_eps)
+        self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+        for p in (p for p in range(1, c.grid_size + 1) if c.grid_size % p == 0):
+            table = rotary_table(c.grid_size // p, c.head_dim, c.rope_base)
+            self.register_buffer(f"rotary_{p}", table, persistent=False)
+        self.apply(partial(_init_weights, std=0.02))
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, codes: Tensor, labels: Tensor, patch_size: int = 1) -> Tensor:
+        """Logits (B, N / p**2, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional"."""
+        patches = group_embeddings(self.tok_embeddings(codes), patch_size)  # (B, T, C)
+        x = torch.cat([self.cls_embedding(labels)[:, None], patches[:, :-1]], 1)
+        x = self.tok_dropout(x)
+        rotary = getattr(self, f"rotary_{patch_size}")[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x, rotary)
+        return self.output(self.norm(x))
+
+    def decode(self, x: Tensor, position: int, caches: list[KVCache]) -> Tensor:
+        """Logits (B, V) after one more embedding x (B, C) at `position`; position 0 is the class token."""
+        x, rotary = x[:, None], self.rotary_1[position : position + 1]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, rotary, cache)
+        return self.output(self.norm(x))[:, 0]
+
+
+def _init_weights(module: nn.Module, std: float) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters())

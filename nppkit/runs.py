@@ -1,0 +1,355 @@
+"""Runs and the graph: run ids, jobs, where their results lie, and completion records.
+
+tokenize -> train -> evaluate -> tables and figure. A job's configuration holds everything that decides
+its result, including its upstream jobs' configurations, so its digest says whether a result is current.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+
+from nppkit.errors import NppkitError
+from nppkit.presets import Preset, load_preset
+from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
+
+REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
+LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
+RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
+RECIPE = re.compile(r"ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1."""
+
+    size: str
+    patch_size: int = 1
+    levels: int = 1
+    lam: Fraction | None = None
+    large: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.levels == 2:  # #L = 2 is p = 2: one run
+            object.__setattr__(self, "levels", 1)
+            object.__setattr__(self, "patch_size", 2)
+        if self.lam is not None:
+            object.__setattr__(self, "lam", parse_lambda(self.lam))
+
+    @property
+    def recipe(self) -> str:
+        if self.lam is None:
+            return "ntp"
+        scale = f"L{self.levels}" if self.levels > 1 else f"p{self.patch_size}"
+        return f"npp_{scale}_lambda{self.lam.numerator}-{self.lam.denominator}"
+
+    @property
+    def id(self) -> str:
+        """Readable and unique, e.g. GPT-L_npp_p2_lambda2-3_seed0."""
+        return f"GPT-{self.size}{LARGE if self.large else ''}_{self.recipe}_seed{self.seed}"
+
+    @classmethod
+    def parse(cls, run_id: str) -> "Run":
+        """The run of that id. NppkitError if it is not one."""
+        match = RUN_ID.fullmatch(run_id)
+        recipe = RECIPE.fullmatch(match["recipe"]) if match else None
+        if not recipe:
+            raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
+        run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
+        if recipe["kind"]:
+            run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
+            run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
+        return cls(**run)
+
+    def segments(self, epochs: int) -> tuple[Segment, ...]:
+        """The run's segments in schedule epochs."""
+        if self.lam is None:
+            return ntp_segments(epochs)
+        if self.levels > 1:
+            return multi_scale_segments(epochs, self.levels, self.lam)
+        return single_scale_segments(epochs, self.patch_size, self.lam)
+
+
+def preset_runs(preset: Preset) -> list[Run]:
+    """Every run of the preset, in its order; NppkitError names a recipe that is not one."""
+    sizes = [(size, recipes, int(preset.seeds.get(size, 1))) for size, recipes in preset.runs.items()]
+    ids = [f"GPT-{size}_{recipe}_seed{seed}" for size, recipes, n in sizes for recipe in recipes for seed in range(n)]
+    runs = list(dict.fromkeys(Run.parse(run_id) for run_id in ids))
+    for run in runs:
+        check_patches(preset, run)
+    return runs
+
+
+def check_patches(preset: Preset, run: Run) -> None:
+    """NppkitError if a patch side of the run does not divide its code grid."""
+    grid = image_size(preset, run.large) // preset.tokenizer.downsampling
+    for segment in run.segments(preset.training.epochs):
+        if grid % segment.patch_size:
+            raise NppkitError(
+                f"run {run.id}: patch side {segment.patch_size} does not divide the {grid} x {grid} code grid: use fewer levels"
+            )
+
+
+def find_run(preset: Preset, run_id: str) -> Run:
+    """The preset's run of that id. NppkitError if its model is not in the preset."""
+    run = Run.parse(run_id)
+    if run.size not in preset.models:
+        raise NppkitError(f"run {run_id}: preset {preset.name} has no model {run.size}: use {', '.join(preset.models)}")
+    check_patches(preset, run)
+    return run
+
+
+def home() -> Path:
+    """The folder of results/, figures/ and checkpoints/: NPPKIT_HOME, else the repository."""
+    repository = Path(__file__).parents[1]
+    default = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
+    return Path(os.environ.get("NPPKIT_HOME", default)).resolve()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One papermill execution: notebook, parameters, result folder, what it writes, what it needs, its configuration."""
+
+    name: str
+    notebook: str
+    parameters: dict
+    folder: Path
+    outputs: tuple[str, ...]
+    upstream: tuple["Job", ...]
+    config: dict
+
+    @property
+    def record(self) -> Path:
+        """The completion record, written last."""
+        return self.folder / f"{self.notebook}.record.json"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the configuration, which includes the upstream configurations' digests."""
+        content = {"config": self.config, "upstream": [job.digest for job in self.upstream]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def results_dir(preset: Preset) -> Path:
+    return home() / "results" / preset.name
+
+
+def figures_dir(preset: Preset) -> Path:
+    return home() / "figures" / preset.name
+
+
+def run_dir(preset: Preset, run: Run) -> Path:
+    return results_dir(preset) / "runs" / run.id
+
+
+def tokenizer_dir(preset: Preset, large: bool = False) -> Path:
+    return results_dir(preset) / f"tokenizer{LARGE if large else ''}"
+
+
+def checkpoint_dir(preset: Preset, run: Run) -> Path:
+    """Outside git, keyed by the configuration's digest: a changed preset never resumes an old run."""
+    return home() / "checkpoints" / preset.name / run.id / train_job(preset, run).digest[:12]
+
+
+def image_size(preset: Preset, large: bool = False) -> int:
+    return preset.data.image_size * 3 // 2 if large else preset.data.image_size
+
+
+def tokenize_job(preset: Preset, large: bool = False) -> Job:
+    """Train or load the tokenizer and the extractor, extract the codes. The large one only extracts, at 1.5 x the side."""
+    outputs = ["metrics.json", "reconstructions.png", *(f"{split}/{f}" for split in ("train", "heldout") for f in STORE_FILES)]
+    upstream = (tokenize_job(preset),) if large else ()
+    if not large:
+        outputs += ["tokenizer.safetensors", "tokenizer.json"] + (
+            ["extractor.safetensors"] if preset.extractor.name == "digits" else []
+        )
+    config = {"data": asdict(preset.data), "tokenizer": asdict(preset.tokenizer), "extractor": asdict(preset.extractor)}
+    config["image_size"] = image_size(preset, large)
+    parameters = {"preset": preset.name, "large": large, "threads": preset.tokenizer_threads}
+    folder = tokenizer_dir(preset, large)
+    return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config)
+
+
+STORE_FILES = ("codes.npy", "labels.npy", "manifest.json")
+
+
+def train_job(preset: Preset, run: Run) -> Job:
+    """Train one run."""
+    config = {"model": preset.models[run.size], "training": asdict(preset.training), "run": run.id}
+    upstream = (tokenize_job(preset), tokenize_job(preset, True)) if run.large else (tokenize_job(preset),)
+    outputs = ("config.json", "history.csv", "train_metrics.json")
+    parameters = {"preset": preset.name, "run": run.id, "threads": preset.threads}
+    return Job(f"train {run.id}", "train", parameters, run_dir(preset, run), outputs, upstream, config)
+
+
+def evaluate_job(preset: Preset, run: Run) -> Job:
+    """Sample and score one run."""
+    outputs = ("metrics.json", "samples.png")
+    parameters = {"preset": preset.name, "run": run.id, "threads": preset.threads}
+    config = {"evaluation": asdict(preset.evaluation)}
+    return Job(f"evaluate {run.id}", "evaluate", parameters, run_dir(preset, run), outputs, (train_job(preset, run),), config)
+
+
+def report_job(preset: Preset, report: str) -> Job:
+    """One table or figure."""
+    figure = report.startswith("figure")
+    outputs = tuple(f"{report}.{suffix}" for suffix in (("csv",) if figure else ("csv", "md", "tex")))
+    upstream = tuple(evaluate_job(preset, run) for run in preset_runs(preset))
+    return Job(report, report, {"preset": preset.name}, results_dir(preset), outputs, upstream, {"report": report})
+
+
+def graph(preset: Preset) -> list[Job]:
+    """All jobs of a preset, upstream first."""
+    runs = preset_runs(preset)
+    tokenize = [tokenize_job(preset)] + [tokenize_job(preset, True)] * any(run.large for run in runs)
+    train, evaluate = ([make(preset, run) for run in runs] for make in (train_job, evaluate_job))
+    return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in REPORTS)]
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that it is either the old or the new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_record(job: Job) -> None:
+    """Record that the job is complete, with the digests of what it wrote. NppkitError names a missing output."""
+    missing = [name for name in job.outputs if not (job.folder / name).is_file()]
+    if missing:
+        raise NppkitError(f"{job.name}: {job.folder / missing[0]} was not written: read {job.folder}/{job.notebook}.ipynb")
+    outputs = {name: sha256(job.folder / name) for name in job.outputs}
+    upstream = {up.name: _outputs_digest(up) for up in job.upstream}
+    record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
+    write_atomic(job.record, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def _outputs_digest(job: Job) -> str:
+    """One digest for all that a complete job wrote, as its record has it; empty without a record."""
+    record = _read_record(job)
+    return hashlib.sha256(json.dumps(record["outputs"], sort_keys=True).encode()).hexdigest() if record else ""
+
+
+def _read_record(job: Job) -> dict | None:
+    try:
+        record = json.loads(job.record.read_text())
+        return record if {"config_digest", "outputs", "upstream"} <= record.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def why_incomplete(job: Job) -> str:
+    """Empty if the job's record is valid for today's configuration and files; otherwise one line that says why not."""
+    if not job.record.is_file():
+        return "not run yet"
+    record = _read_record(job)
+    if record is None:
+        return f"{job.record} is damaged"
+    if record["config_digest"] != job.digest:
+        return "its configuration has changed"
+    for upstream in job.upstream:
+        if record["upstream"].get(upstream.name) != _outputs_digest(upstream):
+            return f"the results of {upstream.name} have changed"
+    for name in job.outputs:
+        path = job.folder / name
+        if not path.is_file() or sha256(path) != record["outputs"].get(name):
+            return f"{path} is missing or has changed"
+    return ""
+
+
+def set_aside_stale(preset: Preset) -> list[str]:
+    """Rename every record that is no longer valid, so that its job runs again; returns a line for each."""
+    jobs = graph(preset)
+    reasons = {job.name: why_incomplete(job) for job in jobs}
+    for job in jobs:
+        if job.notebook == "evaluate" and reasons[job.name] and not reasons[job.upstream[0].name]:
+            reasons[job.upstream[0].name] = _checkpoint_gone(preset, Run.parse(job.parameters["run"]))
+    lines = []
+    for job in (job for job in jobs if reasons[job.name] and job.record.is_file()):
+        job.record.replace(job.record.with_suffix(".stale"))
+        lines.append(f"{job.name} will run again: {reasons[job.name]}")
+    return lines
+
+
+def _checkpoint_gone(preset: Preset, run: Run) -> str:
+    """A finished training whose checkpoint is gone counts until someone needs the checkpoint."""
+    folder = checkpoint_dir(preset, run)
+    return "" if any(folder.glob("step_*")) else f"its checkpoint in {folder} is gone"
+
+
+def extractor_weights(preset: Preset) -> Path:
+    """The feature extractor's weights file: the trained digit classifier's, or the one the preset names."""
+    return (
+        tokenizer_dir(preset) / "extractor.safetensors" if preset.extractor.name == "digits" else Path(preset.extractor.weights)
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("nppkit", "torch", "torch-fidelity")},
+    }
+
+
+def rule_name(job: Job) -> str:
+    """The job's name as Snakemake shows it and takes it as a target; table1_main is table1."""
+    return job.name.split("_")[0] if job.notebook in REPORTS else re.sub(r"[^A-Za-z0-9]", "_", job.name)
+
+
+def launch_arguments(job: Job) -> str:
+    """The launcher's command line for the job, without the preset."""
+    run = f" --run {job.parameters['run']}" if "run" in job.parameters else ""
+    return f"{job.notebook}{run}{' --large' if job.parameters.get('large') else ''}"
+
+
+def priority(preset: Preset, job: Job) -> int:
+    """Evaluations first, because they free nothing and finish fast; then trainings, the longest first."""
+    if job.notebook == "evaluate":
+        return 1000
+    if job.notebook != "train":
+        return 0
+    run = Run.parse(job.parameters["run"])
+    length = sum((s.end - s.start) / s.patch_size**2 for s in run.segments(preset.training.epochs))
+    return 100 * list(preset.models).index(run.size) + int(99 * length / preset.training.epochs)
+
+
+def main() -> int:
+    """Print where a preset's tables and figure are: python -m nppkit.runs PRESET [table1 ...]."""
+    name, *wanted = sys.argv[1:]
+    preset = load_preset(name)
+    for job in (report_job(preset, report) for report in REPORTS):
+        if not wanted or rule_name(job) in wanted:
+            print(f"{job.name}:", *(path.relative_to(home()) for path in report_files(preset, job)))
+    return 0
+
+
+def report_files(preset: Preset, job: Job) -> list[Path]:
+    """What a table or figure job leaves for a reader: tables as CSV, Markdown and LaTeX, figures as PNG and PDF."""
+    if job.notebook.startswith("figure"):
+        return [figures_dir(preset) / f"{job.notebook}.{suffix}" for suffix in ("png", "pdf")]
+    return [job.folder / output for output in job.outputs]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NppkitError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,108 @@
+"""Sampling: next-token decoding with a key-value cache, guidance, temperature, top-k and top-p.
+
+A sample's label and noise belong to its index, so the same images come whatever the batch size or
+the number of processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nppkit import noise
+from nppkit.errors import NppkitError
+from nppkit.model import GPT, KVCache
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn. top_k 0 and top_p 1 filter nothing; cfg_interval -1 guides every token."""
+
+    cfg_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cfg_interval: int = -1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise NppkitError(f"temperature {self.temperature} must be above 0: 1 leaves the logits as they are")
+        if not 0 < self.top_p <= 1:
+            raise NppkitError(f"top_p {self.top_p} is outside (0, 1]: 1 keeps every token")
+        if self.top_k < 0 or self.cfg_scale < 0:
+            raise NppkitError(f"top_k {self.top_k} and cfg_scale {self.cfg_scale} must not be negative")
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits (..., V) with -inf outside the top k, then outside the nucleus: kept while the mass before is <= top_p."""
+    if 0 < top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        p = ordered.softmax(-1)
+        mass_before = p.cumsum(-1) - p
+        remove = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, order, mass_before > top_p)
+        logits = logits.masked_fill(remove, -torch.inf)
+    return logits
+
+
+def guide(logits: Tensor, cfg_scale: float) -> Tensor:
+    """Classifier-free guidance, uncond + s * (cond - uncond), of stacked logits (2 B, V) -> (B, V)."""
+    cond, uncond = logits.chunk(2)
+    return uncond + cfg_scale * (cond - uncond)
+
+
+def pick(logits: Tensor, u: Tensor) -> Tensor:
+    """Draw one token per row of logits (B, V) by inverting the distribution at u (B,) in [0, 1)."""
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    index = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return index.clamp(max=logits.shape[-1] - 1)
+
+
+def sample_labels(index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+    """Class labels of the samples with these indices: uniform, and a pure function of (seed, index)."""
+    return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
+
+
+@torch.inference_mode()
+def decode_tokens(
+    model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None, prefix: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yield the codes (B,) of one grid cell after another, in raster order.
+
+    labels: (B,); index: (B,) sample indices that decide the noise, None for the most likely token each time;
+    prefix: (B, n) codes that are given and not drawn.
+    """
+    c, device = model.config, labels.device
+    guided = config.cfg_scale != 1
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, c.num_classes)])
+    dtype = model.output.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    caches = [KVCache(c, len(labels), device, dtype) for _ in model.layers]
+    x = model.cls_embedding(labels)
+    if index is not None:
+        u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, index[:, None], np.arange(c.block_size))
+        u = torch.from_numpy(u).to(device)
+    for position in range(c.block_size):
+        logits = model.decode(x, position, caches).float()
+        if guided:
+            off = -1 < config.cfg_interval < position - 1
+            logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
+        logits = filter_logits(logits / config.temperature, config.top_k, config.top_p)
+        codes = logits.argmax(-1) if index is None else pick(logits, u[:, position])
+        if prefix is not None and position < prefix.shape[1]:
+            codes = prefix[:, position]
+        yield codes
+        x = model.tok_embeddings(codes)
+        x = torch.cat([x, x]) if guided else x
+
+
+def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:
+    """Codes (B, N) int64 of one batch; arguments as in `decode_tokens`."""
+    return torch.stack(list(decode_tokens(model, labels, config, index)), 1)

@@ -1,0 +1,102 @@
+"""The coarse-to-fine schedule: segments, learning rate, relative cost. Pure functions (Section 3.3).
+
+Time is counted in schedule epochs of `steps_per_epoch` optimiser steps; how often the data is visited
+is another matter.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from nppkit.errors import NppkitError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Epochs [start, end) trained at one patch side."""
+
+    patch_size: int
+    start: int
+    end: int
+
+
+def parse_lambda(value: str | float | Fraction) -> Fraction:
+    """The factor lambda as an exact fraction, e.g. "2/3". NppkitError unless 0 < lambda < 1."""
+    try:
+        lam = Fraction(value).limit_denominator(1000)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        raise NppkitError(f"lambda {value!r} is not a number: write a fraction such as 2/3") from None
+    if not 0 < lam < 1:
+        raise NppkitError(f"lambda {value} is outside (0, 1): the coarse part is a true fraction of the training")
+    return lam
+
+
+def ntp_segments(epochs: int) -> tuple[Segment, ...]:
+    """Next-token prediction: one segment at p = 1."""
+    return _segments([1], [epochs])
+
+
+def single_scale_segments(epochs: int, patch_size: int, lam: str | float | Fraction) -> tuple[Segment, ...]:
+    """One patch side until lambda * T, then p = 1 (the ablations of Tables 2 and 3)."""
+    return _segments([patch_size, 1], [int(epochs * parse_lambda(lam)), epochs])
+
+
+def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction) -> tuple[Segment, ...]:
+    """Coarse to fine: level l has p = 2**l and ends at int(T * lambda**l), l = levels - 1 ... 0 (Table 4)."""
+    if levels < 1:
+        raise NppkitError(f"levels {levels} is below 1: use 1 for next-token prediction")
+    lam = parse_lambda(lam)
+    order = range(levels - 1, -1, -1)
+    return _segments([2**level for level in order], [int(epochs * lam**level) for level in order])
+
+
+def _segments(patch_sizes: list[int], ends: list[int]) -> tuple[Segment, ...]:
+    starts = [0, *ends[:-1]]
+    if any(end <= start for start, end in zip(starts, ends, strict=True)):
+        raise NppkitError(f"a segment is empty (epochs end at {ends}): use more epochs, fewer levels or another lambda")
+    return tuple(Segment(p, s, e) for p, s, e in zip(patch_sizes, starts, ends, strict=True))
+
+
+def segment_at(step: int, segments: tuple[Segment, ...], steps_per_epoch: int) -> int:
+    """Index of the segment that trains optimiser step `step`, counted from 0. NppkitError past the end."""
+    for index, segment in enumerate(segments):
+        if segment.start * steps_per_epoch <= step < segment.end * steps_per_epoch:
+            return index
+    raise NppkitError(f"step {step} is outside the schedule of {segments[-1].end * steps_per_epoch} steps")
+
+
+def learning_rate(
+    step: int,
+    segments: tuple[Segment, ...],
+    steps_per_epoch: int,
+    base_lr: float,
+    end_lr: float = 1e-5,
+    warmup_epochs: float = 1,
+    decay_fraction: float = 0.2,
+) -> float:
+    """Learning rate of one step: in every segment linear warm-up from 0, constant, linear decay to end_lr.
+
+    The decay covers the last `decay_fraction` of the segment's steps, not rounded, so end_lr is
+    approached and not reached (Section 4.1).
+    """
+    segment = segments[segment_at(step, segments, steps_per_epoch)]
+    s = step - segment.start * steps_per_epoch
+    total = (segment.end - segment.start) * steps_per_epoch
+    warmup, tail = warmup_epochs * steps_per_epoch, decay_fraction * total
+    if s < warmup:
+        return base_lr * s / warmup
+    if s > total - tail:
+        return base_lr + (end_lr - base_lr) * (s - (total - tail)) / tail
+    return base_lr
+
+
+def cost_ratio(segments: tuple[Segment, ...]) -> float:
+    """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / p**2."""
+    return sum((s.end - s.start) / s.patch_size**2 for s in segments) / segments[-1].end
+
+
+def ideal_cost_ratio(patch_sizes: list[int], lam: str | float | Fraction) -> float:
+    """The same with unrounded boundaries lambda**i, as the paper's tables print it. Coarsest side first."""
+    lam, last = parse_lambda(lam), len(patch_sizes) - 1
+    ends = [lam ** (last - i) for i in range(len(patch_sizes))]
+    shares = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return float(sum(share / p**2 for share, p in zip(shares, patch_sizes, strict=True)))

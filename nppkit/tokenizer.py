@@ -1,0 +1,242 @@
+"""The VQ tokenizer: images to codes and back. VQ-16, VQ-8 and the small ones are configurations of one class.
+
+Module names and shapes are those of the released `vq_ds16_c2i.pt` (arXiv 2406.06525, Section 2.1).
+Images are (B, 3, S, S) in [-1, 1]; codes are (B, N) int64 in raster order of the G x G grid, G = S / downsampling.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nppkit.errors import NppkitError
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Everything that decides the tokenizer's weights and its output."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    codebook_size: int = 16384
+    codebook_embed_dim: int = 8
+    norm_groups: int = 32
+
+    def __post_init__(self):
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # a list when read from YAML or JSON
+        if self.ch % self.norm_groups:
+            raise NppkitError(f"tokenizer ch {self.ch} is not a multiple of norm_groups {self.norm_groups}")
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.ch_mult) - 1)
+
+    def grid_size(self, image_size: int) -> int:
+        """Side of the code grid. NppkitError if the downsampling does not divide the image size."""
+        if image_size % self.downsampling:
+            raise NppkitError(f"image_size {image_size} is not a multiple of the tokenizer's {self.downsampling}")
+        return image_size // self.downsampling
+
+
+TOKENIZERS = {
+    "VQ-16": VQConfig(),
+    "VQ-8": VQConfig(ch_mult=(1, 2, 2, 4)),
+}
+
+
+def swish(x: Tensor) -> Tensor:
+    return F.silu(x)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(swish(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (B, H * W, C)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual, attention after each at the lowest, then the change of resolution."""
+
+    def __init__(self, channels: list[int], attention: bool, groups: int, resample: tuple[str, type] | None):
+        super().__init__()
+        pairs = list(pairwise(channels))
+        self.res = nn.ModuleList(ResnetBlock(i, o, groups) for i, o in pairs)
+        self.attn = nn.ModuleList(AttnBlock(o, groups) for _, o in pairs if attention)
+        self.resample = resample[0] if resample else None
+        if resample:
+            self.add_module(resample[0], resample[1](channels[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            x = self.attn[i](x) if self.attn else x
+        return getattr(self, self.resample)(x) if self.resample else x
+
+
+def _middle(channels: int, groups: int) -> nn.Sequential:
+    block, attention = ResnetBlock(channels, channels, groups), AttnBlock(channels, groups)
+    return nn.Sequential(block, attention, ResnetBlock(channels, channels, groups))
+
+
+class Encoder(nn.Module):
+    def __init__(self, c: VQConfig):
+        super().__init__()
+        widths, last = [c.ch * m for m in (1, *c.ch_mult)], len(c.ch_mult) - 1
+        self.conv_in = nn.Conv2d(3, c.ch, 3, padding=1)
+        self.conv_blocks = nn.Sequential()
+        for i in range(last + 1):
+            channels = [widths[i]] + [widths[i + 1]] * c.num_res_blocks
+            resample = ("downsample", Downsample) if i < last else None
+            self.conv_blocks.append(Level(channels, i == last, c.norm_groups, resample))
+        self.mid = _middle(widths[-1], c.norm_groups)
+        self.norm_out = nn.GroupNorm(c.norm_groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_blocks(self.conv_in(x)))
+        return self.conv_out(swish(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: VQConfig):
+        super().__init__()
+        widths, last = [c.ch * m for m in reversed((*c.ch_mult, c.ch_mult[-1]))], len(c.ch_mult) - 1
+        self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0], c.norm_groups)
+        self.conv_blocks = nn.Sequential()
+        for i in range(last + 1):
+            channels = [widths[i]] + [widths[i + 1]] * (c.num_res_blocks + 1)
+            resample = ("upsample", Upsample) if i < last else None
+            self.conv_blocks.append(Level(channels, i == 0, c.norm_groups, resample))
+        self.norm_out = nn.GroupNorm(c.norm_groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.conv_blocks(self.mid(self.conv_in(z)))
+        return self.conv_out(swish(self.norm_out(x)))
+
+
+class Codebook(nn.Module):
+    """L2-normalised vector quantisation: the code of a latent is its nearest codebook row on the unit sphere."""
+
+    def __init__(self, c: VQConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(c.codebook_size, c.codebook_embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / c.codebook_size, 1 / c.codebook_size)
+        self.register_buffer("codebook_used", torch.zeros(65536))  # part of the released state dict, unused
+
+    def rows(self) -> Tensor:
+        """The normalised codebook (V, D)."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """Codes (B, G, G) of normalised latents (B, D, G, G)."""
+        return torch.einsum("bdhw,vd->bhwv", latent, self.rows()).argmax(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Normalised rows (B, D, G, G) of codes (B, G, G)."""
+        return F.normalize(self.embedding(codes), dim=-1).permute(0, 3, 1, 2)
+
+
+class VQModel(nn.Module):
+    """Encoder, codebook and decoder."""
+
+    def __init__(self, c: VQConfig):
+        super().__init__()
+        self.config = c
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quantize = Codebook(c)
+        self.quant_conv = nn.Conv2d(c.z_channels, c.codebook_embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(c.codebook_embed_dim, c.z_channels, 1)
+
+    def latent(self, images: Tensor) -> Tensor:
+        """Normalised latents (B, D, G, G) before quantisation."""
+        return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (B, N) of images (B, 3, S, S) in [-1, 1]."""
+        self.config.grid_size(images.shape[-1])
+        return self.quantize.nearest(self.latent(images)).flatten(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images (B, 3, S, S), about [-1, 1], of codes (B, N)."""
+        side = int(codes.shape[1] ** 0.5)
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes.unflatten(1, (side, side)))))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: reconstructions, codebook loss with commitment weight 0.25, and the codes (B, G, G)."""
+        z = self.latent(images)
+        codes = self.quantize.nearest(z.detach())
+        rows = self.quantize.lookup(codes)
+        loss = (rows - z.detach()).square().sum(1).mean() + 0.25 * (rows.detach() - z).square().sum(1).mean()
+        straight_through = z + (rows - z).detach()
+        return self.decoder(self.post_quant_conv(straight_through)), loss, codes
+
+
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 images to float in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Decoded images to uint8: clamp(127.5 x + 128, 0, 255), truncated, as ADM and LlamaGen do."""
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def reconstruct(model: VQModel, pixels: Tensor, batch_size: int = 100) -> Tensor:
+    """uint8 images (n, 3, S, S) after encoding and decoding."""
+    device = next(model.parameters()).device
+    parts = [to_pixels(model.decode(model.encode(to_model_range(part.to(device))))).cpu() for part in pixels.split(batch_size)]
+    return torch.cat(parts)

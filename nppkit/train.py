@@ -1,0 +1,280 @@
+"""Training: a loop over segments and steps that stops and resumes anywhere, bit for bit.
+
+Batches, crops and label dropout are pure functions of (seed, step, sample), dropout noise of
+(seed, step, rank), the learning rate of the step: a checkpoint needs no random state and no data position.
+"""
+
+import functools
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nppkit import noise
+from nppkit.checkpoint import checkpoints, load_newest, save_checkpoint
+from nppkit.codes import CodeStore
+from nppkit.cost import step_flops
+from nppkit.errors import NppkitError
+from nppkit.grouping import group_targets, patch_grid
+from nppkit.loss import patch_loss
+from nppkit.model import GPT, GPTConfig
+from nppkit.presets import Preset, TrainingConfig
+from nppkit.runs import Run, checkpoint_dir, train_job, write_atomic
+from nppkit.schedule import Segment, learning_rate, segment_at
+
+CPU = torch.device("cpu")
+
+
+@functools.lru_cache(maxsize=2)
+def _order(images: int, seed: int, visit: int) -> np.ndarray:
+    return noise.permutation(images, seed, noise.PERMUTATION, visit)
+
+
+def batch_at(store: CodeStore, step: int, batch_size: int, seed: int, label_dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The global batch of one step: codes (B, N) and labels (B,), some replaced by "unconditional".
+
+    Sample s = step * B + slot is image number s mod n of visit s // n of the data, in that visit's random order.
+    """
+    slot = np.arange(batch_size)
+    visit, position = np.divmod(step * batch_size + slot, len(store))
+    images = np.array([_order(len(store), seed, int(v))[p] for v, p in zip(visit, position, strict=True)])
+    crops = noise.integers(store.crops, seed, noise.CROP, step, slot)
+    codes, labels = store.batch(images, crops)
+    dropped = noise.uniform(seed, noise.LABEL_DROPOUT, step, slot) < label_dropout
+    labels[torch.from_numpy(dropped)] = store.num_classes
+    return codes, labels
+
+
+def npp_loss(model: GPT, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
+    """Grouping, forward pass and patch loss of one batch (Eq. 1 and 2)."""
+    return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size))
+
+
+def make_optimizer(model: GPT, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on every parameter of two or more dimensions (Section 4.1)."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int) -> GPT:
+    """A new transformer for the codes of a store. Runs of one seed and size start from the same weights."""
+    torch.manual_seed(noise.torch_seed(seed))
+    shape = dict(vocab_size=store.vocab_size, num_classes=store.num_classes, grid_size=store.grid_size)
+    return GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 autocast over fp32 weights, or nothing for fp32."""
+    if precision not in ("fp32", "bf16"):
+        raise NppkitError(f"precision {precision!r} is unknown: use fp32 or bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise NppkitError(f"device {name!r} is not available ({str(error).splitlines()[0]}): use auto or cpu") from None
+
+
+def compiled(loss: Callable, device: torch.device) -> Callable:
+    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler."""
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        warnings.warn("no C++ compiler found: training runs eagerly, somewhat slower", stacklevel=2)
+        return loss
+    return torch.compile(loss, dynamic=False)
+
+
+@dataclass
+class Trainer:
+    """One run: model, optimiser, data, schedule, and where checkpoints and history go."""
+
+    model: GPT
+    store: CodeStore
+    heldout: CodeStore
+    segments: tuple[Segment, ...]
+    config: TrainingConfig
+    seed: int
+    history_path: Path
+    checkpoint_folder: Path
+    config_digest: str
+    device: torch.device = CPU
+    precision: str = "fp32"
+    save_seconds: float = 600.0
+
+    def __post_init__(self):
+        for segment in self.segments:
+            patch_grid(self.store.grid_size**2, segment.patch_size)
+        self.model.to(self.device)
+        self.optimizer = make_optimizer(self.model, self.config)
+        self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
+        self.step, self.losses, self.norms, self.seconds, self.history = 0, [], [], 0.0, []
+        self.resume()
+
+    @property
+    def total_steps(self) -> int:
+        return self.segments[-1].end * self.config.steps_per_epoch
+
+    @property
+    def data_digest(self) -> str:
+        m = self.store.manifest
+        return f"{m['tokenizer_sha256']}/{m['source_digest']}/{m['image_size']}"
+
+    def fit(self, progress: Callable[[range], Iterable[int]] = iter) -> pd.DataFrame:
+        """Train to the end of the last segment; returns the history, a row per logged step."""
+        self.warm_up()
+        log_every = self.config.log_every or self.config.steps_per_epoch
+        saved = self.mark = time.perf_counter()
+        for step in progress(range(self.step, self.total_steps)):
+            segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
+            self.train_step(step, segment.patch_size)
+            self.step = step + 1
+            boundary = self.step == segment.end * self.config.steps_per_epoch
+            if boundary or self.step % log_every == 0:
+                self.log(segment, boundary)
+            if boundary or time.perf_counter() - saved > self.save_seconds:
+                self.save()
+                saved = time.perf_counter()
+        return pd.DataFrame(self.history)
+
+    def train_step(self, step: int, patch_size: int) -> None:
+        """One optimiser step on the step's batch."""
+        codes, labels = self.batch(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        torch.manual_seed(noise.torch_seed(self.seed, noise.DROPOUT, step, 0))
+        with autocast(self.device, self.precision):
+            loss = self.loss_fn(self.model, codes, labels, patch_size)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss.detach())
+        self.norms.append(norm)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        codes, labels = batch_at(self.store, step, self.config.batch_size, self.seed, self.config.label_dropout)
+        return codes.to(self.device), labels.to(self.device)
+
+    def learning_rate(self, step: int) -> float:
+        c = self.config
+        return learning_rate(step, self.segments, c.steps_per_epoch, c.lr, c.end_lr, c.warmup_epochs, c.decay_fraction)
+
+    def warm_up(self) -> None:
+        """Compile every patch side that is still to come, outside the measured time."""
+        if self.loss_fn is npp_loss:
+            return
+        self.model.train()
+        for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
+            with autocast(self.device, self.precision):
+                self.loss_fn(self.model, *self.batch(0), p).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def lap(self) -> None:
+        """Add the time since the last mark, after the device has finished, and check the losses so far."""
+        self.losses, self.norms = ([float(x) for x in values] for values in (self.losses, self.norms))
+        self.seconds += time.perf_counter() - self.mark
+        for i, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                step, newest = self.step - len(self.losses) + i, checkpoints(self.checkpoint_folder)[-1:]
+                last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
+                raise NppkitError(f"step {step}: loss {loss}, gradient norm {norm}: lower training.lr; {last}")
+
+    def log(self, segment: Segment, boundary: bool) -> None:
+        """Add a history row: means since the last row, and the held-out likelihood at the end of a segment."""
+        self.lap()
+        steps = len(self.losses)
+        row = {"step": self.step, "epoch": self.step / self.config.steps_per_epoch, "segment": self.segments.index(segment)}
+        row |= {"patch_size": segment.patch_size, "lr": self.learning_rate(self.step - 1)}
+        row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps, "seconds": self.seconds}
+        row["images_per_second"] = steps * self.config.batch_size / self.seconds
+        row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision) if boundary else math.nan
+        self.history.append(row)
+        self.losses, self.norms, self.seconds = [], [], 0.0
+        write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
+        self.mark = time.perf_counter()
+
+    def save(self) -> None:
+        """Write a checkpoint. NaN never reaches disk."""
+        self.lap()
+        tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
+        state |= {"losses": self.losses, "norms": self.norms, "seconds": self.seconds}
+        save_checkpoint(self.checkpoint_folder, self.step, tensors, state)
+        self.mark = time.perf_counter()
+
+    def resume(self) -> None:
+        """Continue from the newest complete checkpoint, if there is one."""
+        found = load_newest(self.checkpoint_folder, self.config_digest)
+        if found is None:
+            return
+        tensors, state = found
+        if state["data"] != self.data_digest:
+            raise NppkitError(f"checkpoints in {self.checkpoint_folder} were trained on other codes: remove them")
+        self.model.load_state_dict(tensors["model"])
+        load_optimizer(self.optimizer, self.model, tensors["optimizer"])
+        for key in ("step", "losses", "norms", "seconds", "history"):
+            setattr(self, key, state[key])
+
+    def measured_cost(self) -> dict[str, float]:
+        """Training so far: seconds from the history, without compilation, and FLOPs counted on this run's real steps."""
+        codes, labels = self.batch(0)
+        flops = {p: step_flops(self.model, codes, labels, p) for p in {s.patch_size for s in self.segments}}
+        steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
+        total = sum(flops[s.patch_size] * n for s, n in steps.items())
+        return {"seconds": sum(row["seconds"] for row in self.history), "flops": total, "flops_per_step": flops}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
+    """AdamW's state as named tensors: exp_avg.<parameter>, exp_avg_sq.<parameter>, step.<parameter>."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split(".", 1)
+        p = parameters[name]
+        optimizer.state[p][kind] = value if kind == "step" else value.to(p.device)
+
+
+@torch.inference_mode()
+def heldout_nll(model: GPT, store: CodeStore, device: torch.device, precision: str = "fp32", batch_size: int = 100) -> float:
+    """Negative log-likelihood per token in nats at p = 1 over every image's first crop: eval mode, no label dropout."""
+    was_training, total = model.training, 0.0
+    model.eval()
+    for start in range(0, len(store), batch_size):
+        index = np.arange(start, min(start + batch_size, len(store)))
+        codes, labels = (t.to(device) for t in store.batch(index, np.zeros_like(index)))
+        with autocast(device, precision):
+            total += npp_loss(model, codes, labels, 1).item() * len(index)
+    model.train(was_training)
+    return total / len(store)
+
+
+def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
+    """The trained transformer of a run, in eval mode. NppkitError if there is no finished checkpoint."""
+    digest, folder = train_job(preset, run).digest, checkpoint_dir(preset, run)
+    found = load_newest(folder, digest)
+    total = preset.training.epochs * preset.training.steps_per_epoch
+    if found is None or found[1]["step"] < total:
+        raise NppkitError(f"no finished checkpoint of {run.id} in {folder}: run the train notebook")
+    model = make_model(store, preset.models[run.size], preset.training, run.seed)
+    model.load_state_dict(found[0]["model"])
+    return model.eval().requires_grad_(False)

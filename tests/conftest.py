@@ -1,0 +1,55 @@
+"""Fixtures: a results home of its own for every test session, and tiny stores and presets."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nppkit.codes import KEYS, CodeStore
+from nppkit.presets import load_preset
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """results/, figures/ and checkpoints/ in a temporary folder."""
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    return tmp_path
+
+
+def write_store(folder, n=10, crops=2, grid=4, vocab=16, classes=3, **changes):
+    """A code store of random codes; `changes` replace manifest values."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "codes.npy", rng.integers(0, vocab, (n, crops, grid * grid)).astype(np.uint16))
+    np.save(folder / "labels.npy", np.arange(n) % classes)
+    values = (n, crops, grid, vocab, [str(c) for c in range(classes)], "tokenizer", "source", 16)
+    (folder / "manifest.json").write_text(json.dumps({**dict(zip(KEYS, values, strict=True)), **changes}))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Ten images of two crops as 4 x 4 codes of 16, three classes."""
+    return CodeStore(write_store(tmp_path / "store"))
+
+
+@pytest.fixture
+def smoke():
+    return load_preset("smoke")
+
+
+@pytest.fixture
+def changed():
+    """A preset with one value of a section changed: changed(preset, "training.lr", 1.0)."""
+
+    def change(preset, path, value):
+        section, key = path.split(".")
+        old = getattr(preset, section)
+        new = {**old, key: value} if isinstance(old, dict) else dataclasses.replace(old, **{key: value})
+        return dataclasses.replace(preset, **{section: new})
+
+    return change

@@ -1,0 +1,69 @@
+"""Checkpoints: complete or absent, refused by name when damaged."""
+
+import pytest
+import torch
+
+from nppkit import checkpoint
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
+from nppkit.errors import NppkitError
+
+TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"b": torch.ones(1)}}
+
+
+def save(folder, step, **options):
+    return save_checkpoint(folder, step, TENSORS, {"config_digest": "d", "losses": [0.1]}, **options)
+
+
+def test_round_trip(tmp_path):
+    """Tensors and state come back as they were."""
+    tensors, state = load_checkpoint(save(tmp_path, 3), "d")
+    assert torch.equal(tensors["model"]["a"], TENSORS["model"]["a"]) and state["losses"] == [0.1] and state["step"] == 3
+
+
+def test_older_ones_go_after_the_new_one(tmp_path):
+    """Only the newest `keep` remain."""
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "missing"])
+def test_damaged_is_named_and_the_one_before_used(tmp_path, file, damage):
+    """A damaged checkpoint is never loaded: a warning names it and the previous one is used."""
+    save(tmp_path, 1)
+    path = save(tmp_path, 2, keep=2) / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF if file.startswith("model") else 0x80
+    content = {"flip": bytes(data), "truncate": bytes(data[: len(data) // 2]), "empty": b"", "missing": None}[damage]
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(NppkitError, match=file):
+        load_checkpoint(path.parent, "d")
+    with pytest.warns(UserWarning, match="step_00000002"):
+        assert load_newest(tmp_path, "d")[1]["step"] == 1
+
+
+def test_other_configuration_is_refused(tmp_path):
+    """A checkpoint of another configuration is an error, not an older checkpoint."""
+    save(tmp_path, 1)
+    with pytest.raises(NppkitError, match="another configuration"):
+        load_newest(tmp_path, "other")
+
+
+def test_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
+    """When the disk is full the old checkpoint is intact and no half file is left."""
+    save(tmp_path, 1)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(NppkitError, match="No space left"):
+        save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+    assert load_newest(tmp_path, "d")[1]["step"] == 1
+
+
+def test_nothing_yet(tmp_path):
+    """No checkpoint is no error."""
+    assert load_newest(tmp_path / "none", "d") is None

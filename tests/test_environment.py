@@ -1,0 +1,37 @@
+"""The pins: one list in pyproject.toml, repeated by environment.yml and kept by constraints.txt."""
+
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def pins() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+
+
+def normal(pin: str) -> str:
+    return pin.strip().lower().replace("_", "-")
+
+
+def test_environment_yml_has_the_pins():
+    """conda users get what the Makefile installs: same Python, same versions."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    listed = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert set(listed) - {"--editable ."} == pins()
+    assert "python=3.11" in environment["dependencies"]
+
+
+def test_constraints_agree_with_the_pins():
+    """The lock file of indirect dependencies holds every direct pin unchanged."""
+    locked = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert {normal(pin) for pin in pins()} <= locked
+
+
+def test_every_pin_says_why():
+    """Each dependency has its reason beside it."""
+    lines = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if "==" in line]
+    assert lines and all("#" in line for line in lines)

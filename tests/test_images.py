@@ -1,0 +1,118 @@
+"""Image sources and crops."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nppkit.errors import NppkitError
+from nppkit.images import (
+    CROPS,
+    center_crop,
+    crop_images,
+    folder_images,
+    load_images,
+    mnist_images,
+    split_heldout,
+    two_halves,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of two images."""
+    for name, colour in (("cat", 200), ("dog", 50)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (40, 30 + i), (colour, i, 0)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def test_mnist():
+    """5,000 digits, 500 a class, padded to 32 x 32."""
+    images = mnist_images()
+    assert len(images) == 5000 and np.bincount(images.labels).tolist() == [500] * 10
+    pixels = np.asarray(images.load(0))
+    assert pixels.shape == (32, 32, 3) and not pixels[:2].any() and pixels.max() > 200
+
+
+def test_folder(folder):
+    """Class folders become labels in alphabetical order."""
+    images = folder_images(folder)
+    assert images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1]
+    assert images.load(3).getpixel((0, 0)) == (50, 1, 0)
+
+
+def test_folder_digest_follows_the_files(folder):
+    """Adding an image changes the digest."""
+    before = folder_images(folder).digest
+    Image.new("RGB", (9, 9)).save(folder / "cat" / "new.png")
+    assert folder_images(folder).digest != before
+
+
+def test_bad_folders_are_named(folder, tmp_path):
+    """A missing folder, an empty one, and an unreadable file, each in one line with the path."""
+    with pytest.raises(NppkitError, match="nowhere does not exist"):
+        folder_images(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NppkitError, match="empty holds no images"):
+        folder_images(tmp_path / "empty")
+    (folder / "dog" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(NppkitError, match=r"dog/1\.png cannot be read"):
+        folder_images(folder)
+
+
+def test_unknown_source():
+    """An unknown source is named with the known ones."""
+    with pytest.raises(NppkitError, match="mnist, folder or torchvision"):
+        load_images("imagenette")
+
+
+def test_split_is_disjoint_and_fixed():
+    """Held-out images are never trained on; every class is in both parts."""
+    images = mnist_images()
+    train, held = split_heldout(images, 500)
+    assert len(train) == 4500 and len(held) == 500
+    assert {train.load(i).tobytes() for i in range(300)}.isdisjoint({held.load(i).tobytes() for i in range(300)})
+    assert len(set(held.labels)) == len(set(train.labels)) == 10
+    assert split_heldout(images, 500)[1].digest == held.digest
+    with pytest.raises(NppkitError, match="heldout"):
+        split_heldout(images, 5000)
+
+
+def test_two_halves():
+    """The halves of the real-against-real floor share no image."""
+    a, b = two_halves(11)
+    assert sorted([*a, *b]) == list(range(11)) and abs(len(a) - len(b)) <= 1
+
+
+def test_shift_crops():
+    """The first is the image itself, the others move it by one pixel each way."""
+    image = Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)).convert("RGB")
+    crops = crop_images(image, "shift", 32)
+    assert len(crops) == CROPS["shift"] and np.array_equal(crops[0], np.asarray(image))
+    assert np.array_equal(crops[1][:, 1:], crops[0][:, :-1]) and np.array_equal(crops[4][:-1], crops[0][1:])
+
+
+def test_center_crop_of_a_large_image():
+    """An image of twice the size and more is halved by a box filter first, then resized and cropped in the middle."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    halved = Image.fromarray(pixels).resize((48, 32), Image.Resampling.BOX)
+    expected = np.asarray(halved)[:, 8:40]
+    assert np.array_equal(np.asarray(center_crop(Image.fromarray(pixels), 32)), expected)
+
+
+def test_ten_crop():
+    """Twenty crops: corners, centre and mirror images, of the centre crop at 1.1 and at 1.05 times the size."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+    crops = crop_images(image, "ten_crop", 40)
+    assert crops.shape == (20, 40, 40, 3)
+    larger = np.asarray(center_crop(image, 44))
+    assert np.array_equal(crops[0], larger[:40, :40]) and np.array_equal(crops[3], larger[4:, 4:])
+    assert np.array_equal(crops[4], larger[2:42, 2:42]) and np.array_equal(crops[5], larger[:, ::-1][:40, :40])
+    assert np.array_equal(crops[10], np.asarray(center_crop(image, 42))[:40, :40])
+
+
+def test_unknown_crops():
+    """An unknown kind of crop is named."""
+    with pytest.raises(NppkitError, match="ten_crop"):
+        crop_images(Image.new("RGB", (8, 8)), "random", 8)

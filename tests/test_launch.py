@@ -1,0 +1,85 @@
+"""The launcher: parameters are checked data, records are written last."""
+
+import pytest
+
+from nppkit import launch
+from nppkit.errors import NppkitError
+from nppkit.launch import check_parameters, declared_parameters, find_job, notebook_parameters
+
+CELL = 'preset: str = "smoke"  # a preset\nthreads: int = 1\nlr: float = 0.1\nema: bool = False\n'
+
+
+def test_declared_parameters():
+    """The parameters cell is the interface: names, types, defaults."""
+    assert declared_parameters(CELL) == {"preset": (str, "smoke"), "threads": (int, 1), "lr": (float, 0.1), "ema": (bool, False)}
+
+
+@pytest.mark.parametrize("cell", ["x = 1", "x: list = []", "import os", "x: int = f()"])
+def test_parameters_cell_holds_typed_literals_alone(cell):
+    """Anything but `name: type = literal` is not a declaration."""
+    with pytest.raises((NppkitError, ValueError)):
+        declared_parameters(cell)
+
+
+def test_values_are_coerced_or_refused():
+    """Strings become the declared type; wrong types and unknown names are refused by name."""
+    declared = declared_parameters(CELL)
+    assert check_parameters({"lr": "1e-4", "ema": "true"}, declared, "nb") == {
+        "preset": "smoke",
+        "threads": 1,
+        "lr": 1e-4,
+        "ema": True,
+    }
+    with pytest.raises(NppkitError, match="unknown parameter 'thread'"):
+        check_parameters({"thread": 1}, declared, "nb")
+    with pytest.raises(NppkitError, match="parameter threads: 'two' is not an int"):
+        check_parameters({"threads": "two"}, declared, "nb")
+
+
+def namespace(injected="", **values):
+    """A kernel's namespace after the parameters cell and, if any, the injected one."""
+    ns = {"In": ["", CELL, injected]}
+    exec(CELL, ns)
+    return ns | values
+
+
+def test_plain_papermill_strings_are_coerced():
+    """`papermill -p ema true` makes the string "true": the notebook makes it a bool again."""
+    ns = namespace('# Parameters\nema = "true"\nlr = "1e-3"\n', ema="true", lr="1e-3")
+    notebook_parameters(ns)
+    assert ns["ema"] is True and ns["lr"] == 1e-3
+
+
+def test_plain_papermill_unknown_names_are_refused():
+    """papermill only warns of an unknown name: the notebook refuses it."""
+    with pytest.raises(NppkitError, match="unknown parameter 'learning_rate'"):
+        notebook_parameters(namespace("# Parameters\nlearning_rate = 1\n", learning_rate=1))
+
+
+def test_other_variables_are_no_parameters():
+    """In JupyterLab a notebook runs twice: its own variables do not count as parameters."""
+    ns = namespace(history=[1], threads="2")
+    notebook_parameters(ns)
+    assert ns["threads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nothing"), "preset 'nothing' is unknown"),
+        (("train", "smoke", "GPT-B"), "run 'GPT-B' is not a run id"),
+        (("paint", "smoke"), "notebook 'paint' is unknown"),
+    ],
+)
+def test_unknown_jobs_are_named(arguments, message):
+    """An unknown notebook, preset or run is one line."""
+    with pytest.raises(NppkitError, match=message):
+        find_job(*arguments)
+
+
+def test_command_line_prints_one_line(monkeypatch, capsys):
+    """A bad argument ends with exit status 1 and one line, no traceback."""
+    monkeypatch.setattr("sys.argv", ["launch", "train", "--preset", "nothing"])
+    assert launch.main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: preset 'nothing' is unknown") and error.count("\n") == 1

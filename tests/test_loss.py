@@ -1,0 +1,43 @@
+"""The patch loss (Eq. 2)."""
+
+import torch
+import torch.nn.functional as F
+
+from nppkit.loss import patch_loss
+
+
+def repeated(logits, targets):
+    """The formulation with one copy of the logits for each target."""
+    k = targets.shape[-1]
+    return F.cross_entropy(logits[:, :, None].expand(-1, -1, k, -1).flatten(0, 2), targets.flatten())
+
+
+def test_equals_repeated_logits():
+    """Value and gradient are those of scoring a repeated prediction against every target."""
+    torch.manual_seed(0)
+    targets = torch.randint(0, 40, (3, 4, 16))
+    ours, theirs = (torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    a, b = patch_loss(ours, targets), repeated(theirs, targets)
+    a.backward(), b.backward()
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_one_target_is_cross_entropy():
+    """K = 1 is the ordinary next-token loss."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5, 1))
+    torch.testing.assert_close(patch_loss(logits, targets), F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+
+
+def test_target_order_is_free():
+    """The loss does not see the order of a patch's codes."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5, 4))
+    torch.testing.assert_close(patch_loss(logits, targets), patch_loss(logits, targets.flip(-1)))
+
+
+def test_bf16_logits_are_summed_in_fp32():
+    """Low-precision logits give an fp32 loss."""
+    logits = torch.randn(2, 3, 50).bfloat16()
+    assert patch_loss(logits, torch.zeros(2, 3, 4, dtype=torch.long)).dtype == torch.float32

@@ -1,0 +1,152 @@
+"""Notebooks: how they are committed, and that each runs from top to bottom at smoke size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from nppkit import launch, presets, runs
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+RUNNING = ("tokenize", "train", "evaluate")
+ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+READING = [name for name in ALL if name not in RUNNING]
+
+
+def read(name):
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_committed_form(name):
+    """A title first, prose before every code cell, short cells, no widgets, no error, below 300 kB."""
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    assert notebook.cells[0].source.startswith("# ")
+    assert len(notebook.cells) - len(code(notebook)) >= len(code(notebook)) - 1
+    assert max(len(cell.source.splitlines()) for cell in code(notebook)) <= 25
+    assert not any(output.output_type == "error" for cell in code(notebook) for output in cell.outputs)
+    assert (NOTEBOOKS / f"{name}.ipynb").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_committed_parameters(name):
+    """The first code cell is the interface: typed literals, tagged for papermill, and checked in the next cell."""
+    first, second = code(read(name))[:2]
+    assert "parameters" in first.metadata.tags and "preset" in launch.declared_parameters(first.source)
+    assert "launch.notebook_parameters(globals())" in second.source
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_committed_outputs(name):
+    """Running notebooks are committed without outputs; reading notebooks with them, executed in order."""
+    cells = code(read(name))
+    if name in RUNNING:
+        assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+    else:
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        assert any(cell.outputs for cell in cells)
+
+
+@pytest.fixture(scope="module")
+def smoke_home(tmp_path_factory):
+    """A results home in which the default run of `smoke` is tokenized, trained and evaluated."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPPKIT_HOME", str(folder))
+        preset = presets.load_preset("smoke")
+        launch.ensure(runs.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0")))
+        yield folder
+
+
+def test_running_notebooks(smoke_home):
+    """tokenize, train and evaluate leave results, a sample grid, executed copies and completion records."""
+    run = smoke_home / "results/smoke/runs/GPT-B_npp_p2_lambda1-2_seed0"
+    for name in ("config.json", "history.csv", "metrics.json", "samples.png", "train.ipynb", "evaluate.ipynb"):
+        assert (run / name).stat().st_size > 0
+    assert {p.name for p in run.glob("*.record.json")} == {"train.record.json", "evaluate.record.json"}
+    tokenizer = json.loads((smoke_home / "results/smoke/tokenizer/metrics.json").read_text())
+    assert tokenizer["codes_used"] > 1 and tokenizer["reconstruction_fid"] > tokenizer["real_fid"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in READING if name in runs.REPORTS])
+def test_reading_notebooks(smoke_home, name):
+    """Tables and figure are made from the runs that exist, and the others say "not run"."""
+    preset = presets.load_preset("smoke")
+    job = runs.report_job(preset, name)
+    launch.execute(job, {})
+    assert all(path.stat().st_size > 0 for path in runs.report_files(preset, job))
+    if name != "figure1_cost_vs_fid":
+        text = (job.folder / f"{name}.md").read_text()
+        assert ("1 seed" in text) == (name in ("table1_main", "table2_patch_size", "table4_levels", "table5_cost"))
+        assert "not run" in text
+
+
+def test_plain_papermill(smoke_home, tmp_path):
+    """`papermill train.ipynb out.ipynb -p ...` works without the launcher, from any folder."""
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        NOTEBOOKS / "train.ipynb",
+        tmp_path / "out.ipynb",
+        "-p",
+        "threads",
+        "1",
+        "--no-progress-bar",
+    ]
+    subprocess.run([str(part) for part in command], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epochs": 3}, "unknown parameter 'epochs'"),
+        ({"threads": "many"}, "parameter threads: 'many' is not an int"),
+        ({"preset": "x'); open('/tmp/nppkit-injected', 'w')  #"}, "is unknown"),
+    ],
+)
+def test_plain_papermill_refuses(smoke_home, tmp_path, parameters, message):
+    """An unknown name, a wrong type, or code in a string stops the notebook in its second cell, and runs nothing."""
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            NOTEBOOKS / "train.ipynb", tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False
+        )
+    assert message in str(error.value)
+    assert not Path("/tmp/nppkit-injected").exists()
+
+
+def test_launcher_leaves_a_failed_notebook_and_no_record(smoke_home, monkeypatch):
+    """A failed job leaves its executed notebook with the error for reading, and no completion record."""
+    preset = presets.load_preset("smoke")
+    job = runs.train_job(preset, runs.find_run(preset, "GPT-B_ntp_seed0"))
+    with pytest.raises(launch.NppkitError, match=r"failed: NppkitError: device 'gpu9'.*train\.ipynb"):
+        launch.execute(job, {"device": "gpu9"})
+    assert (job.folder / "train.ipynb").exists() and not job.record.exists()
+
+
+def test_committed_outputs_are_reproduced(tmp_path):
+    """nbval re-executes the reading notebooks in an empty results home and compares what they show."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(f"{NOTEBOOKS / name}.ipynb" for name in READING),
+    ]
+    result = subprocess.run(command, env={**os.environ, "NPPKIT_HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]

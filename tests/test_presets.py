@@ -1,0 +1,96 @@
+"""Presets: checked in full before any work is done."""
+
+import pytest
+import yaml
+
+from nppkit.errors import NppkitError
+from nppkit.presets import FOLDER, coerce, load_preset, preset_names
+
+
+@pytest.fixture
+def smoke_file(tmp_path):
+    """The smoke preset as a file to change: smoke_file(lambda content: ...)."""
+
+    def write(change):
+        content = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+        change(content)
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_packaged_presets_load(name):
+    """Every preset of the package is valid."""
+    assert load_preset(name).name == name
+
+
+def test_own_file(smoke_file):
+    """A YAML file of one's own is a preset, named after the file."""
+    preset = load_preset(smoke_file(lambda c: c["training"].update(lr=0.5)))
+    assert preset.name == "mine" and preset.training.lr == 0.5
+
+
+@pytest.mark.parametrize("name", ["nothing", "../presets/demo", "/etc/passwd", "", "a.yaml"])
+def test_unknown_preset(name):
+    """An unknown preset is named with the known ones, and a name is never a path."""
+    with pytest.raises(NppkitError, match="is unknown: use one of"):
+        load_preset(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["training"].update(learning_rate=1), "unknown setting 'learning_rate'"),
+        (lambda c: c["training"].update(batch_size="many"), "batch_size: 'many' is not an int"),
+        (lambda c: c["training"].update(batch_size=2.5), r"batch_size: 2\.5 is not an int"),
+        (lambda c: c["training"].update(compile=3), "compile: 3 is not a bool"),
+        (lambda c: c.pop("models"), "'models' is missing"),
+        (lambda c: c.update(data=[1]), "data must be a mapping"),
+        (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
+        (lambda c: c["evaluation"].update(select_seed=0), "select_seed"),
+        (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),
+        (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
+        (lambda c: c["tokenizer"].update(name="VQ-32"), "tokenizer.name 'VQ-32' is unknown"),
+    ],
+)
+def test_bad_settings_are_named(smoke_file, change, message):
+    """An unknown key, a wrong type, a missing section or a contradiction is one line that names it."""
+    with pytest.raises(NppkitError, match=message):
+        load_preset(smoke_file(change))
+
+
+@pytest.mark.parametrize("text", ["{", "- 1", "a: !!python/object/apply:os.system ['true']", ""])
+def test_yaml_that_is_no_preset(tmp_path, text):
+    """Broken, foreign and unsafe YAML is refused by file name."""
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(NppkitError, match=r"bad\.yaml"):
+        load_preset(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (float, "1e-4", 1e-4),
+        (int, "3", 3),
+        (bool, "true", True),
+        (bool, "False", False),
+        (float, 2, 2.0),
+        (str, "x'\"\n", "x'\"\n"),
+    ],
+)
+def test_strings_are_coerced_to_the_declared_type(kind, value, expected):
+    """What papermill's command line passes as text becomes the declared type."""
+    result = coerce(kind, value, "parameter x")
+    assert result == expected and type(result) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(int, "1.5"), (int, 1.5), (int, True), (bool, "yes"), (float, "fast"), (str, 3), (bool, 1)]
+)
+def test_other_values_are_refused(kind, value):
+    """What does not spell the declared type is refused by name."""
+    with pytest.raises(NppkitError, match="parameter x"):
+        coerce(kind, value, "parameter x")

@@ -1,0 +1,217 @@
+"""Run ids, the graph, and completion records."""
+
+import dataclasses
+import json
+from fractions import Fraction
+
+import pytest
+
+from nppkit import runs
+from nppkit.errors import NppkitError
+from nppkit.presets import load_preset, preset_names
+from nppkit.runs import Run
+from nppkit.tables import published, row_run
+
+IDS = {
+    "GPT-L_npp_p2_lambda2-3_seed0": Run("L", patch_size=2, lam=Fraction(2, 3)),
+    "GPT-B_ntp_seed4": Run("B", seed=4),
+    "GPT-XXL-384_ntp_seed0": Run("XXL", large=True),
+    "GPT-B_npp_L3_lambda1-2_seed1": Run("B", levels=3, lam=Fraction(1, 2), seed=1),
+}
+
+
+@pytest.mark.parametrize("run_id", IDS)
+def test_run_id_round_trip(run_id):
+    """A run and its id determine each other."""
+    assert Run.parse(run_id) == IDS[run_id] and IDS[run_id].id == run_id
+
+
+def test_two_levels_and_patch_size_two_are_one_run():
+    """p = 2 with lambda 1/2 and #L = 2 are trained once."""
+    assert Run("B", levels=2, lam="1/2") == Run("B", patch_size=2, lam="1/2")
+    assert Run("B", levels=2, lam="1/2").id == "GPT-B_npp_p2_lambda1-2_seed0"
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "GPT-B", "GPT-B_ntp", "../x", "GPT-B_npp_q2_lambda1-2_seed0", "GPT-../B_ntp_seed0", "GPT-B_ntp_seed0\n"]
+)
+def test_bad_run_ids_are_refused(bad):
+    """What is not a run id is named, and never becomes a path."""
+    with pytest.raises(NppkitError, match="run id"):
+        Run.parse(bad)
+
+
+def test_unknown_model_is_refused(smoke):
+    """A run of a model that the preset lacks is named."""
+    with pytest.raises(NppkitError, match="no model XXL"):
+        runs.find_run(smoke, "GPT-XXL_ntp_seed0")
+
+
+def test_levels_beyond_the_grid_are_refused(smoke):
+    """A coarsest patch larger than the code grid, or one that does not divide it, is an error before any work."""
+    with pytest.raises(NppkitError, match="patch side 16 does not divide the 8 x 8 code grid"):
+        runs.find_run(smoke, "GPT-B_npp_L5_lambda1-2_seed0")
+    with pytest.raises(NppkitError, match="patch side 3 does not divide"):
+        runs.preset_runs(dataclasses.replace(smoke, runs={"B": ["npp_p3_lambda1-2"]}))
+
+
+def test_lambda_outside_the_interval_is_refused(smoke):
+    """A run id with lambda 3/2 is one line that names lambda."""
+    with pytest.raises(NppkitError, match="lambda 3/2 is outside"):
+        runs.find_run(smoke, "GPT-B_npp_p2_lambda3-2_seed0")
+
+
+def test_demo_trains_every_row():
+    """Demo holds the 17 runs that the tables need, and no table cell but the "384" rows is left out."""
+    demo = load_preset("demo")
+    ids = {run.id for run in runs.preset_runs(demo)}
+    needed = {run.id for n in range(1, 6) for _, row in published(n).iterrows() if (run := row_run(row)) and not run.large}
+    assert len(ids) == 17 and needed == ids
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_rows_of_a_table_differ(name, number):
+    """No two rows of one table resolve to the same model and segments, in optimiser steps."""
+    t = load_preset(name).training
+    found = [run for _, row in published(number).iterrows() if (run := row_run(row))]
+    keys = [(r.size, r.large, *((s.patch_size, s.end * t.steps_per_epoch) for s in r.segments(t.epochs))) for r in found]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_keep_the_papers_schedule(name):
+    """Every preset has 300 schedule epochs, one of warm-up, and decays over the last fifth."""
+    t = load_preset(name).training
+    assert (t.epochs, t.warmup_epochs, t.decay_fraction, t.end_lr) == (300, 1, 0.2, 1e-5)
+
+
+def test_demo_sizes_grow():
+    """The four demo models strictly grow."""
+    from nppkit.cost import linear_weights
+    from nppkit.model import GPTConfig
+
+    weights = [linear_weights(GPTConfig(**sizes, vocab_size=128)) for sizes in load_preset("demo").models.values()]
+    assert weights == sorted(set(weights)) and len(weights) == 4
+
+
+def complete(job, text="x"):
+    """Pretend that the job ran."""
+    for name in job.outputs:
+        (job.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (job.folder / name).write_text(text)
+    runs.write_record(job)
+
+
+@pytest.fixture
+def chain(home, smoke):
+    """The complete jobs of one run."""
+    run = runs.find_run(smoke, "GPT-B_ntp_seed0")
+    jobs = [runs.tokenize_job(smoke), runs.train_job(smoke, run), runs.evaluate_job(smoke, run)]
+    for job in jobs:
+        complete(job)
+    (runs.checkpoint_dir(smoke, run) / "step_00000300").mkdir(parents=True)
+    return jobs
+
+
+def reasons(preset):
+    run = runs.find_run(preset, "GPT-B_ntp_seed0")
+    return [
+        bool(runs.why_incomplete(job))
+        for job in (runs.tokenize_job(preset), runs.train_job(preset, run), runs.evaluate_job(preset, run))
+    ]
+
+
+def test_valid_records_count(chain, smoke):
+    """A finished chain is complete, whatever the file times say."""
+    import os
+
+    for job in chain:
+        os.utime(job.record, (0, 0))
+    assert reasons(smoke) == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "stale"),
+    [
+        ("evaluation.guidance", [1.0, 1.5, 3.0], [False, False, True]),
+        ("training.lr", 1.0, [False, True, True]),
+        ("models.B", dict(dim=8, n_layer=1, n_head=2), [False, True, True]),
+        ("models.L", dict(dim=8, n_layer=1, n_head=2), [False, False, False]),
+        ("tokenizer.steps", 7, [True, True, True]),
+        ("data.limit", 500, [True, True, True]),
+    ],
+)
+def test_a_changed_value_makes_stale_what_depends_on_it(chain, smoke, changed, path, value, stale):
+    """Changing one preset value reruns only what depends on it."""
+    assert reasons(changed(smoke, path, value)) == stale
+
+
+def test_altered_output_is_noticed(chain, smoke):
+    """A result that changed on disk is named."""
+    (chain[2].folder / "metrics.json").write_text("better")
+    assert "metrics.json is missing or has changed" in runs.why_incomplete(chain[2])
+
+
+def test_retrained_tokenizer_is_noticed(chain, smoke):
+    """New upstream results do not pass for the old ones, though the configuration is the same."""
+    complete(chain[0], "retrained")
+    assert "tokenize have changed" in runs.why_incomplete(chain[1])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', '{"config_digest": "x"}'])
+def test_half_written_record(chain, content):
+    """A damaged record is no record."""
+    chain[1].record.write_text(content)
+    assert "damaged" in runs.why_incomplete(chain[1])
+
+
+def test_stale_records_are_set_aside_not_lost(chain, smoke, changed):
+    """A stale record is renamed with a line that says why; the results stay."""
+    preset = changed(smoke, "evaluation.guidance", [1.0, 1.5, 3.0])
+    lines = runs.set_aside_stale(preset)
+    assert lines == ["evaluate GPT-B_ntp_seed0 will run again: its configuration has changed"]
+    assert not chain[2].record.exists() and (chain[2].folder / "metrics.json").exists()
+
+
+def test_a_checkpoint_that_is_needed_and_gone_is_trained_again(chain, smoke):
+    """Without its checkpoint a training counts as done only as long as nothing needs the checkpoint."""
+    run = runs.find_run(smoke, "GPT-B_ntp_seed0")
+    (runs.checkpoint_dir(smoke, run) / "step_00000300").rmdir()
+    assert runs.set_aside_stale(smoke) == []
+    (chain[2].folder / "metrics.json").unlink()
+    assert [line.split(" ")[0] for line in runs.set_aside_stale(smoke)] == ["train", "evaluate"]
+
+
+def test_record_needs_every_output(home, smoke):
+    """A job that did not write an output is not complete."""
+    job = runs.tokenize_job(smoke)
+    complete(job)
+    (job.folder / "metrics.json").unlink()
+    with pytest.raises(NppkitError, match=r"metrics\.json was not written"):
+        runs.write_record(job)
+
+
+def test_checkpoints_are_never_an_output(smoke):
+    """Snakemake deletes declared outputs before a rerun: checkpoints lie elsewhere."""
+    run = runs.find_run(smoke, "GPT-B_ntp_seed0")
+    folder = runs.checkpoint_dir(smoke, run)
+    for job in runs.graph(smoke):
+        assert not folder.is_relative_to(job.folder)
+        assert not any("checkpoint" in name for name in job.outputs)
+
+
+def test_large_runs_have_their_own_codes(smoke):
+    """The tables' "384" rows need codes at 1.5 times the image side, made by the same tokenizer."""
+    preset = dataclasses.replace(smoke, runs={**smoke.runs, "L-384": ["ntp"]})
+    jobs = {job.name: job for job in runs.graph(preset)}
+    large = jobs["tokenize-384"]
+    assert large.config["image_size"] == 48 and large.upstream == (jobs["tokenize"],)
+    assert "tokenizer.safetensors" not in large.outputs
+    assert large in jobs["train GPT-L-384_ntp_seed0"].upstream
+
+
+def test_record_holds_the_configuration(chain):
+    """A record can be read without the code."""
+    record = json.loads(chain[1].record.read_text())
+    assert record["config"]["training"]["epochs"] == 300 and set(record["outputs"]) == set(chain[1].outputs)

@@ -1,0 +1,230 @@
+"""Sampling: guidance, temperature, filters, draws, and samples that depend on their index alone."""
+
+import golden
+import numpy as np
+import pytest
+import torch
+from conftest import write_store
+
+from nppkit import noise
+from nppkit.codes import CodeStore
+from nppkit.errors import NppkitError
+from nppkit.model import GPT, GPTConfig
+from nppkit.presets import TrainingConfig
+from nppkit.sample import SamplingConfig, decode_tokens, filter_logits, guide, pick, sample_codes, sample_labels
+from nppkit.train import batch_at
+
+TINY = GPTConfig(dim=32, n_layer=2, n_head=4, vocab_size=24, num_classes=5, grid_size=4, multiple_of=8)
+INDEX = np.arange(20)
+LABELS = torch.from_numpy(sample_labels(INDEX, TINY.num_classes, 0))
+CHI2_999 = {4: 18.5, 7: 24.4, 9: 27.9}  # 99.9 % points by degrees of freedom
+
+
+def gpt():
+    """A model whose logits spread enough that a draw shows what was drawn from."""
+    model = golden.fill(GPT(TINY)).eval().requires_grad_(False)
+    model.output.weight *= 2
+    return model
+
+
+def chi2(drawn, probability):
+    """Pearson's statistic of draws (n,) against probabilities (V,)."""
+    expected = len(drawn) * np.asarray(probability)
+    return float(((np.bincount(drawn, minlength=len(expected)) - expected) ** 2 / expected).sum())
+
+
+@torch.inference_mode()
+def guided_logits(model, codes, labels, scale, interval=-1):
+    """Logits (B, N, V) of every token of finished samples, from whole sequences and without the cache."""
+    cond, uncond = model(codes, labels), model(codes, torch.full_like(labels, TINY.num_classes))
+    guided = uncond + scale * (cond - uncond)
+    if interval > -1:
+        guided[:, interval + 2 :] = cond[:, interval + 2 :]  # the interval counts the tokens after the first
+    return guided
+
+
+@pytest.mark.parametrize(("scale", "interval"), [(1.0, -1), (2.0, -1), (0.0, -1), (3.0, 0), (3.0, 5)])
+def test_greedy_codes_are_the_most_likely(scale, interval):
+    """Arg-max codes follow uncond + s (cond - uncond); beyond the interval the conditional logits alone; s = 1 is these."""
+    model = gpt()
+    codes = sample_codes(model, LABELS, SamplingConfig(cfg_scale=scale, cfg_interval=interval))
+    assert torch.equal(codes, guided_logits(model, codes, LABELS, scale, interval).argmax(-1))
+    assert codes.dtype == torch.int64 and len(codes.unique()) > 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        dict(),
+        dict(temperature=0.5),
+        dict(temperature=2.0, cfg_scale=2.0),
+        dict(top_k=3, cfg_scale=1.5),
+        dict(top_p=0.6),
+        dict(top_k=6, top_p=0.5, temperature=0.7, seed=3),
+    ],
+    ids=str,
+)
+def test_drawn_codes_follow_their_noise(values):
+    """Each code inverts its distribution (guided, over the temperature, then filtered) at the noise of (seed, index, cell)."""
+    model, config = gpt(), SamplingConfig(**values)
+    codes = sample_codes(model, LABELS, config, INDEX)
+    logits = guided_logits(model, codes, LABELS, config.cfg_scale) / config.temperature
+    logits = filter_logits(logits, config.top_k, config.top_p)
+    u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, INDEX[:, None], np.arange(TINY.block_size))
+    assert torch.equal(codes.flatten(), pick(logits.flatten(0, 1), torch.from_numpy(u.ravel())))
+
+
+def test_unconditional_is_the_last_row():
+    """Guidance reads the class table's last row and the label's; without guidance it reads the label's alone."""
+    for row, scale, changes in [(5, 2.0, True), (0, 2.0, False), (4, 2.0, False), (5, 1.0, False), (2, 1.0, True)]:
+        model, labels = gpt(), torch.full((20,), 2)
+        before = sample_codes(model, labels, SamplingConfig(cfg_scale=scale), INDEX)
+        model.cls_embedding.embedding_table.weight[row] += 3
+        after = sample_codes(model, labels, SamplingConfig(cfg_scale=scale), INDEX)
+        assert torch.equal(before, after) != changes, (row, scale)
+
+
+def test_scale_one_is_the_condition_alone():
+    """s = 1 gives what the guidance formula gives at 1, at half the cost; s = 0 is the unconditional model."""
+    cond, uncond = golden.weight("cond", (3, 7)), golden.weight("uncond", (3, 7))
+    torch.testing.assert_close(guide(torch.cat([cond, uncond]), 1.0), cond)
+    assert torch.equal(guide(torch.cat([cond, uncond]), 0.0), uncond)
+    model, widths = gpt(), []
+    model.layers[0].register_forward_hook(lambda module, inputs, output: widths.append(len(output)))
+    sample_codes(model, LABELS, SamplingConfig(cfg_scale=1.0), INDEX)
+    assert set(widths) == {20}
+    free = sample_codes(model, torch.full_like(LABELS, TINY.num_classes), SamplingConfig(), INDEX)
+    assert torch.equal(sample_codes(model, LABELS, SamplingConfig(cfg_scale=0.0), INDEX), free)
+
+
+def test_pick_matches_softmax():
+    """Draws follow the softmax: within one of n p on an even grid of u, and by chi-square on the counter-based noise."""
+    logits = torch.tensor([[2.0, -1.0, 0.0, 0.5, -3.0, 1.0, 0.0, -2.0]])
+    p, n = logits[0].double().softmax(-1).numpy(), 20_000
+    even = pick(logits.expand(n, -1), (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    assert (np.abs(np.bincount(even, minlength=8) - n * p) < 1).all()
+    for position in range(3):
+        u = torch.from_numpy(noise.uniform(0, noise.SAMPLE_TOKEN, np.arange(n), position))
+        drawn = pick(logits.expand(n, -1), u).numpy()
+        assert chi2(drawn, p) < CHI2_999[7] < chi2(drawn, np.roll(p, 1))
+
+
+def test_pick_at_the_ends():
+    """The smallest and the largest u draw the first and the last token that is left, never a removed one."""
+    inf = float("inf")
+    logits = torch.tensor([[-inf, -inf, 1.0, 0.0, -inf, 0.3, -inf]])
+    u = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
+    assert pick(logits.expand(2, -1), u).tolist() == [2, 5]
+
+
+def test_cells_are_drawn_independently():
+    """The noise of one cell says nothing of the next cell's, nor of the next sample's."""
+    u = noise.uniform(0, noise.SAMPLE_TOKEN, np.arange(2000)[:, None], np.arange(16))
+    for a, b in [(u[:, :-1], u[:, 1:]), (u[:-1], u[1:])]:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
+    assert len(np.unique(u)) == u.size
+
+
+def test_temperature():
+    """A temperature near 0 is arg-max, a high one draws evenly, 1 leaves the logits as they are."""
+    model = gpt()
+    cold = sample_codes(model, LABELS, SamplingConfig(temperature=1e-4), INDEX)
+    assert torch.equal(cold, sample_codes(model, LABELS, SamplingConfig()))
+    index = np.arange(200)
+    labels = torch.from_numpy(sample_labels(index, TINY.num_classes, 0))
+    hot = sample_codes(model, labels, SamplingConfig(temperature=1e4), index)
+    assert np.bincount(hot.flatten(), minlength=24).min() > 0.7 * hot.numel() / 24
+    assert not torch.equal(sample_codes(model, LABELS, SamplingConfig(), INDEX), cold)
+
+
+@pytest.mark.parametrize("k", [1, 5, 23, 24, 100, 0])
+def test_top_k(k):
+    """The k largest logits survive unchanged; 0, and k from V on, remove nothing."""
+    logits = golden.weight("top_k", (6, 24))
+    kept = filter_logits(logits, top_k=k)
+    assert (kept.isfinite().sum(-1) == (min(k, 24) or 24)).all()
+    assert torch.equal(kept[kept.isfinite()], logits[kept.isfinite()])
+    assert (logits.masked_fill(kept.isfinite(), -9).amax(-1) < kept.masked_fill(~kept.isfinite(), 9).amin(-1)).all()
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999999, 1.0])
+def test_top_p(top_p):
+    """The nucleus is the shortest run of most likely tokens with more than p of the mass; 1 removes nothing."""
+    logits = 3 * golden.weight("top_p", (6, 24))
+    kept = filter_logits(logits, top_p=top_p).isfinite()
+    for row, keep in zip(logits.double().softmax(-1), kept, strict=True):
+        sizes = row.sort(descending=True).values.cumsum(0)
+        n = int((sizes <= top_p).sum()) + 1 if top_p < 1 else 24
+        assert keep.sum() == n and set(row.topk(n).indices.tolist()) == set(keep.nonzero()[:, 0].tolist())
+
+
+def test_top_k_comes_before_top_p():
+    """The nucleus is taken of the renormalised top k."""
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert filter_logits(logits, top_p=0.65).isfinite().sum() == 2
+    assert filter_logits(logits, top_k=3, top_p=0.75).isfinite().sum() == 2  # 0.78 of the three, 0.7 of the four
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_samples_depend_on_their_index_alone(batch_size):
+    """Sample i is the same in batches of 1, 3 and 7, and in any order; another seed gives other samples."""
+    model, config = gpt(), SamplingConfig(cfg_scale=2.0, temperature=0.9)
+    whole = sample_codes(model, LABELS, config, INDEX)
+    parts = [INDEX[i : i + batch_size] for i in range(0, 20, batch_size)]
+    assert torch.equal(torch.cat([sample_codes(model, LABELS[part], config, part) for part in parts]), whole)
+    shuffled = np.random.default_rng(0).permutation(20)
+    assert torch.equal(sample_codes(model, LABELS[shuffled], config, shuffled), whole[shuffled])
+    assert len(whole.unique(dim=0)) == 20
+    other = SamplingConfig(cfg_scale=2.0, temperature=0.9, seed=1)
+    assert (sample_codes(model, LABELS, other, INDEX) != whole).any(-1).all()
+
+
+def test_sample_labels():
+    """Labels are uniform over the classes, without "unconditional", and a function of seed and index alone."""
+    labels = sample_labels(np.arange(20_000), 10, seed=0)
+    assert chi2(labels, np.full(10, 0.1)) < CHI2_999[9] and labels.max() == 9
+    assert np.array_equal(sample_labels(np.arange(50, 60), 10, 0), labels[50:60])
+    assert not np.array_equal(sample_labels(np.arange(100), 10, 1), labels[:100])
+
+
+def test_prefix():
+    """Given codes are kept and not drawn, and what follows is what follows them in a sample of the same index."""
+    model, config = gpt(), SamplingConfig(cfg_scale=2.0)
+    codes = sample_codes(model, LABELS, config, INDEX)
+    again = torch.stack(list(decode_tokens(model, LABELS, config, INDEX, codes[:, :6])), 1)
+    assert torch.equal(again, codes)
+    prefix = (codes[:, :6] + 1) % TINY.vocab_size
+    other = torch.stack(list(decode_tokens(model, LABELS, config, INDEX, prefix)), 1)
+    assert torch.equal(other[:, :6], prefix) and not torch.equal(other[:, 6:], codes[:, 6:])
+    logits = guided_logits(model, other, LABELS, 2.0)[:, 6:]
+    u = noise.uniform(0, noise.SAMPLE_TOKEN, INDEX[:, None], np.arange(6, 16))
+    assert torch.equal(other[:, 6:].flatten(), pick(logits.flatten(0, 1), torch.from_numpy(u.ravel())))
+
+
+def test_labels_that_are_not_dropped_stay(tmp_path):
+    """Label dropout, 0.1 by default, puts num_classes in place of a label whatever its class, and changes no other."""
+    store, rate = CodeStore(write_store(tmp_path / "large", n=1000, classes=5)), TrainingConfig().label_dropout
+    batches = [(batch_at(store, step, 1000, 0)[1], batch_at(store, step, 1000, 0, rate)[1]) for step in range(30)]
+    dropped = torch.stack([after == store.num_classes for _, after in batches])
+    assert rate == 0.1 and abs(dropped.float().mean() - 0.1) < 0.006
+    assert all(torch.equal(before[~drop], after[~drop]) for (before, after), drop in zip(batches, dropped, strict=True))
+    victims = torch.cat([before[drop] for (before, _), drop in zip(batches, dropped, strict=True)]).numpy()
+    assert chi2(victims, np.full(5, 0.2)) < CHI2_999[4]
+    assert abs(dropped.float().mean(0).std() - (0.09 / 30) ** 0.5) < 0.01, "no slot is dropped always or never"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(temperature=0), r"temperature 0 must be above 0"),
+        (dict(temperature=-1.0), r"temperature -1.0 must be above 0"),
+        (dict(top_p=0), r"top_p 0 is outside \(0, 1\]"),
+        (dict(top_p=1.01), r"top_p 1.01 is outside"),
+        (dict(top_k=-1), r"top_k -1 .* must not be negative"),
+        (dict(cfg_scale=-0.5), r"cfg_scale -0.5 must not be negative"),
+    ],
+)
+def test_bad_sampling_configuration(values, message):
+    """Settings that make no distribution are refused by name."""
+    with pytest.raises(NppkitError, match=message):
+        SamplingConfig(**values)

@@ -1,0 +1,100 @@
+"""Segments, learning rate and cost against closed forms and the paper's numbers."""
+
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+
+from nppkit.errors import NppkitError
+from nppkit.schedule import (
+    cost_ratio,
+    ideal_cost_ratio,
+    learning_rate,
+    multi_scale_segments,
+    ntp_segments,
+    parse_lambda,
+    segment_at,
+    single_scale_segments,
+)
+
+
+def test_boundaries_of_the_paper():
+    """T = 300, lambda = 1/2, four levels: 37, 75, 150, 300."""
+    segments = multi_scale_segments(300, 4, "1/2")
+    assert [(s.patch_size, s.end) for s in segments] == [(8, 37), (4, 75), (2, 150), (1, 300)]
+
+
+def test_two_levels_are_patch_size_two():
+    """#L = 2 and p = 2 with the same lambda are one schedule."""
+    assert multi_scale_segments(300, 2, "1/2") == single_scale_segments(300, 2, "1/2")
+
+
+@pytest.mark.parametrize(
+    ("segments", "ratio"),
+    [
+        (ntp_segments(300), 1),
+        (single_scale_segments(300, 2, "1/2"), 0.625),
+        (single_scale_segments(300, 4, "1/2"), 0.53125),
+        (single_scale_segments(300, 2, "2/3"), 0.5),
+        (single_scale_segments(300, 2, "3/4"), 0.4375),
+        (single_scale_segments(300, 2, "4/5"), 0.4),
+        (multi_scale_segments(300, 3, "1/2"), 0.578125),
+        (multi_scale_segments(300, 4, "1/2"), 0.57234375),
+    ],
+)
+def test_cost_ratio(segments, ratio):
+    """Relative cost of Tables 2-4 with the integer boundaries of 300 epochs."""
+    assert cost_ratio(segments) == pytest.approx(ratio, abs=1e-12)
+
+
+def test_ideal_cost_differs_only_for_four_levels():
+    """Unrounded boundaries give 0.572265625, the only value that rounding changes."""
+    assert ideal_cost_ratio([8, 4, 2, 1], "1/2") == 0.572265625
+    assert ideal_cost_ratio([4, 2, 1], "1/2") == 0.578125
+    assert ideal_cost_ratio([2, 1], Fraction(2, 3)) == pytest.approx(0.5)
+
+
+def test_learning_rate_restarts_in_every_segment():
+    """Each segment warms up from 0, reaches the base rate, and decays towards the end rate without reaching it."""
+    segments = multi_scale_segments(20, 2, "1/2")
+    rates = [learning_rate(s, segments, 5, 1e-3, 1e-5) for s in range(100)]
+    assert rates[0] == rates[50] == 0
+    assert rates[5] == rates[42 - 2] == 1e-3
+    assert 1e-5 < rates[49] < rates[48] < 1e-3
+    assert rates[:50] == rates[50:]
+
+
+def test_learning_rate_ends_with_the_schedule():
+    """A step past the end is an error, not a number."""
+    with pytest.raises(NppkitError, match="step 100"):
+        learning_rate(100, ntp_segments(20), 5, 1e-3)
+
+
+def test_segment_at_boundary():
+    """The first step of a segment belongs to it."""
+    segments = multi_scale_segments(4, 2, "1/2")
+    assert [segment_at(s, segments, 3) for s in (0, 5, 6, 11)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("value", ["0", "1", "1.5", "-1/2", "nan", "inf", "x", None, "1/0"])
+def test_lambda_outside_the_open_interval(value):
+    """lambda must lie in (0, 1); anything else is one line that says so."""
+    with pytest.raises(NppkitError, match="lambda"):
+        parse_lambda(value)
+
+
+def test_lambda_is_exact():
+    """2/3 written as a float or as text is the same fraction."""
+    assert parse_lambda(2 / 3) == parse_lambda("2/3") == Fraction(2, 3)
+
+
+def test_empty_segment_is_refused():
+    """More levels than the epochs can hold is an error."""
+    with pytest.raises(NppkitError, match="empty"):
+        multi_scale_segments(4, 4, "1/2")
+
+
+def test_segments_are_contiguous():
+    """Every epoch belongs to exactly one segment."""
+    segments = multi_scale_segments(300, 4, "2/3")
+    assert segments[0].start == 0 and all(a.end == b.start for a, b in pairwise(segments))

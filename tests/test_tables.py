@@ -1,0 +1,158 @@
+"""Tables: the paper's rows, ours beside them, and nothing that looks like what it is not."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from nppkit import runs, tables
+from nppkit.cost import linear_weights, rule_gflops
+from nppkit.errors import NppkitError
+from nppkit.model import MODELS, GPTConfig
+from nppkit.presets import load_preset
+from nppkit.runs import Run
+from nppkit.schedule import multi_scale_segments
+
+CONTRACT = dict.fromkeys(("image_size", "temperature", "top_k", "top_p", "report_seed", "reference", "extractor", "metrics"), "x")
+CONTRACT |= {"samples": 200, "extractor_sha256": "e" * 64, "reference_sha256": "r" * 64}
+
+
+FLOORS = {"reconstruction_fid": 3.25, "reconstruction_images": 500, "real_fid": 0.5, "real_images": [250, 250]}
+
+
+def finish(preset, run, fid=10.0, seconds=100.0, flops=1e12, **contract):
+    """Pretend that a run was trained and evaluated."""
+    metrics = {
+        "fid": fid,
+        "select_fid": fid,
+        "inception_score": 2.0,
+        "kid": 0.1,
+        "precision": 0.5,
+        "recall": 0.4,
+        "agreement": 0.8,
+    }
+    rows = [{"cfg_scale": s, **metrics, "select_fid": s} for s in preset.evaluation.guidance]
+    contents = {
+        "metrics.json": {"heldout_nll": 1.5, "guidance": rows, "contract": {**CONTRACT, **contract}},
+        "train_metrics.json": {"seconds": seconds, "flops": flops, "parameters": 5},
+    }
+    for job in (runs.tokenize_job(preset), runs.train_job(preset, run), runs.evaluate_job(preset, run)):
+        for name in job.outputs:
+            (job.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            content = FLOORS if job.notebook == "tokenize" else contents.get(name, {})
+            (job.folder / name).write_text(json.dumps(content))
+        runs.write_record(job)
+
+
+@pytest.fixture
+def partly_run(home, smoke):
+    """A preset with two of its runs done: the baseline, and p = 2."""
+    finish(smoke, Run("B"), fid=10.0, seconds=100.0, flops=1e12)
+    finish(smoke, Run("B", patch_size=2, lam="1/2"), fid=8.0, seconds=70.0, flops=6e11)
+    return smoke
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_rows_are_the_papers(home, smoke, number):
+    """Each table has the paper's rows in the paper's order, with its values."""
+    ours, paper = tables.make_table(smoke, number), tables.published(number)
+    assert ours["model"].tolist() == paper["model"].tolist()
+    pd.testing.assert_series_equal(ours["paper FID"], paper["fid"], check_names=False)
+
+
+def test_status_of_every_row(partly_run):
+    """Systems that are not trained here are quoted, cells not run say so, finished ones count seeds."""
+    table = tables.make_table(partly_run, 1).set_index("model")["ours"]
+    assert table["BigGAN"] == table["VAR-d16"] == "quoted"
+    assert table["LlamaGen-B"] == "1 seed" and table["LlamaGen-XL"] == "not run"
+
+
+def test_values_and_costs(partly_run):
+    """Our values are those of the metrics files; measured cost is the ratio to the baseline, formulas stand beside it."""
+    row = tables.make_table(partly_run, 2).iloc[1]
+    assert row["our FID (digit features)"] == 8.0 and row["paper FID"] == 4.47
+    assert row["cost measured time"] == pytest.approx(0.7) and row["cost measured FLOPs"] == pytest.approx(0.6)
+    assert row["cost ideal"] == row["cost integer boundaries"] == row["cost printed"] == 0.625
+
+
+def test_measured_cost_is_not_the_formula(home, smoke):
+    """Other seconds and FLOPs in the files give other measured costs."""
+    finish(smoke, Run("B"), seconds=50.0, flops=2e12)
+    finish(smoke, Run("B", patch_size=2, lam="1/2"), seconds=49.0, flops=1.9e12)
+    row = tables.make_table(smoke, 2).iloc[1]
+    assert row["cost measured time"] == pytest.approx(0.98) and row["cost measured FLOPs"] == pytest.approx(0.95)
+
+
+def test_own_metrics_never_look_like_imagenet(partly_run):
+    """With digit features no column of ours is called plain FID, IS, precision or recall."""
+    for number in (1, 2, 3, 4, 5):
+        names = [
+            c
+            for c in tables.make_table(partly_run, number).columns
+            if c.startswith("our ") and "GFLOPs" not in c and "seconds" not in c
+        ]
+        assert names and all("(digit features)" in name for name in names)
+
+
+def test_best_scale_is_chosen_on_other_seeds(partly_run):
+    """The best guidance scale minimises the selecting seed's FID (here the smallest scale), not the reported one's."""
+    assert tables.make_table(partly_run, 2).iloc[0]["at scale"] == min(partly_run.evaluation.guidance)
+
+
+def test_unlike_contracts_are_refused(home, smoke):
+    """Two runs evaluated with different sample counts do not share a table."""
+    finish(smoke, Run("B"))
+    finish(smoke, Run("B", patch_size=2, lam="1/2"), samples=500)
+    with pytest.raises(NppkitError, match="another samples"):
+        tables.make_table(smoke, 2)
+
+
+def test_written_files(partly_run):
+    """CSV, Markdown and LaTeX name the preset and hold the same rows."""
+    table = tables.make_table(partly_run, 2)
+    csv, md, tex = tables.write_table(partly_run, "table2_patch_size", table)
+    assert len(pd.read_csv(csv)) == len(table) == md.read_text().count("| LlamaGen-")
+    assert "FID 3.25 of 500 reconstructed" in md.read_text() and "0.5 of 250" in md.read_text()
+    assert "200 samples" in md.read_text() and "eeee" in md.read_text()
+    assert "preset smoke" in md.read_text() and "preset smoke" in tex.read_text()
+
+
+def test_cost_audit_finds_the_three_rows():
+    """Recomputed by its own rule, Table 5 differs from print for L, XL and XXL with NPP, and nowhere else."""
+    audit = tables.cost_audit(tables.make_table(load_preset("demo"), 5))
+    assert [name.split(" ")[0] for name in audit["model"]] == ["LlamaGen-L", "LlamaGen-XL", "LlamaGen-XXL"]
+    assert audit["paper GFLOPs by its rule"].tolist() == [52.33, 121.13, 222.84]
+
+
+def test_l_cost_belongs_to_four_levels():
+    """The cost printed for L is exactly the rule's value for #L = 4."""
+    config = GPTConfig(**MODELS["L"])
+    assert round(rule_gflops(config, multi_scale_segments(300, 4, "1/2")), 2) == 47.95
+
+
+@pytest.mark.parametrize(
+    ("size", "weights"), [("B", 97_517_568), ("L", 325_058_560), ("XL", 752_353_280), ("XXL", 1_384_120_320)]
+)
+def test_linear_weights(size, weights):
+    """Linear weights of the four models, as the paper's costs imply them."""
+    assert linear_weights(GPTConfig(**MODELS[size])) == weights
+
+
+def test_every_published_npp_row_has_a_run():
+    """Each LlamaGen row of every table is a run, each other row is not."""
+    for number in range(1, 6):
+        for _, row in tables.published(number).iterrows():
+            assert (tables.row_run(row) is not None) == row["model"].startswith("LlamaGen")
+
+
+def test_differences_are_to_the_same_size(partly_run):
+    """NPP's FID minus that of next-token prediction of its own size."""
+    differences = tables.differences(tables.make_table(partly_run, 2))
+    assert differences["paper FID"].round(2).tolist() == [-0.99, -0.54, -1.04, -0.91]
+    assert differences["our FID (digit features)"].iloc[0] == -2.0 and differences["our FID (digit features)"].isna().sum() == 3
+
+
+def test_missing_metrics_file_is_not_run(partly_run):
+    """A run whose metrics are gone is not run; nothing is guessed."""
+    (runs.run_dir(partly_run, Run("B")) / "metrics.json").unlink()
+    assert tables.make_table(partly_run, 2)["ours"].iloc[0] == "not run"

@@ -1,0 +1,199 @@
+"""Training: pure data order, the step, exact resume."""
+
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_store
+
+from nppkit import train
+from nppkit.checkpoint import checkpoints
+from nppkit.codes import CodeStore
+from nppkit.errors import NppkitError
+from nppkit.presets import TrainingConfig
+from nppkit.schedule import learning_rate, multi_scale_segments
+
+SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
+CONFIG = TrainingConfig(epochs=8, steps_per_epoch=3, batch_size=4, lr=1e-2, log_every=2)
+SEGMENTS = multi_scale_segments(8, 3, "1/2")  # p = 4 for 2 epochs, 2 for 2, 1 for 4: 24 steps
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def stop_after(step):
+    """Progress that ends the loop before the given step."""
+
+    def progress(steps):
+        for s in steps:
+            if s == step:
+                raise Stopped
+            yield s
+
+    return progress
+
+
+def make_trainer(store, folder, config=CONFIG, **changes):
+    model = train.make_model(store, SIZES, config, seed=0)
+    return train.Trainer(model, store, store, SEGMENTS, config, 0, folder / "history.csv", folder / "ckpt", "digest", **changes)
+
+
+def run(store, folder, stops=(), **changes):
+    """Train to the end, killed and started again before each step of `stops`; every step is saved."""
+    folder.mkdir(exist_ok=True)
+    for step in stops:
+        with pytest.raises(Stopped):
+            make_trainer(store, folder, save_seconds=0.0, **changes).fit(stop_after(step))
+    trainer = make_trainer(store, folder, **changes)
+    trainer.fit()
+    return trainer
+
+
+def same(a, b):
+    """Weights, optimiser, and history but for the clock are equal bit for bit."""
+    states = [{**t.model.state_dict(), **train.optimizer_tensors(t.optimizer, t.model)} for t in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    clock = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(a.history).drop(columns=clock), pd.DataFrame(b.history).drop(columns=clock), check_exact=True
+    )
+
+
+@pytest.mark.parametrize("stops", [(12,), (7,), (6,), (1, 13, 23)], ids=["half", "mid-epoch", "boundary", "thrice"])
+def test_resume_is_exact(store, tmp_path, stops):
+    """N + restart + N steps equal 2N steps bit for bit, also mid-epoch, on a segment boundary, and after three restarts."""
+    same(run(store, tmp_path / "whole"), run(store, tmp_path / "parts", stops))
+
+
+@pytest.mark.slow
+def test_resume_is_exact_when_compiled(store, tmp_path):
+    """The same with torch.compile."""
+    config = dataclasses.replace(CONFIG, compile=True)
+    same(run(store, tmp_path / "whole", config=config), run(store, tmp_path / "parts", (9,), config=config))
+
+
+def test_seeds_differ(store, tmp_path):
+    """Another seed gives other batches and other weights: the equality above is not empty."""
+    a, b = (train.make_model(store, SIZES, CONFIG, seed) for seed in (0, 1))
+    assert not torch.equal(a.tok_embeddings.weight, b.tok_embeddings.weight)
+    assert not torch.equal(train.batch_at(store, 0, 8, 0)[0], train.batch_at(store, 0, 8, 1)[0])
+
+
+def test_every_image_once_a_visit(store):
+    """Ten images in batches of four: each comes once in a visit, also where a batch spans two visits."""
+    seen = []
+    by_codes = {store.codes[i, c].tobytes(): i for i in range(10) for c in range(2)}
+    for step in range(5):
+        codes, _ = train.batch_at(store, step, 4, 0)
+        seen += [by_codes[row.numpy().astype(np.uint16).tobytes()] for row in codes]
+    assert Counter(seen[:10]) == Counter(seen[10:]) == Counter(range(10))
+    assert seen[:10] != seen[10:]
+
+
+def test_both_crops_are_used(store):
+    """An image's crop varies from visit to visit."""
+    crops = {store.codes[0, c].tobytes(): c for c in range(2)}
+    found = {
+        crops.get(row.numpy().astype(np.uint16).tobytes()) for step in range(50) for row in train.batch_at(store, step, 4, 0)[0]
+    }
+    assert {0, 1} <= found
+
+
+def test_label_dropout_rate(tmp_path):
+    """A tenth of the labels is replaced by "unconditional", and with rate 0 none."""
+    store = CodeStore(write_store(tmp_path / "large", n=1000))
+    dropped = [(train.batch_at(store, step, 500, 0, 0.1)[1] == 3).float().mean().item() for step in range(40)]
+    assert abs(np.mean(dropped) - 0.1) < 0.01
+    assert not (train.batch_at(store, 0, 500, 0, 0.0)[1] == 3).any()
+
+
+def test_weight_decay_on_matrices_alone(store):
+    """Parameters of two or more dimensions decay, norms do not."""
+    model = train.make_model(store, SIZES, CONFIG, 0)
+    decays = {p.dim() >= 2: g["weight_decay"] for g in train.make_optimizer(model, CONFIG).param_groups for p in g["params"]}
+    assert decays == {True: 0.05, False: 0.0}
+
+
+def test_history_follows_the_schedule(store, tmp_path):
+    """Rows carry the segment's patch side and the learning rate; segments end with a held-out likelihood."""
+    history = pd.DataFrame(run(store, tmp_path / "run").history)
+    assert history["step"].tolist() == sorted({*range(2, 25, 2), 6, 12, 24})
+    assert history.loc[history["step"].isin([6, 12, 24]), "patch_size"].tolist() == [4, 2, 1]
+    expected = [learning_rate(s - 1, SEGMENTS, 3, 1e-2) for s in history["step"]]
+    assert history["lr"].tolist() == expected
+    assert history["heldout_nll"].notna().tolist() == history["step"].isin([6, 12, 24]).tolist()
+
+
+def test_training_learns(tmp_path):
+    """On one image the loss falls well below that of guessing."""
+    store = CodeStore(write_store(tmp_path / "one", n=1, crops=1))
+    trainer = run(store, tmp_path / "run")
+    assert trainer.history[-1]["loss"] < 0.8 * math.log(16)
+
+
+def test_nan_stops_and_is_not_saved(store, tmp_path):
+    """A loss that is not finite stops the run with the step and the last good checkpoint; NaN never reaches disk."""
+    trainer = make_trainer(store, tmp_path)
+    ordinary = trainer.loss_fn
+    trainer.loss_fn = lambda model, codes, labels, p: ordinary(model, codes, labels, p) * (math.nan if trainer.step == 7 else 1)
+    with pytest.raises(NppkitError, match=r"step 7: loss nan.*step_00000006"):
+        trainer.fit()
+    assert [path.name for path in checkpoints(tmp_path / "ckpt")] == ["step_00000006"]
+
+
+def test_other_configuration_is_refused(store, tmp_path):
+    """A checkpoint of another configuration is never loaded."""
+    run(store, tmp_path / "run")
+    model = train.make_model(store, SIZES, CONFIG, 0)
+    with pytest.raises(NppkitError, match="another configuration"):
+        train.Trainer(model, store, store, SEGMENTS, CONFIG, 0, tmp_path / "h.csv", tmp_path / "run" / "ckpt", "other")
+
+
+def test_other_codes_are_refused(store, tmp_path):
+    """A checkpoint trained on other codes is never continued."""
+    run(store, tmp_path / "run")
+    other = CodeStore(write_store(tmp_path / "other", tokenizer_sha256="retrained"))
+    with pytest.raises(NppkitError, match="other codes"):
+        make_trainer(other, tmp_path / "run")
+
+
+def test_patch_larger_than_the_grid_is_refused(store, tmp_path):
+    """Levels whose coarsest patch exceeds the grid are an error before any work."""
+    model = train.make_model(store, SIZES, CONFIG, 0)
+    with pytest.raises(NppkitError, match="patch_size 8 does not divide the 4 x 4 grid"):
+        train.Trainer(model, store, store, multi_scale_segments(300, 4, "1/2"), CONFIG, 0, tmp_path / "h", tmp_path / "c", "d")
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("int8", lambda n: train.autocast(torch.device("cpu"), n)), ("tpu9", train.pick_device)]
+)
+def test_unknown_device_or_precision(name, function):
+    """An unknown device or precision is named."""
+    with pytest.raises(NppkitError, match=name):
+        function(name)
+
+
+def test_compile_falls_back_without_a_compiler(monkeypatch):
+    """Without a C++ compiler the loss runs eagerly, and one line says so."""
+    monkeypatch.setattr(train.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        assert train.compiled(train.npp_loss, torch.device("cpu")) is train.npp_loss
+
+
+def test_measured_flops_are_counted_not_derived(store, tmp_path):
+    """FLOPs come from the operations of the real step: a model with another layer count costs what it runs."""
+    trainer = run(store, tmp_path / "run")
+    whole = trainer.measured_cost()
+    trainer.model.layers = trainer.model.layers[:1]
+    half = trainer.measured_cost()
+    assert half["flops"] < 0.75 * whole["flops"]
+    per_step = whole["flops_per_step"]
+    assert whole["flops"] == 6 * per_step[4] + 6 * per_step[2] + 12 * per_step[1]
+    assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in trainer.history))
