@@ -74,7 +74,10 @@ class TrainingConfig:
     grad_clip: float = 1.0
     dropout: float = 0.1
     label_dropout: float = 0.1
+    lr_schedule: str = "segments"  # segments: warm-up and decay in each; constant: none, as LlamaGen trained
+    reset_optimizer: bool = False  # AdamW's state at each new segment: carried over, or begun again
     log_every: int = 0  # steps; 0: once a schedule epoch
+    heldout_every: int = 0  # schedule epochs between two held-out likelihoods; 0: at the end of each segment
     compile: bool = False
 
 
@@ -116,6 +119,7 @@ class Preset:
     seeds: dict = field(default_factory=dict)
     threads: int = 1  # CPU threads of a training or evaluation job
     tokenizer_threads: int = 2  # of the tokenize job, which runs alone
+    source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
 
     def __post_init__(self):
         e, pixels = self.evaluation, self.tokenizer.downsampling
@@ -129,6 +133,8 @@ class Preset:
             raise NppkitError(f"preset {self.name}: evaluation.common_guidance {e.common_guidance} is not in {e.guidance}")
         if e.report_seed == e.select_seed:
             raise NppkitError(f"preset {self.name}: evaluation.select_seed must differ from report_seed")
+        if self.training.lr_schedule not in ("segments", "constant"):
+            raise NppkitError(f"preset {self.name}: training.lr_schedule {self.training.lr_schedule!r}: use segments or constant")
         if unknown := {size.removesuffix("-384") for size in self.runs} - set(self.models):
             raise NppkitError(f"preset {self.name}: runs of model {', '.join(sorted(unknown))}, which models does not list")
 
@@ -150,7 +156,21 @@ def load_preset(name: str) -> Preset:
         raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise NppkitError(f"{path} is not a mapping of settings: see nppkit/presets/demo.yaml")
-    return build(Preset, {"name": path.stem, **content}, path.name)
+    source = {"source": str(path.resolve()) if own_file else name}
+    return build(Preset, {"name": path.stem, **content, **source}, path.name)
+
+
+def settings(section: typing.Any) -> dict:
+    """What a section of a preset sets otherwise than its defaults: all of it that decides a digest.
+
+    A setting that a later version adds thus leaves what was computed before valid, as long as its default does.
+    """
+    fields = [(field, getattr(section, field.name)) for field in dataclasses.fields(section)]
+    return {field.name: value for field, value in fields if value != _default(field)}
+
+
+def _default(field: dataclasses.Field) -> typing.Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def build(cls: type, values: dict, where: str) -> typing.Any:

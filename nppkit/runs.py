@@ -11,24 +11,31 @@ import os
 import platform
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.presets import Preset, load_preset
+from nppkit.presets import Preset, TrainingConfig, load_preset, settings
 from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
 
 REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
 LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
 RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
-RECIPE = re.compile(r"ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+)")
+RECIPE = re.compile(
+    r"(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+))"
+    r"(?:_epochs(?P<epochs>[1-9]\d*))?(?P<constant>_constant)?(?P<reset>_reset)?"
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1."""
+    """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1.
+
+    Variants: `epochs` other than the preset's (0), the learning rate `constant` as LlamaGen trained, the optimiser's
+    state `reset` at each segment.
+    """
 
     size: str
     patch_size: int = 1
@@ -36,6 +43,9 @@ class Run:
     lam: Fraction | None = None
     large: bool = False
     seed: int = 0
+    epochs: int = 0
+    constant: bool = False
+    reset: bool = False
 
     def __post_init__(self):
         if self.levels == 2:  # #L = 2 is p = 2: one run
@@ -46,10 +56,11 @@ class Run:
 
     @property
     def recipe(self) -> str:
+        variant = f"_epochs{self.epochs}" * bool(self.epochs) + "_constant" * self.constant + "_reset" * self.reset
         if self.lam is None:
-            return "ntp"
+            return f"ntp{variant}"
         scale = f"L{self.levels}" if self.levels > 1 else f"p{self.patch_size}"
-        return f"npp_{scale}_lambda{self.lam.numerator}-{self.lam.denominator}"
+        return f"npp_{scale}_lambda{self.lam.numerator}-{self.lam.denominator}{variant}"
 
     @property
     def id(self) -> str:
@@ -64,13 +75,21 @@ class Run:
         if not recipe:
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
         run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
+        run |= dict(epochs=int(recipe["epochs"] or 0), constant=bool(recipe["constant"]), reset=bool(recipe["reset"]))
         if recipe["kind"]:
             run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
             run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
         return cls(**run)
 
+    def training(self, preset: Preset) -> TrainingConfig:
+        """The preset's training with what this variant changes."""
+        schedule = "constant" if self.constant else preset.training.lr_schedule
+        epochs, reset = self.epochs or preset.training.epochs, self.reset or preset.training.reset_optimizer
+        return replace(preset.training, epochs=epochs, lr_schedule=schedule, reset_optimizer=reset)
+
     def segments(self, epochs: int) -> tuple[Segment, ...]:
-        """The run's segments in schedule epochs."""
+        """The run's segments in schedule epochs, of which there are `epochs` unless the run has its own number."""
+        epochs = self.epochs or epochs
         if self.lam is None:
             return ntp_segments(epochs)
         if self.levels > 1:
@@ -171,9 +190,9 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
         outputs += ["tokenizer.safetensors", "tokenizer.json"] + (
             ["extractor.safetensors"] if preset.extractor.name == "digits" else []
         )
-    config = {"data": asdict(preset.data), "tokenizer": asdict(preset.tokenizer), "extractor": asdict(preset.extractor)}
+    config = {"data": settings(preset.data), "tokenizer": settings(preset.tokenizer), "extractor": settings(preset.extractor)}
     config["image_size"] = image_size(preset, large)
-    parameters = {"preset": preset.name, "large": large, "threads": preset.tokenizer_threads}
+    parameters = {"preset": preset.source, "large": large, "threads": preset.tokenizer_threads}
     folder = tokenizer_dir(preset, large)
     return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config)
 
@@ -183,18 +202,18 @@ STORE_FILES = ("codes.npy", "labels.npy", "manifest.json")
 
 def train_job(preset: Preset, run: Run) -> Job:
     """Train one run."""
-    config = {"model": preset.models[run.size], "training": asdict(preset.training), "run": run.id}
+    config = {"model": preset.models[run.size], "training": settings(run.training(preset)), "run": run.id}
     upstream = (tokenize_job(preset), tokenize_job(preset, True)) if run.large else (tokenize_job(preset),)
     outputs = ("config.json", "history.csv", "train_metrics.json")
-    parameters = {"preset": preset.name, "run": run.id, "threads": preset.threads}
+    parameters = {"preset": preset.source, "run": run.id, "threads": preset.threads}
     return Job(f"train {run.id}", "train", parameters, run_dir(preset, run), outputs, upstream, config)
 
 
 def evaluate_job(preset: Preset, run: Run) -> Job:
     """Sample and score one run."""
     outputs = ("metrics.json", "samples.png")
-    parameters = {"preset": preset.name, "run": run.id, "threads": preset.threads}
-    config = {"evaluation": asdict(preset.evaluation)}
+    parameters = {"preset": preset.source, "run": run.id, "threads": preset.threads}
+    config = {"evaluation": settings(preset.evaluation)}
     return Job(f"evaluate {run.id}", "evaluate", parameters, run_dir(preset, run), outputs, (train_job(preset, run),), config)
 
 
@@ -203,7 +222,7 @@ def report_job(preset: Preset, report: str) -> Job:
     figure = report.startswith("figure")
     outputs = tuple(f"{report}.{suffix}" for suffix in (("csv",) if figure else ("csv", "md", "tex")))
     upstream = tuple(evaluate_job(preset, run) for run in preset_runs(preset))
-    return Job(report, report, {"preset": preset.name}, results_dir(preset), outputs, upstream, {"report": report})
+    return Job(report, report, {"preset": preset.source}, results_dir(preset), outputs, upstream, {"report": report})
 
 
 def graph(preset: Preset) -> list[Job]:
@@ -328,7 +347,7 @@ def priority(preset: Preset, job: Job) -> int:
         return 0
     run = Run.parse(job.parameters["run"])
     length = sum((s.end - s.start) / s.patch_size**2 for s in run.segments(preset.training.epochs))
-    return 100 * list(preset.models).index(run.size) + int(99 * length / preset.training.epochs)
+    return 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
 
 
 def main() -> int:

@@ -99,6 +99,11 @@ def compiled(loss: Callable, device: torch.device) -> Callable:
     return torch.compile(loss, dynamic=False)
 
 
+def clock() -> tuple[float, float]:
+    """Seconds on the wall, and of this process's CPU time."""
+    return time.perf_counter(), time.process_time()
+
+
 @dataclass
 class Trainer:
     """One run: model, optimiser, data, schedule, and where checkpoints and history go."""
@@ -122,7 +127,7 @@ class Trainer:
         self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, self.config)
         self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
-        self.step, self.losses, self.norms, self.seconds, self.history = 0, [], [], 0.0, []
+        self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.resume()
 
     @property
@@ -138,9 +143,11 @@ class Trainer:
         """Train to the end of the last segment; returns the history, a row per logged step."""
         self.warm_up()
         log_every = self.config.log_every or self.config.steps_per_epoch
-        saved = self.mark = time.perf_counter()
+        self.mark, saved = clock(), time.perf_counter()
         for step in progress(range(self.step, self.total_steps)):
             segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
+            if self.config.reset_optimizer and step == segment.start * self.config.steps_per_epoch:
+                self.optimizer.state.clear()
             self.train_step(step, segment.patch_size)
             self.step = step + 1
             boundary = self.step == segment.end * self.config.steps_per_epoch
@@ -172,6 +179,8 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         c = self.config
+        if c.lr_schedule == "constant":
+            return c.lr
         return learning_rate(step, self.segments, c.steps_per_epoch, c.lr, c.end_lr, c.warmup_epochs, c.decay_fraction)
 
     def warm_up(self) -> None:
@@ -187,7 +196,7 @@ class Trainer:
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
         self.losses, self.norms = ([float(x) for x in values] for values in (self.losses, self.norms))
-        self.seconds += time.perf_counter() - self.mark
+        self.spent = [spent + now - mark for spent, now, mark in zip(self.spent, clock(), self.mark, strict=True)]
         for i, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 step, newest = self.step - len(self.losses) + i, checkpoints(self.checkpoint_folder)[-1:]
@@ -200,22 +209,24 @@ class Trainer:
         steps = len(self.losses)
         row = {"step": self.step, "epoch": self.step / self.config.steps_per_epoch, "segment": self.segments.index(segment)}
         row |= {"patch_size": segment.patch_size, "lr": self.learning_rate(self.step - 1)}
-        row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps, "seconds": self.seconds}
-        row["images_per_second"] = steps * self.config.batch_size / self.seconds
-        row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision) if boundary else math.nan
+        row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps}
+        row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
+        row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
+        due = boundary or (self.config.heldout_every and row["epoch"] % self.config.heldout_every == 0)
+        row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision) if due else math.nan
         self.history.append(row)
-        self.losses, self.norms, self.seconds = [], [], 0.0
+        self.losses, self.norms, self.spent = [], [], [0.0, 0.0]
         write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
-        self.mark = time.perf_counter()
+        self.mark = clock()
 
     def save(self) -> None:
         """Write a checkpoint. NaN never reaches disk."""
         self.lap()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
         state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
-        state |= {"losses": self.losses, "norms": self.norms, "seconds": self.seconds}
+        state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent}
         save_checkpoint(self.checkpoint_folder, self.step, tensors, state)
-        self.mark = time.perf_counter()
+        self.mark = clock()
 
     def resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one."""
@@ -227,16 +238,20 @@ class Trainer:
             raise NppkitError(f"checkpoints in {self.checkpoint_folder} were trained on other codes: remove them")
         self.model.load_state_dict(tensors["model"])
         load_optimizer(self.optimizer, self.model, tensors["optimizer"])
-        for key in ("step", "losses", "norms", "seconds", "history"):
+        for key in ("step", "losses", "norms", "spent", "history"):
             setattr(self, key, state[key])
 
     def measured_cost(self) -> dict[str, float]:
-        """Training so far: seconds from the history, without compilation, and FLOPs counted on this run's real steps."""
+        """Training so far: seconds from the history, without compilation, and FLOPs counted on this run's real steps.
+
+        cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
+        """
         codes, labels = self.batch(0)
         flops = {p: step_flops(self.model, codes, labels, p) for p in {s.patch_size for s in self.segments}}
         steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
-        return {"seconds": sum(row["seconds"] for row in self.history), "flops": total, "flops_per_step": flops}
+        seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
+        return {**seconds, "flops": total, "flops_per_step": flops}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
@@ -272,7 +287,7 @@ def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
     """The trained transformer of a run, in eval mode. NppkitError if there is no finished checkpoint."""
     digest, folder = train_job(preset, run).digest, checkpoint_dir(preset, run)
     found = load_newest(folder, digest)
-    total = preset.training.epochs * preset.training.steps_per_epoch
+    total = run.training(preset).epochs * preset.training.steps_per_epoch
     if found is None or found[1]["step"] < total:
         raise NppkitError(f"no finished checkpoint of {run.id} in {folder}: run the train notebook")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)

@@ -1,10 +1,13 @@
 """Presets: checked in full before any work is done."""
 
+import dataclasses
+
 import pytest
 import yaml
 
+from nppkit import presets
 from nppkit.errors import NppkitError
-from nppkit.presets import FOLDER, coerce, load_preset, preset_names
+from nppkit.presets import FOLDER, coerce, load_preset, preset_names, settings
 
 
 @pytest.fixture
@@ -31,6 +34,27 @@ def test_own_file(smoke_file):
     """A YAML file of one's own is a preset, named after the file."""
     preset = load_preset(smoke_file(lambda c: c["training"].update(lr=0.5)))
     assert preset.name == "mine" and preset.training.lr == 0.5
+
+
+DEFAULTS = {  # of the first release; a digest leaves them out, so another value here would belie every record
+    presets.DataConfig: dict(source="mnist", path="", name="", image_size=32, crops="shift", heldout=500, limit=0),
+    presets.TokenizerConfig: dict(name="", vq={}, weights="", steps=0, batch_size=64, lr=2e-3, seed=0),
+    presets.ExtractorConfig: dict(name="digits", weights="", sha256="", steps=0, batch_size=128, lr=3e-3, seed=0),
+    presets.TrainingConfig: dict(epochs=300, steps_per_epoch=4, batch_size=64, lr=1e-4, end_lr=1e-5, warmup_epochs=1.0)
+    | dict(decay_fraction=0.2, beta1=0.9, beta2=0.95, weight_decay=0.05, grad_clip=1.0, dropout=0.1, label_dropout=0.1)
+    | dict(lr_schedule="segments", reset_optimizer=False, log_every=0, heldout_every=0, compile=False),
+    presets.EvaluationConfig: dict(samples=2000, select_samples=1000, guidance=[1.0, 1.5, 2.0], common_guidance=1.5)
+    | dict(temperature=1.0, top_k=0, top_p=1.0, report_seed=0, select_seed=1, batch_size=500, kid_subsets=10)
+    | dict(reference="", save_npz=False),
+}
+
+
+@pytest.mark.parametrize("section", DEFAULTS)
+def test_defaults_stay(section):
+    """Defaults of published settings never change; `settings` shows what differs from them."""
+    found = dataclasses.asdict(section())
+    assert {key: found[key] for key in DEFAULTS[section]} == DEFAULTS[section]
+    assert settings(section()) == {} and settings(section(batch_size=7) if "batch_size" in found else section(limit=7)) != {}
 
 
 @pytest.mark.parametrize("name", ["nothing", "../presets/demo", "/etc/passwd", "", "a.yaml"])

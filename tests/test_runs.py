@@ -8,7 +8,7 @@ import pytest
 
 from nppkit import runs
 from nppkit.errors import NppkitError
-from nppkit.presets import load_preset, preset_names
+from nppkit.presets import FOLDER, load_preset, preset_names
 from nppkit.runs import Run
 from nppkit.tables import published, row_run
 
@@ -17,6 +17,9 @@ IDS = {
     "GPT-B_ntp_seed4": Run("B", seed=4),
     "GPT-XXL-384_ntp_seed0": Run("XXL", large=True),
     "GPT-B_npp_L3_lambda1-2_seed1": Run("B", levels=3, lam=Fraction(1, 2), seed=1),
+    "GPT-B_ntp_epochs188_seed0": Run("B", epochs=188),
+    "GPT-B_ntp_constant_seed0": Run("B", constant=True),
+    "GPT-L_npp_p2_lambda1-2_epochs480_reset_seed2": Run("L", patch_size=2, lam="1/2", seed=2, epochs=480, reset=True),
 }
 
 
@@ -39,6 +42,32 @@ def test_bad_run_ids_are_refused(bad):
     """What is not a run id is named, and never becomes a path."""
     with pytest.raises(NppkitError, match="run id"):
         Run.parse(bad)
+
+
+def test_variants_change_the_training_alone(smoke):
+    """A variant has its own epochs, learning rate or optimiser reset; the rest is the preset's."""
+    assert Run("B").training(smoke) == smoke.training
+    assert Run("B", constant=True).training(smoke) == dataclasses.replace(smoke.training, lr_schedule="constant")
+    changed = Run("B", patch_size=2, lam="1/2", epochs=480, reset=True)
+    assert changed.training(smoke) == dataclasses.replace(smoke.training, epochs=480, reset_optimizer=True)
+    assert [s.end for s in changed.segments(300)] == [240, 480] and [s.end for s in Run("B").segments(300)] == [300]
+
+
+def test_jobs_of_an_own_file_find_it_again(tmp_path, home):
+    """The notebooks of a preset that is a file are given the file, from whatever folder they run in."""
+    path = tmp_path / "mine.yaml"
+    path.write_text((FOLDER / "smoke.yaml").read_text())
+    preset = load_preset(str(path))
+    for job in runs.graph(preset):
+        assert load_preset(job.parameters["preset"]) == preset
+
+
+def test_settings_at_their_default_do_not_decide(smoke, home):
+    """A setting that a later version adds leaves earlier results valid; one that is set does not."""
+    job = runs.train_job(smoke, Run("B"))
+    assert "grad_clip" not in job.config["training"] and job.config["training"]["lr"] == smoke.training.lr
+    other = dataclasses.replace(smoke, training=dataclasses.replace(smoke.training, grad_clip=0.5))
+    assert runs.train_job(other, Run("B")).digest != job.digest
 
 
 def test_unknown_model_is_refused(smoke):
@@ -214,4 +243,4 @@ def test_large_runs_have_their_own_codes(smoke):
 def test_record_holds_the_configuration(chain):
     """A record can be read without the code."""
     record = json.loads(chain[1].record.read_text())
-    assert record["config"]["training"]["epochs"] == 300 and set(record["outputs"]) == set(chain[1].outputs)
+    assert record["config"]["training"]["lr"] == 2e-3 and set(record["outputs"]) == set(chain[1].outputs)

@@ -60,7 +60,7 @@ def same(a, b):
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
-    clock = ["seconds", "images_per_second"]
+    clock = ["seconds", "cpu_seconds", "images_per_second"]
     pd.testing.assert_frame_equal(
         pd.DataFrame(a.history).drop(columns=clock), pd.DataFrame(b.history).drop(columns=clock), check_exact=True
     )
@@ -129,6 +129,29 @@ def test_history_follows_the_schedule(store, tmp_path):
     expected = [learning_rate(s - 1, SEGMENTS, 3, 1e-2) for s in history["step"]]
     assert history["lr"].tolist() == expected
     assert history["heldout_nll"].notna().tolist() == history["step"].isin([6, 12, 24]).tolist()
+
+
+def test_constant_learning_rate(store, tmp_path):
+    """LlamaGen's own training has neither warm-up nor decay."""
+    config = dataclasses.replace(CONFIG, lr_schedule="constant")
+    assert {row["lr"] for row in run(store, tmp_path / "run", config=config).history} == {CONFIG.lr}
+
+
+def test_optimizer_reset(store, tmp_path, monkeypatch):
+    """AdamW counts its steps through all segments, or from each segment's start; also when stopped on the boundary."""
+    reset = dataclasses.replace(CONFIG, reset_optimizer=True)
+    counts = {}
+    for name, config, stops in (("carried", CONFIG, ()), ("reset", reset, ()), ("resumed", reset, (12,))):
+        trainer = run(store, tmp_path / name, stops, config=config)
+        counts[name] = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert counts == {"carried": {24}, "reset": {12}, "resumed": {12}}
+
+
+def test_heldout_likelihood_in_between(store, tmp_path):
+    """With heldout_every the likelihood is taken at those epochs, besides the segments' ends."""
+    config = dataclasses.replace(CONFIG, heldout_every=3, log_every=3)
+    history = pd.DataFrame(run(store, tmp_path / "run", config=config).history)
+    assert history.loc[history["heldout_nll"].notna(), "epoch"].tolist() == [2, 3, 4, 6, 8]
 
 
 def test_training_learns(tmp_path):
