@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config preset=$(PRESET)
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES)
+CONFIG = --config preset=$(PRESET)  # comes last: it takes every word after it
 REPORTS := table1 table2 table3 table4 table5 figure1
 
 .PHONY: help env reproduce test test-all lint lab clean $(REPORTS)
@@ -25,11 +26,11 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 env: $(BIN)/.installed  ## create the environment in VENV
 
 reproduce: env  ## everything a preset holds: tokenizer, runs, tables, figure
-	$(SNAKEMAKE)
+	$(SNAKEMAKE) $(CONFIG)
 	@$(BIN)/python -m nppkit.runs $(PRESET)
 
 table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and what it needs
-	$(SNAKEMAKE) $@
+	$(SNAKEMAKE) $@ $(CONFIG)
 	@$(BIN)/python -m nppkit.runs $(PRESET) $@
 
 test: env  ## unit tests, golden core, every notebook at smoke size

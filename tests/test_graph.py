@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def command(preset):
-    return [sys.executable, "-m", "snakemake", "--cores", "2", "--config", f"preset={preset}"]
+def command(preset, *targets):
+    return [sys.executable, "-m", "snakemake", *targets, "--cores", "2", "--config", f"preset={preset}"]
 
 
 def snakemake(home, preset="smoke", *targets):
     """Run the graph; returns what it printed and how long it took."""
     started = time.monotonic()
     env = {**os.environ, "NPPKIT_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command(preset), *targets], cwd=ROOT, env=env, capture_output=True, text=True)
+    result = subprocess.run(command(preset, *targets), cwd=ROOT, env=env, capture_output=True, text=True)
     return result.returncode, result.stdout + result.stderr, time.monotonic() - started
 
 
