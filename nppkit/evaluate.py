@@ -46,6 +46,17 @@ def generate(
     return torch.cat(pixels), torch.cat(labels)
 
 
+@torch.inference_mode()
+def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, columns: int, rows: int = 5) -> Tensor:
+    """uint8 images (rows * columns, 3, S, S), row by row: a column for each of so many evenly spaced classes.
+
+    Image i depends on (seed, i) and its class alone, so that two models can be compared image by image.
+    """
+    spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
+    labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
+    return to_pixels(tokenizer.decode(sample_codes(model, labels, config, np.arange(len(labels))))).cpu()
+
+
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:
     """Frechet distance in fp64 of features (n, D) from those of a reference, or from other features (m, D)."""
     ours = fid_features_to_statistics(features.double())

@@ -37,15 +37,20 @@ def show(figure: Figure) -> None:
     plt.close(figure)
 
 
-def image_grid(axes: Axes, images: Tensor, columns: int, gap: int = 2) -> None:
-    """Draw uint8 images (n, 3, S, S) in rows of `columns`."""
+def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+    """uint8 images (n, 3, S, S) in rows of `columns` on white, as one image (height, width, 3)."""
     images = images.numpy().transpose(0, 2, 3, 1)
     rows, side = -(-len(images) // columns), images.shape[1]
     canvas = np.full((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         y, x = (side + gap) * (i // columns), (side + gap) * (i % columns)
         canvas[y : y + side, x : x + side] = image
-    axes.imshow(canvas, interpolation="nearest")
+    return canvas
+
+
+def image_grid(axes: Axes, images: Tensor, columns: int) -> None:
+    """Draw uint8 images (n, 3, S, S) in rows of `columns`."""
+    axes.imshow(tile(images, columns), interpolation="nearest")
     axes.set_axis_off()
 
 

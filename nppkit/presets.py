@@ -104,7 +104,8 @@ class EvaluationConfig:
 class Preset:
     """A study: data, tokenizer, model sizes, training, evaluation, and the runs of the tables.
 
-    models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size -> number of seeds (default 1).
+    models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size, or size_recipe,
+    -> number of seeds (default 1).
     """
 
     name: str

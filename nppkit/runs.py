@@ -99,12 +99,19 @@ class Run:
 
 def preset_runs(preset: Preset) -> list[Run]:
     """Every run of the preset, in its order; NppkitError names a recipe that is not one."""
-    sizes = [(size, recipes, int(preset.seeds.get(size, 1))) for size, recipes in preset.runs.items()]
-    ids = [f"GPT-{size}_{recipe}_seed{seed}" for size, recipes, n in sizes for recipe in recipes for seed in range(n)]
-    runs = list(dict.fromkeys(Run.parse(run_id) for run_id in ids))
+    first = [Run.parse(f"GPT-{size}_{recipe}_seed0") for size, recipes in preset.runs.items() for recipe in recipes]
+    runs = list(dict.fromkeys(replace(run, seed=seed) for run in first for seed in range(seed_count(preset, run))))
     for run in runs:
         check_patches(preset, run)
     return runs
+
+
+def seed_count(preset: Preset, run: Run) -> int:
+    """How many seeds of a run the preset has: that of its recipe, else that of its size; 0 if it does not list the run."""
+    size = f"{run.size}{LARGE * run.large}"
+    if run.recipe not in preset.runs.get(size, []):
+        return 0
+    return int(preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)))
 
 
 def check_patches(preset: Preset, run: Run) -> None:

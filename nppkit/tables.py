@@ -4,7 +4,6 @@ The published values are the paper's, in nppkit/published; ours are read from re
 systems that are not trained here are quoted, rows that a preset does not train say "not run".
 """
 
-import json
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -13,15 +12,15 @@ import pandas as pd
 
 from nppkit.contract import check_one_contract, contract_line
 from nppkit.cost import rule_gflops
-from nppkit.errors import NppkitError
+from nppkit.measured import contrasts, floors, mean, paired, results
 from nppkit.model import MODELS, GPTConfig
 from nppkit.presets import Preset
-from nppkit.runs import Run, evaluate_job, results_dir, run_dir, tokenizer_dir, why_incomplete, write_atomic
+from nppkit.runs import Run, results_dir, write_atomic
 from nppkit.schedule import cost_ratio, ideal_cost_ratio
+from nppkit.stats import deviation
 
 PUBLISHED = Path(__file__).parent / "published"
 MODEL = re.compile(r"LlamaGen-(?P<size>B|L|XL|XXL)(?P<large> \(384\))?(?P<npp> \+ NPP.*)?")
-METRICS = ("fid", "inception_score", "precision", "recall")
 NAMES = {"fid": "FID", "inception_score": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
 EPOCHS = 300
 
@@ -45,55 +44,6 @@ def row_run(row: pd.Series) -> Run | None:
     return Run(**run)
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file. NppkitError names it when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise NppkitError(f"{path} cannot be read ({error}): run its job again") from None
-
-
-def run_result(preset: Preset, run: Run) -> dict | None:
-    """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run."""
-    if why_incomplete(evaluate_job(preset, run)):
-        return None
-    folder = run_dir(preset, run)
-    metrics, train = read_json(folder / "metrics.json"), read_json(folder / "train_metrics.json")
-    scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
-    best = best_guidance(metrics["guidance"])
-    at_best = {f"best_{key}": value for key, value in scales[best].items()}
-    return {
-        "run": run.id,
-        **scales[preset.evaluation.common_guidance],
-        **at_best,
-        "best_scale": best,
-        "heldout_nll": metrics["heldout_nll"],
-        "seconds": train["seconds"],
-        "flops": train["flops"],
-        "parameters": train["parameters"],
-        "contract": metrics["contract"],
-    }
-
-
-def results(preset: Preset, run: Run) -> list[dict]:
-    """The results of every seed of a run that the preset lists and that is complete."""
-    size = f"{run.size}-384" if run.large else run.size
-    seeds = int(preset.seeds.get(size, 1)) if run.recipe in preset.runs.get(size, []) else 0
-    found = [run_result(preset, Run(**{**vars(run), "seed": seed})) for seed in range(seeds)]
-    return [result for result in found if result]
-
-
-def best_guidance(rows: list[dict[str, float]]) -> float:
-    """The scale of lowest FID on the selecting seed, which is not the one that is reported."""
-    return min(rows, key=lambda row: row["select_fid"])["cfg_scale"]
-
-
-def mean(rows: list[dict], key: str) -> float | None:
-    """Mean over the seeds that have a value, or None."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return sum(values) / len(values) if values else None
-
-
 def extractor_label(preset: Preset) -> str:
     """What the metric columns say in brackets; plain only for Inception against ADM's reference file."""
     inception = "" if preset.evaluation.reference else "Inception, own reference"
@@ -101,34 +51,50 @@ def extractor_label(preset: Preset) -> str:
     return labels.get(preset.extractor.name, preset.extractor.name)
 
 
-def quality_columns(preset: Preset, row: pd.Series, rows: list[dict]) -> dict:
-    """The paper's metrics and ours, at the common and at each model's best guidance scale."""
+def suffix(preset: Preset) -> str:
+    """The extractor in brackets, to follow a metric's name."""
     label = extractor_label(preset)
-    suffix = f" ({label})" if label else ""
-    columns = {}
-    for key in METRICS:
-        columns[f"paper {NAMES[key]}"] = row[key]
-        columns[f"our {NAMES[key]}{suffix}"] = mean(rows, key)
-    columns[f"our KID{suffix}"] = mean(rows, "kid")
-    columns[f"our best FID{suffix}"] = mean(rows, "best_fid")
-    columns["at scale"] = mean(rows, "best_scale")
-    columns["held-out NLL"] = mean(rows, "heldout_nll")
-    columns["agreement"] = mean(rows, "agreement")
-    return columns
+    return f" ({label})" if label else ""
 
 
-def cost_columns(preset: Preset, row: pd.Series, run: Run, rows: list[dict]) -> dict:
-    """Relative training cost four ways: printed, formula (ideal and with integer boundaries), FLOPs and clock."""
+def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[dict]) -> dict:
+    """The paper's metrics and ours at the common guidance scale and at each run's best, with deviations over seeds."""
+    columns, seen_by = {}, suffix(preset)
+    for key, name in {**NAMES, "best_fid": "best FID"}.items():
+        columns |= {f"paper {name}": row[key]} if key in row else {}
+        columns |= measured_columns(f"our {name}{seen_by}", rows, key)
+    columns |= {"at scale": mean(rows, "best_scale"), **measured_columns("held-out NLL", rows, "heldout_nll")}
+    return columns | {"agreement": mean(rows, "agreement")} | difference_columns(preset, run)
+
+
+def measured_columns(name: str, rows: list[dict], key: str) -> dict:
+    """Mean over seeds under that name, and the standard deviation of two or more."""
+    sd = deviation([row[key] for row in rows]) if len(rows) > 1 else None
+    return {name: mean(rows, key), f"{name} deviation": sd}
+
+
+def difference_columns(preset: Preset, run: Run | None) -> dict:
+    """FID at the common scale minus that of next-token prediction, paired by seed, with its interval and verdict."""
+    columns = {f"FID minus NTP's{part}": None for part in ("", ", low", ", high")} | {"verdict": None}
+    if run is None or run.lam is None:
+        return columns
+    found = paired(preset, run, Run(run.size, large=run.large), "fid")
+    values = (found.mean, found.low, found.high, found.verdict("better", "worse") if found.n else None)
+    return dict(zip(columns, values, strict=True))
+
+
+def cost_columns(preset: Preset, run: Run, printed: float, rows: list[dict]) -> dict:
+    """Relative training cost: printed, by formula (ideal, and with integer boundaries), and measured on the step and clock."""
     segments = run.segments(EPOCHS)
     ideal = 1.0 if run.lam is None else ideal_cost_ratio([s.patch_size for s in segments], run.lam)
     baseline = results(preset, Run(run.size, large=run.large))
     both = rows and baseline
+    measured = {"FLOPs": "flops", "time": "seconds", "CPU time": "cpu_seconds"}
     return {
-        "cost printed": row["training_cost"],
+        "cost printed": printed,
         "cost ideal": ideal,
         "cost integer boundaries": cost_ratio(segments),
-        "cost measured FLOPs": mean(rows, "flops") / mean(baseline, "flops") if both else None,
-        "cost measured time": mean(rows, "seconds") / mean(baseline, "seconds") if both else None,
+        **{f"cost measured {name}": mean(rows, key) / mean(baseline, key) if both else None for name, key in measured.items()},
     }
 
 
@@ -144,9 +110,9 @@ def make_table(preset: Preset, number: int) -> pd.DataFrame:
         if number == 5:
             line |= table5_columns(preset, row, run, rows)
         else:
-            line |= quality_columns(preset, row, rows)
+            line |= quality_columns(preset, row, run, rows)
         if "training_cost" in row:
-            line |= cost_columns(preset, row, run, rows)
+            line |= cost_columns(preset, run, row["training_cost"], rows)
         lines.append(line)
     check_one_contract(contracts)
     table = pd.DataFrame(lines)
@@ -162,7 +128,6 @@ def _status(run: Run | None, rows: list[dict]) -> str:
 
 def table5_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[dict]) -> dict:
     """Training cost of an image in GFLOPs: printed, by the paper's rule for its own models, and ours measured."""
-    suffix = f" ({extractor_label(preset)})" if extractor_label(preset) else ""
     rule = None
     if run:
         grid = 24 if run.large else 16
@@ -170,29 +135,46 @@ def table5_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[d
     images = preset.training.batch_size * preset.training.steps_per_epoch * preset.training.epochs
     return {
         "paper FID": row["fid"],
-        f"our FID{suffix}": mean(rows, "fid"),
+        **measured_columns(f"our FID{suffix(preset)}", rows, "fid"),
         "paper GFLOPs printed": row["cost_gflops"],
         "paper GFLOPs by its rule": rule,
         "our GFLOPs measured": mean(rows, "flops") / images / 1e9 if rows else None,
         "our training seconds": mean(rows, "seconds"),
+        "our training CPU seconds": mean(rows, "cpu_seconds"),
     }
 
 
 def write_table(preset: Preset, name: str, table: pd.DataFrame) -> list[Path]:
-    """Write results/<preset>/<name>.csv, .md and .tex."""
+    """Write results/<preset>/<name>.csv with every number, and .md and .tex with the numbers that a reader wants."""
     folder = results_dir(preset)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = table.map(_cell)
+    text = compact(table)
     caption = f"{name.replace('_', ' ')}, preset {preset.name}: {preset.description}"
-    header = [f"| {' | '.join(cells)} |" for cells in (shown.columns, ["---"] * len(shown.columns), *shown.values.tolist())]
+    lines = [f"| {' | '.join(cells)} |" for cells in (text.columns, ["---"] * len(text.columns), *text.values.tolist())]
+    below = f"Ours: mean and standard deviation over seeds; {table.attrs['contract']}; {floors(preset)}."
     texts = {
         "csv": table.to_csv(index=False),
-        "md": f"{caption}\n\n" + "\n".join(header) + f"\n\nOurs: {table.attrs['contract']}; {floors(preset)}.\n",
-        "tex": shown.to_latex(index=False, escape=True, caption=caption),
+        "md": f"{caption}\n\n" + "\n".join(lines) + f"\n\n{below}\n",
+        "tex": text.to_latex(index=False, escape=True, caption=caption),
     }
-    for suffix, text in texts.items():
-        write_atomic(folder / f"{name}.{suffix}", text)
-    return [folder / f"{name}.{suffix}" for suffix in texts]
+    for kind, content in texts.items():
+        write_atomic(folder / f"{name}.{kind}", content)
+    return [folder / f"{name}.{kind}" for kind in texts]
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: deviations join their means, an interval its difference, and columns without any value go."""
+    text = table.map(_cell)
+    for name in [c for c in table.columns if c.endswith(" deviation")]:
+        of = name.removesuffix(" deviation")
+        text[of] = [f"{m} \u00b1 {sd}" if sd else m for m, sd in zip(text[of], text[name], strict=True)]
+        text = text.drop(columns=name)
+    if "FID minus NTP's" in text:
+        ends = [f"FID minus NTP's, {end}" for end in ("low", "high")]
+        bounds = zip(text["FID minus NTP's"], *(text[end] for end in ends), strict=True)
+        text["FID minus NTP's"] = [f"{m} [{low}, {high}]" if low else m for m, low, high in bounds]
+        text = text.drop(columns=ends)
+    return text
 
 
 def _cell(value: object) -> str:
@@ -203,7 +185,12 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-COST = ["model", "cost printed", "cost ideal", "cost integer boundaries", "cost measured FLOPs", "cost measured time"]
+def shown(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Some columns of the compact table, named without their extractor in brackets; absent ones are left out."""
+    text = compact(table)
+    return text[[c for name in names for c in text.columns if c == name or c.startswith(f"{name} (")]]
+
+
 QUALITY = ["model", "ours", "paper FID", "our FID", "paper IS", "our IS", "our best FID", "at scale", "held-out NLL"]
 
 
@@ -212,33 +199,29 @@ def column(table: pd.DataFrame, name: str) -> str:
     return next(c for c in table.columns if c == name or c.startswith(f"{name} ("))
 
 
-def shown(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Some columns as text, as the written tables have them."""
-    return table[[column(table, name) for name in names]].map(_cell)
+def differences(preset: Preset, number: int) -> pd.DataFrame:
+    """Each NPP row of a table minus next-token prediction of its size: the paper's FID, and ours paired by seed."""
+    paper = {run: row["fid"] for _, row in published(number).iterrows() if (run := row_run(row))}
+    pairs = {f"{run.size} {run.recipe}": (run, Run(run.size, large=run.large)) for run in paper if run.lam is not None}
+    printed = [round(paper[run] - paper[baseline], 3) for run, baseline in pairs.values()]
+    frame = contrasts(preset, pairs)
+    frame.insert(1, "paper FID", printed)
+    return frame
 
 
-def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Each trained row's metrics minus those of next-token prediction of its size and grid, the paper's and ours."""
+def seed_values(preset: Preset, number: int) -> pd.DataFrame:
+    """Every seed of every trained row of a table: its setting and its metrics."""
     lines = []
-    baselines = {}
-    for _, row in table.iterrows():
+    for _, row in published(number).iterrows():
+        settings = {key: row[key] for key in ("model", "patch_size", "lambda", "levels") if key in row}
         run = row_run(row)
-        if run is None:
-            continue
-        key = (run.size, run.large)
-        baseline = baselines.setdefault(key, row)
-        if run.lam is None:
-            continue
-        settings = {k: row[k] for k in ("model", "patch_size", "lambda", "levels") if k in row}
-        numbers = [
-            c for c in table.columns if c.startswith(("paper FID", "our FID", "our best FID", "paper IS", "our IS", "held-out"))
-        ]
-        lines.append({**settings, **{c: _minus(row[c], baseline[c]) for c in numbers}})
-    return pd.DataFrame(lines)
+        lines += [{**settings, **result} for result in (results(preset, run) if run else [])]
+    shown = ["run", "fid", "best_fid", "best_scale", "inception_score", "precision", "recall", "heldout_nll", "agreement"]
+    return pd.DataFrame(lines, columns=[*settings, "size", "seed", *shown])
 
 
-def _minus(a: float | None, b: float | None) -> float:
-    return float("nan") if a is None or b is None else float(a) - float(b)
+COST = ["model", "cost printed", "cost ideal", "cost integer boundaries"]
+COST += [f"cost measured {kind}" for kind in ("FLOPs", "time", "CPU time")]
 
 
 def cost_audit(table: pd.DataFrame) -> pd.DataFrame:
@@ -268,15 +251,3 @@ def figure1_data(preset: Preset) -> pd.DataFrame:
         sizes.append(float(row["parameters"][:-1]) * unit)
         own.append(mean(results(preset, run), "parameters") if run else None)
     return table.assign(size=sizes, own_size=own)
-
-
-def floors(preset: Preset) -> str:
-    """What every FID of the preset is read against: the tokenizer's reconstructions, and real images against real."""
-    path = tokenizer_dir(preset) / "metrics.json"
-    if not path.is_file():
-        return "floors: not run"
-    m = read_json(path)
-    return (
-        f"floors: FID {m['reconstruction_fid']:.3g} of {m['reconstruction_images']} reconstructed training images, "
-        f"{m['real_fid']:.3g} of {m['real_images'][0]} training images against the other {m['real_images'][1]}"
-    )

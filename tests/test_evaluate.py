@@ -15,10 +15,10 @@ from nppkit.contract import check_one_contract, contract, contract_line
 from nppkit.errors import NppkitError
 from nppkit.evaluate import frechet_distance, score
 from nppkit.features import DigitClassifier, extract_features, load_extractor
+from nppkit.measured import best_guidance
 from nppkit.model import GPT, GPTConfig
 from nppkit.presets import EvaluationConfig
 from nppkit.reference import Moments, Reference, reference_from_adm, write_npz
-from nppkit.tables import best_guidance
 from nppkit.tokenizer import VQConfig, VQModel
 
 
@@ -207,6 +207,15 @@ def test_batch_size_does_not_matter(models):
     whole, labels = evaluate.generate(*models, sampling, 7, 7)
     parts, part_labels = evaluate.generate(*models, sampling, 5, 2)
     assert torch.equal(parts, whole[:5]) and torch.equal(part_labels, labels[:5])
+
+
+def test_class_samples_can_be_compared(models):
+    """Column c is class c, and image i has the noise of sample i: another number of rows shows the same first images."""
+    sampling = evaluate.SamplingConfig(seed=3)
+    whole = evaluate.class_samples(*models, sampling, 3, rows=4)
+    assert torch.equal(evaluate.class_samples(*models, sampling, 3, rows=2), whole[:6])
+    codes = evaluate.sample_codes(models[0], torch.tensor([2]), sampling, np.array([5]))
+    assert torch.equal(evaluate.to_pixels(models[1].decode(codes)), whole[5:6])
 
 
 def test_contract(digits):

@@ -1,5 +1,6 @@
 """Tables: the paper's rows, ours beside them, and nothing that looks like what it is not."""
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -34,7 +35,7 @@ def finish(preset, run, fid=10.0, seconds=100.0, flops=1e12, **contract):
     rows = [{"cfg_scale": s, **metrics, "select_fid": s} for s in preset.evaluation.guidance]
     contents = {
         "metrics.json": {"heldout_nll": 1.5, "guidance": rows, "contract": {**CONTRACT, **contract}},
-        "train_metrics.json": {"seconds": seconds, "flops": flops, "parameters": 5},
+        "train_metrics.json": {"seconds": seconds, "cpu_seconds": seconds / 2, "flops": flops, "parameters": 5},
     }
     for job in (runs.tokenize_job(preset), runs.train_job(preset, run), runs.evaluate_job(preset, run)):
         for name in job.outputs:
@@ -146,10 +147,27 @@ def test_every_published_npp_row_has_a_run():
 
 
 def test_differences_are_to_the_same_size(partly_run):
-    """NPP's FID minus that of next-token prediction of its own size."""
-    differences = tables.differences(tables.make_table(partly_run, 2))
-    assert differences["paper FID"].round(2).tolist() == [-0.99, -0.54, -1.04, -0.91]
-    assert differences["our FID (digit features)"].iloc[0] == -2.0 and differences["our FID (digit features)"].isna().sum() == 3
+    """NPP's FID minus that of next-token prediction of its own size; one seed has no interval and no verdict."""
+    differences = tables.differences(partly_run, 2)
+    assert differences["paper FID"].tolist() == [-0.99, -0.54, -1.04, -0.91]
+    assert differences["FID"].tolist() == ["-2 (one seed)", "not run", "not run", "not run"]
+    assert differences["FID: verdict"].tolist() == ["no verdict", "", "", ""]
+
+
+def test_seeds_are_paired(home, smoke, changed):
+    """Three seeds that differ much among themselves still show a small steady difference, in table and verdict."""
+    preset = dataclasses.replace(smoke, seeds={"B": 3})
+    for seed, (ntp, npp) in enumerate([(10.0, 9.0), (20.0, 18.9), (30.0, 29.1)]):
+        finish(preset, Run("B", seed=seed), fid=ntp)
+        finish(preset, Run("B", patch_size=2, lam="1/2", seed=seed), fid=npp)
+    row = tables.make_table(preset, 2).iloc[1]
+    assert row["ours"] == "3 seeds" and row["our FID (digit features)"] == pytest.approx(19.0)
+    assert row["our FID (digit features) deviation"] == pytest.approx(10.05, abs=0.01)
+    assert row["FID minus NTP's"] == pytest.approx(-1.0) and row["FID minus NTP's, high"] < 0
+    assert row["verdict"] == "better"
+    text = tables.compact(tables.make_table(preset, 2)).iloc[1]
+    assert text["FID minus NTP's"].startswith("-1 [-1.2") and "±" in text["our FID (digit features)"]
+    assert tables.seed_values(preset, 2)["fid"].tolist() == [10.0, 20.0, 30.0, 9.0, 18.9, 29.1]
 
 
 def test_missing_metrics_file_is_not_run(partly_run):

@@ -1,0 +1,136 @@
+"""What was measured: the results of complete runs, one by one, over seeds, and against their baselines."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from nppkit.contract import check_one_contract
+from nppkit.errors import NppkitError
+from nppkit.presets import Preset
+from nppkit.runs import Run, evaluate_job, preset_runs, run_dir, seed_count, tokenizer_dir, why_incomplete
+from nppkit.stats import Interval, interval, pooled_deviation
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file. NppkitError names it when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise NppkitError(f"{path} cannot be read ({error}): run its job again") from None
+
+
+def run_result(preset: Preset, run: Run) -> dict | None:
+    """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run."""
+    if why_incomplete(evaluate_job(preset, run)):
+        return None
+    folder = run_dir(preset, run)
+    metrics, train = read_json(folder / "metrics.json"), read_json(folder / "train_metrics.json")
+    scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
+    best = best_guidance(metrics["guidance"])
+    at_best = {f"best_{key}": value for key, value in scales[best].items()}
+    cost = {key: train[key] for key in ("seconds", "cpu_seconds", "flops", "parameters")}
+    identity = {"run": run.id, "size": run.size, "large": run.large, "recipe": run.recipe, "seed": run.seed}
+    return {
+        **identity,
+        **scales[preset.evaluation.common_guidance],
+        **at_best,
+        "best_scale": best,
+        "heldout_nll": metrics["heldout_nll"],
+        **cost,
+        "contract": metrics["contract"],
+    }
+
+
+def results(preset: Preset, run: Run) -> list[dict]:
+    """The results of every seed of a run that the preset lists and that is complete."""
+    found = [run_result(preset, replace(run, seed=seed)) for seed in range(seed_count(preset, run))]
+    return [result for result in found if result]
+
+
+def all_results(preset: Preset) -> pd.DataFrame:
+    """A row for every complete run of the preset, in its order. NppkitError if they were evaluated unlike each other."""
+    found = [result for run in preset_runs(preset) if (result := run_result(preset, run))]
+    check_one_contract({result["run"]: result.pop("contract") for result in found})
+    return pd.DataFrame(found)
+
+
+def best_guidance(rows: list[dict[str, float]]) -> float:
+    """The scale of lowest FID on the selecting seed, which is not the one that is reported."""
+    return min(rows, key=lambda row: row["select_fid"])["cfg_scale"]
+
+
+def mean(rows: list[dict], key: str) -> float | None:
+    """Mean over the seeds that have a value, or None."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> Interval:
+    """The difference of a metric between two runs (or what else `combine` makes of it), paired by seed."""
+    ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
+    shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
+    return interval([combine(ours[seed], theirs[seed]) for seed in shared])
+
+
+QUALITIES = {"fid": "FID", "best_fid": "FID at each run's best scale", "heldout_nll": "held-out NLL"}
+
+
+def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str, str] = QUALITIES) -> pd.DataFrame:
+    """What stands behind each name: a run minus another, paired by seed, with 95 % intervals and verdicts.
+
+    Lower is better for all `keys`; an interval that spans zero gives no verdict.
+    """
+    lines = []
+    for name, (run, baseline) in pairs.items():
+        line = {"difference": name}
+        for key, label in keys.items():
+            found = paired(preset, run, baseline, key)
+            line |= {label: str(found), f"{label}: verdict": found.verdict("better", "worse") if found.n else ""}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def histories(preset: Preset, run: Run) -> pd.DataFrame:
+    """The training histories of a run's complete seeds, one below the other, with `seed` and the FLOPs and time so far."""
+    frames = []
+    for seed in (result["seed"] for result in results(preset, run)):
+        folder = run_dir(preset, replace(run, seed=seed))
+        frame, counted = pd.read_csv(folder / "history.csv"), read_json(folder / "train_metrics.json")["flops_per_step"]
+        steps = frame["step"].diff().fillna(frame["step"])
+        flops = (steps * frame["patch_size"].astype(str).map(counted)).cumsum()
+        frames.append(frame.assign(seed=seed, flops=flops, clock=frame["seconds"].cumsum(), cpu=frame["cpu_seconds"].cumsum()))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def guidance_curves(preset: Preset, run: Run) -> pd.DataFrame:
+    """Metrics at every guidance scale, a row for each seed of a run and scale."""
+    files = [(r["seed"], run_dir(preset, replace(run, seed=r["seed"])) / "metrics.json") for r in results(preset, run)]
+    return pd.DataFrame([{"seed": seed, **row} for seed, path in files for row in read_json(path)["guidance"]])
+
+
+def sampling_deviation(preset: Preset) -> float:
+    """Standard deviation of FID over sampling seeds, pooled over all complete runs and guidance scales.
+
+    Every checkpoint is sampled twice at each scale, with the selecting and with the reporting seed. NaN if the two
+    take different numbers of images, because FID is biased by that number, and if nothing is complete.
+    """
+    if preset.evaluation.samples != preset.evaluation.select_samples:
+        return float("nan")
+    runs = [run for run in preset_runs(preset) if run_result(preset, run)]
+    rows = [row for run in runs for row in read_json(run_dir(preset, run) / "metrics.json")["guidance"]]
+    return pooled_deviation([(row["fid"], row["select_fid"]) for row in rows]) if rows else float("nan")
+
+
+def floors(preset: Preset) -> str:
+    """What every FID of the preset is read against: the tokenizer's reconstructions, and real images against real."""
+    path = tokenizer_dir(preset) / "metrics.json"
+    if not path.is_file():
+        return "floors: not run"
+    m = read_json(path)
+    return (
+        f"floors: FID {m['reconstruction_fid']:.3g} of {m['reconstruction_images']} reconstructed training images, "
+        f"{m['real_fid']:.3g} of {m['real_images'][0]} training images against the other {m['real_images'][1]}"
+    )
