@@ -112,10 +112,10 @@ class Attention(nn.Module):
         heads = self.wqkv(x).view(B, T, -1, self.head_dim)
         q, k, v = heads.split([self.n_head, self.kv_heads, self.kv_heads], dim=2)
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, rotary), rotate(k, rotary), v))  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        gqa = self.n_head != self.kv_heads
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, enable_gqa=gqa)
+        if cache is None:
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_head != self.kv_heads)
+        else:
+            x = cache.attend(q, k, v)
         return self.resid_dropout(self.wo(x.transpose(1, 2).reshape(B, T, C)))
 
 
@@ -158,18 +158,31 @@ class ClassEmbedding(nn.Module):
 
 
 class KVCache:
-    """Keys and values of one layer for every position so far, (B, H, T, D), in memory set aside once."""
+    """Keys and values of one layer for every position so far, in blocks of BLOCK positions.
+
+    Attention of one position reads all of it, and a CPU reads a contiguous block about twice as fast as the
+    first T positions of every head in one tensor of all positions.
+    """
+
+    BLOCK = 32
 
     def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
-        self.kv = torch.zeros(2, batch_size, c.kv_heads, c.block_size, c.head_dim, device=device, dtype=dtype)
-        self.length = 0
+        self.shape = (2, batch_size, c.kv_heads, self.BLOCK, c.head_dim)
+        self.device, self.dtype = device, dtype
+        self.blocks, self.length = [], 0
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one position (B, H, 1, D) and return all of them (B, H, T, D)."""
-        self.kv[0, :, :, self.length] = k[:, :, 0]
-        self.kv[1, :, :, self.length] = v[:, :, 0]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add one position's k and v (B, kv heads, 1, D), and attend to all of them from q (B, H, 1, D)."""
+        block, row = divmod(self.length, self.BLOCK)
+        if row == 0:
+            self.blocks.append(torch.zeros(self.shape, device=self.device, dtype=self.dtype))
+        self.blocks[block][:, :, :, row] = torch.stack([k, v]).squeeze(3)
         self.length += 1
-        return self.kv[0, :, :, : self.length], self.kv[1, :, :, : self.length]
+        scale = q.shape[-1] ** -0.5
+        grouped = q.reshape(*k.shape[:2], -1, q.shape[-1]) * scale  # (B, kv heads, query heads of each, D)
+        scores = torch.cat([grouped @ keys.mT for keys, _ in self.blocks], -1)[..., : self.length]
+        p = F.pad(scores.softmax(-1), (0, self.BLOCK - 1 - row)).split(self.BLOCK, -1)
+        return sum(part @ values for part, (_, values) in zip(p, self.blocks, strict=True)).view_as(q)
 
 
 class GPT(nn.Module):
