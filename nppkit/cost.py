@@ -1,4 +1,10 @@
-"""What training costs: the paper's rule, and FLOPs counted on the real step."""
+"""What training and sampling cost: the paper's rule, closed forms of FLOPs and bytes, and FLOPs counted on the real step.
+
+The one cost model: `make plan` adds it up, and whatever asks a scheduler for time and memory takes it from here. A
+multiply-add counts as two FLOPs everywhere but in the paper's rule.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +16,28 @@ from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment
 
+UTILISATION = 0.4  # share of a GPU's peak that a plan reckons with; docs/imagenet.md compares it with LlamaGen's reports
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Peak dense bf16 FLOP/s (TF32: half of it), memory in bytes and its bandwidth in bytes/s, by the maker's data sheet."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+
+
+GPUS = {
+    "A100-40G": GPU(312e12, 40e9, 1.555e12),
+    "A100-80G": GPU(312e12, 80e9, 2.039e12),
+    "H100-80G": GPU(989e12, 80e9, 3.35e12),
+    "H200-141G": GPU(989e12, 141e9, 4.8e12),
+    "L40S-48G": GPU(362e12, 48e9, 0.864e12),
+    "RTX4090-24G": GPU(165e12, 24e9, 1.008e12),
+}
+
 
 def linear_weights(c: GPTConfig) -> int:
     """Weights of all linear layers, the output head included (Table 5 counts these)."""
@@ -17,10 +45,67 @@ def linear_weights(c: GPTConfig) -> int:
     return c.n_layer * (attention + 3 * c.dim * c.hidden_dim) + c.dim * c.vocab_size
 
 
+def parameters(c: GPTConfig) -> int:
+    """All of them: the linear layers, both tables, and the norms."""
+    return linear_weights(c) + (c.vocab_size + c.num_classes + 1 + 2 * c.n_layer + 1) * c.dim
+
+
 def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...]) -> float:
     """Table 5's rule, GFLOPs an image: linear weights x (patches + 1), a multiply-add counted as one, mean over epochs."""
     positions = sum((s.end - s.start) * (c.block_size // s.patch_size**2 + 1) for s in segments) / segments[-1].end
     return linear_weights(c) * positions / 1e9
+
+
+def train_flops(c: GPTConfig, patch_size: int) -> int:
+    """FLOPs of the forward and backward pass of one image: linear layers, and attention over all pairs of positions."""
+    T = c.block_size // patch_size**2
+    return 3 * 2 * (T * linear_weights(c) + c.n_layer * 2 * T**2 * c.dim)
+
+
+def state_bytes(c: GPTConfig) -> int:
+    """fp32 weights, gradients and AdamW's two moments."""
+    return 4 * 4 * parameters(c)
+
+
+def checkpoint_bytes(c: GPTConfig) -> int:
+    """fp32 weights and AdamW's two moments, as one checkpoint holds them."""
+    return 3 * 4 * parameters(c)
+
+
+def layer_bytes(c: GPTConfig, precision: str) -> int:
+    """What one position of one layer keeps for the backward pass, without torch.compile, which keeps less.
+
+    Each norm its input and normalised input in fp32, and its output; the fused q, k, v, and q and k rotated; attention's
+    output; w1's and w3's outputs, the gate and w2's input; dropout's two masks.
+    """
+    size, kv = BYTES[precision], c.kv_heads * c.head_dim
+    attention = (3 * c.dim + 3 * kv) * size
+    return 2 * c.dim * (8 + size) + attention + 4 * c.hidden_dim * size + 2 * c.dim
+
+
+def activation_bytes(c: GPTConfig, patch_size: int, precision: str) -> int:
+    """The same of one image: all layers, and the head's logits in fp32 with the two parts of their gradient."""
+    return c.block_size // patch_size**2 * (c.n_layer * layer_bytes(c, precision) + 3 * 4 * c.vocab_size)
+
+
+def largest_batch(c: GPTConfig, precision: str, memory: float, batch_size: int) -> int:
+    """Images of a batch that a device holds at p = 1, halved from batch_size until they fit; 0 if not even one does."""
+    while batch_size and state_bytes(c) + batch_size * activation_bytes(c, 1, precision) > 0.9 * memory:
+        batch_size //= 2
+    return batch_size
+
+
+def sampling_seconds(c: GPTConfig, gpu: GPU, batch_size: int, guided: bool, utilisation: float = UTILISATION) -> float:
+    """One batch of images, in bf16: a position costs its FLOPs or its traffic, whichever takes longer.
+
+    The traffic is the weights once, and every sequence's keys and values of the positions so far. Guidance doubles the
+    sequences.
+    """
+    sequences, mean_length = batch_size * (1 + guided), c.block_size / 2
+    cache = 2 * c.n_layer * c.kv_heads * c.head_dim * mean_length  # numbers a sequence
+    flops = 2 * sequences * (linear_weights(c) + c.n_layer * 2 * mean_length * c.dim)
+    traffic = 2 * (linear_weights(c) + sequences * cache)
+    return c.block_size * max(flops / gpu.flops, traffic / gpu.bandwidth) / utilisation
 
 
 def step_flops(model: GPT, codes: Tensor, labels: Tensor, patch_size: int) -> int:
