@@ -20,8 +20,9 @@ from nppkit.contract import IS_SPLIT, NEIGHBOURS, measurement
 from nppkit.errors import NppkitError
 from nppkit.features import extract_features
 from nppkit.model import GPT
+from nppkit.npz import read_npz, write_npz
 from nppkit.presets import EvaluationConfig
-from nppkit.reference import Reference, read_npz, write_npz
+from nppkit.reference import Reference
 from nppkit.runs import sha256
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.tokenizer import VQModel, to_pixels

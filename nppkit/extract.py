@@ -28,7 +28,7 @@ from torch import Tensor
 from nppkit import fit, noise, runs
 from nppkit.codes import KEYS, UNKNOWN, CodeStore
 from nppkit.errors import NppkitError
-from nppkit.images import CROPS, ImageSet, crop_images, load_images, split_heldout
+from nppkit.images import CROPS, ImageSet, crop_images, study_images
 from nppkit.presets import Preset, load_preset
 from nppkit.progress import BATCH, progress
 from nppkit.runs import sha256, tokenizer_dir, write_atomic
@@ -342,14 +342,14 @@ def _crop_kind(store: CodeStore) -> str:
 
 def extract_preset(preset: Preset, large: bool, rank: int, world_size: int, device: torch.device, batch_size: int) -> None:
     """This process's share of the codes that the tokenize notebook extracts; the notebook then finds them."""
-    d, side = preset.data, runs.image_size(preset, large)
-    training, heldout = split_heldout(load_images(d.source, d.path, d.name), d.heldout, d.limit)
+    crops, side = preset.data.crops, runs.image_size(preset, large)
+    training, heldout = study_images(preset.data)
     model, digest = _frozen_tokenizer(preset, training)
     model = model.to(device).requires_grad_(False)
     for split, images in (("train", training), ("heldout", heldout)):
         folder = tokenizer_dir(preset, large) / split
         show = functools.partial(progress, label=f"{split}, process {rank + 1} of {world_size}")
-        store = extract_codes(model, images, folder, d.crops, side, digest, batch_size, show, rank, world_size)
+        store = extract_codes(model, images, folder, crops, side, digest, batch_size, show, rank, world_size)
         print(f"{folder}: {'complete' if store is not None else 'this share is done, other processes are not'}", flush=True)
 
 

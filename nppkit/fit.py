@@ -14,11 +14,13 @@ from torch import Tensor
 from nppkit import noise
 from nppkit.errors import NppkitError
 from nppkit.features import DigitClassifier
-from nppkit.images import ImageSet, crop_images
+from nppkit.images import CROPS, ImageSet, crop_images, some_images
 from nppkit.presets import Preset
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel, to_model_range
-from nppkit.weights import load_weights
+from nppkit.weights import find, load_weights
 
+CPU = torch.device("cpu")
+MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
 REVIVE_EVERY = 50  # steps between two looks for codes that nothing uses
 
 
@@ -41,7 +43,14 @@ def _one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch
 
 
 def fit_tokenizer(
-    pixels: Tensor, config: VQConfig, steps: int, batch_size: int, lr: float, seed: int, progress: Callable = iter
+    pixels: Tensor,
+    config: VQConfig,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    progress: Callable = iter,
+    device: torch.device = CPU,
 ) -> tuple[VQModel, list[dict]]:
     """Train a VQ tokenizer on uint8 crops (n, crops, 3, S, S) with L1 and squared error. Returns it and its history.
 
@@ -49,11 +58,11 @@ def fit_tokenizer(
     moves to a random latent: otherwise most codes of a small codebook die.
     """
     torch.manual_seed(noise.torch_seed(seed))
-    model = VQModel(config).train().to(memory_format=torch.channels_last)  # a tenth faster on CPU
+    model = VQModel(config).train().to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule, used, history = _one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size), []
+    schedule, used, history = _one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size, device=device), []
     for step in progress(range(steps)):
-        images = to_model_range(_batch(pixels, batch_size, seed, step)[0])
+        images = to_model_range(_batch(pixels, batch_size, seed, step)[0].to(device))
         if step % REVIVE_EVERY == 0 and step < 0.7 * steps:
             _revive(model, images, used, step, seed)
         reconstruction, codebook_loss, codes = model(images)
@@ -102,16 +111,23 @@ def accuracy(model: DigitClassifier, pixels: Tensor, labels: Tensor) -> float:
     return (predicted == labels).float().mean().item()
 
 
-def prepare_tokenizer(preset: Preset, train: ImageSet, folder: Path, progress: Callable = iter) -> tuple[VQModel, list[dict]]:
-    """The preset's tokenizer, saved in `folder`: loaded from its weights file, or trained. Returns it and its history."""
+def prepare_tokenizer(
+    preset: Preset, train: ImageSet, folder: Path, progress: Callable = iter, device: torch.device = CPU
+) -> tuple[VQModel, list[dict]]:
+    """The preset's tokenizer, saved in `folder`: loaded from its weights file, or trained. Returns it and its history.
+
+    It trains on all crops of as many random images as fit 4 GB, which are held in memory.
+    """
     t = preset.tokenizer
     config = tokenizer_config(preset)
     if t.weights:
         model, history = VQModel(config), []
-        load_weights(model, t.weights)
+        load_weights(model, find(t.weights))
     elif t.steps:
-        pixels = all_crops(train, preset.data.crops, preset.data.image_size)
-        model, history = fit_tokenizer(pixels, config, t.steps, t.batch_size, t.lr, t.seed, progress)
+        crops, size = preset.data.crops, preset.data.image_size
+        fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
+        pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
+        model, history = fit_tokenizer(pixels, config, t.steps, t.batch_size, t.lr, t.seed, progress, device)
     else:
         raise NppkitError(f"preset {preset.name}: tokenizer needs weights (a file) or steps (to train one)")
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nppkit import noise
+from nppkit import noise, runs
 from nppkit.errors import NppkitError
+from nppkit.npz import read_npz
+from nppkit.presets import DataConfig
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
@@ -50,10 +52,10 @@ def mnist_images() -> ImageSet:
     return ImageSet(labels.astype(np.int64), names, digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
 
 
-def folder_images(path: str | Path) -> ImageSet:
+def folder_images(path: str | Path, check: bool = True) -> ImageSet:
     """A folder of class folders (the layout of ImageNet). The digest covers relative paths and sizes.
 
-    NppkitError names a missing or empty folder, and the first file that cannot be read.
+    NppkitError names a missing or empty folder and, with `check`, the first file that cannot be read.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -62,7 +64,7 @@ def folder_images(path: str | Path) -> ImageSet:
     files = [(p, c) for c, name in enumerate(classes) for p in sorted((root / name).rglob("*")) if p.suffix.lower() in SUFFIXES]
     if not files:
         raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
-    for file, _ in files:
+    for file, _ in files if check else []:
         _check_readable(file)
     listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p, _ in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
@@ -95,15 +97,38 @@ def torchvision_images(name: str, root: str | Path) -> ImageSet:
     return ImageSet(labels, names, digest, lambda i: dataset[i][0].convert("RGB"))
 
 
-def load_images(source: str, path: str = "", name: str = "") -> ImageSet:
-    """The image set that a preset's `data` section names."""
+def npz_images(path: str | Path) -> ImageSet:
+    """The images in ADM's reference file, real ones of ImageNet's training set, or in another file like it; no labels."""
+    pixels = read_npz(path).permute(0, 2, 3, 1).numpy()
+    labels = np.zeros(len(pixels), np.int64)
+    return ImageSet(labels, ("unlabelled",), runs.sha256(path), lambda i: Image.fromarray(pixels[i]))
+
+
+def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True) -> ImageSet:
+    """The image set that a preset's `data` section names; `check` looks at every file of a folder first."""
     if source == "mnist":
         return mnist_images()
     if source == "folder":
-        return folder_images(path)
+        return folder_images(path, check)
     if source == "torchvision":
         return torchvision_images(name, path)
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, folder or torchvision")
+    if source == "npz":
+        return npz_images(path)
+    raise NppkitError(f"data.source {source!r} is unknown: use mnist, folder, torchvision or npz")
+
+
+def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
+    """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
+    images = load_images(data.source, runs.located(data.path), data.name, check)
+    if not data.heldout_path:
+        return split_heldout(images, data.heldout, data.limit)
+    others = load_images(data.source, runs.located(data.heldout_path), data.name, check)
+    if others.class_names != images.class_names:
+        raise NppkitError(
+            f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
+        )
+    training, _ = split_heldout(images, 0, data.limit)
+    return training, some_images(others, data.heldout)
 
 
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:

@@ -15,20 +15,24 @@ FOLDER = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from. `heldout` images are never trained on; `limit` 0 takes all."""
+    """Where images come from. `heldout` images are never trained on; `limit` 0 takes all.
 
-    source: str = "mnist"  # mnist | folder | torchvision
-    path: str = ""  # folder of class folders, or torchvision's root
+    Relative paths, here and elsewhere in a preset, start at the folder that holds results/.
+    """
+
+    source: str = "mnist"  # mnist | folder | torchvision | npz
+    path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
     image_size: int = 32
     crops: str = "shift"  # shift | ten_crop | center
     heldout: int = 500
+    heldout_path: str = ""  # where they are; empty: a random part of `path`
     limit: int = 0
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a file."""
+    """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a release or file."""
 
     name: str = ""
     vq: dict = field(default_factory=dict)
@@ -106,6 +110,7 @@ class Preset:
 
     models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size, or size_recipe,
     -> number of seeds (default 1).
+    weights: run id -> a release (python -m nppkit.weights) or a file, which is evaluated in place of training the run.
     """
 
     name: str
@@ -118,6 +123,10 @@ class Preset:
     evaluation: EvaluationConfig
     runs: dict
     seeds: dict = field(default_factory=dict)
+    weights: dict = field(default_factory=dict)
+    precision: str = "fp32"  # of training and sampling: fp32, or bf16 autocast over fp32 weights
+    gpu: str = ""  # what make plan reckons with (nppkit/cost.py); empty: measure on this machine's CPU
+    gpus: int = 1
     threads: int = 1  # CPU threads of a training or evaluation job
     tokenizer_threads: int = 2  # of the tokenize job, which runs alone
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
@@ -132,6 +141,8 @@ class Preset:
             )
         if e.common_guidance not in e.guidance:
             raise NppkitError(f"preset {self.name}: evaluation.common_guidance {e.common_guidance} is not in {e.guidance}")
+        if self.precision not in ("fp32", "bf16"):
+            raise NppkitError(f"preset {self.name}: precision {self.precision!r} is unknown: use fp32 or bf16")
         if e.report_seed == e.select_seed:
             raise NppkitError(f"preset {self.name}: evaluation.select_seed must differ from report_seed")
         if self.training.lr_schedule not in ("segments", "constant"):

@@ -6,8 +6,6 @@ features of at most 10,000 of them. A reference comes from ADM's npz file or fro
 
 import hashlib
 import math
-import os
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from nppkit import noise, runs
 from nppkit.errors import NppkitError
 from nppkit.features import extract_features
 from nppkit.images import ImageSet, reference_pixels
+from nppkit.npz import npz_keys, read_arrays, read_npz, save_arrays
 
 KEPT = 10_000  # images whose features are kept, as many as ADM's file holds
 CHUNK = 500  # images in memory at once
@@ -157,51 +156,3 @@ def check_finite(path: str | Path, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
             raise NppkitError(f"{path}: {name} ({array.dtype}) holds NaN, infinite or no real values")
-
-
-def npz_keys(path: str | Path) -> list[str]:
-    """Names of the arrays in an npz file. NppkitError names a missing or damaged file."""
-    try:
-        with np.load(path) as file:
-            return list(file.files)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise NppkitError(f"{path} cannot be read as npz ({error})") from None
-
-
-def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """The named arrays of an npz file. NppkitError names a missing or damaged file, and a missing key."""
-    present = npz_keys(path)
-    if missing := [key for key in keys if key not in present]:
-        raise NppkitError(f"{path} has no {', '.join(missing)}: it holds {', '.join(present) or 'nothing'}")
-    try:
-        with np.load(path) as file:  # never unpickles: NumPy's default
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise NppkitError(f"{path} cannot be read ({error})") from None
-
-
-def save_arrays(path: Path, **arrays: np.ndarray | str) -> None:
-    """Write an npz file by rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_npz(path: str | Path) -> Tensor:
-    """Images of an npz file as ADM's scripts write them (`arr_0`, uint8 NHWC), as uint8 (n, 3, H, W).
-
-    NppkitError names a file that holds none.
-    """
-    pixels = read_arrays(path, ("arr_0",))["arr_0"]
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or not pixels.size:
-        raise NppkitError(f"{path}: arr_0 is {pixels.dtype} {pixels.shape}, not uint8 (images, height, width, 3)")
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def write_npz(path: Path, pixels: Tensor) -> None:
-    """Write uint8 images (n, 3, H, W) as ADM's evaluation script reads them: `arr_0`, NHWC."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(path, arr_0=pixels.permute(0, 2, 3, 1).contiguous().numpy())

@@ -140,6 +140,11 @@ def home() -> Path:
     return Path(os.environ.get("NPPKIT_HOME", default)).resolve()
 
 
+def located(path: str) -> Path:
+    """A path of a preset: a relative one starts at `home()`, an empty one stays empty."""
+    return home() / Path(path).expanduser() if path else Path()
+
+
 @dataclass(frozen=True)
 class Job:
     """One papermill execution: notebook, parameters, result folder, what it writes, what it needs, its configuration."""
@@ -322,9 +327,9 @@ def _checkpoint_gone(preset: Preset, run: Run) -> str:
 
 def extractor_weights(preset: Preset) -> Path:
     """The feature extractor's weights file: the trained digit classifier's, or the one the preset names."""
-    return (
-        tokenizer_dir(preset) / "extractor.safetensors" if preset.extractor.name == "digits" else Path(preset.extractor.weights)
-    )
+    if preset.extractor.name == "digits":
+        return tokenizer_dir(preset) / "extractor.safetensors"
+    return located(preset.extractor.weights)
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nppkit.errors import NppkitError
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
-from nppkit.runs import home, sha256, write_atomic
+from nppkit.runs import home, located, sha256, write_atomic
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
@@ -73,6 +73,11 @@ def fetch(name: str, folder: Path | None = None) -> Path:
         raise NppkitError(f"{name}: its weights were not released: train it, or use {instead}")
     path = (folder or home() / "weights") / release.repo.split("/")[1] / release.file
     return path if path.is_file() else _download(release, path)
+
+
+def find(name: str) -> Path:
+    """The file that a preset means: a release by its name, or a path."""
+    return fetch(name) if name in RELEASES else located(name)
 
 
 def _download(release: Release, path: Path) -> Path:

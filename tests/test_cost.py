@@ -64,7 +64,9 @@ def test_sampling_is_bound_by_traffic_or_by_arithmetic():
     one = cost.sampling_seconds(c, gpu, 1, False, utilisation=1)
     assert one == pytest.approx(256 * 2 * cost.linear_weights(c) / gpu.bandwidth, rel=0.05)
     fast = cost.GPU(gpu.flops, gpu.memory, 1e20)
-    assert cost.sampling_seconds(c, fast, 64, True, 1) == pytest.approx(64 * 256 * 4 * cost.linear_weights(c) / gpu.flops, rel=0.05)
+    assert cost.sampling_seconds(c, fast, 64, True, 1) == pytest.approx(
+        64 * 256 * 4 * cost.linear_weights(c) / gpu.flops, rel=0.05
+    )
     assert one < cost.sampling_seconds(c, gpu, 1, True, 1) <= 2 * one
 
 

@@ -17,8 +17,14 @@ from nppkit.evaluate import frechet_distance, score
 from nppkit.features import DigitClassifier, extract_features, load_extractor
 from nppkit.measured import best_guidance
 from nppkit.model import GPT, GPTConfig
+from nppkit.npz import write_npz
 from nppkit.presets import EvaluationConfig
+<<<<<<< HEAD
 from nppkit.reference import Moments, Reference, reference_from_adm, write_npz
+=======
+from nppkit.reference import Moments, Reference, reference_from_adm
+from nppkit.tables import best_guidance
+>>>>>>> 4d3c80a (Held-out images from a folder of their own, images from ADM's file, paths of presets start at home, tokenizers train on GPUs)
 from nppkit.tokenizer import VQConfig, VQModel
 
 

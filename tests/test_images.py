@@ -63,7 +63,7 @@ def test_bad_folders_are_named(folder, tmp_path):
 
 def test_unknown_source():
     """An unknown source is named with the known ones."""
-    with pytest.raises(NppkitError, match="mnist, folder or torchvision"):
+    with pytest.raises(NppkitError, match="mnist, folder, torchvision or npz"):
         load_images("imagenette")
 
 

@@ -18,10 +18,8 @@ from nppkit.reference import (
     Moments,
     load_reference,
     prepare_reference,
-    read_npz,
     reference_from_adm,
     reference_from_images,
-    write_npz,
 )
 
 DIM = 64
@@ -184,14 +182,3 @@ def test_too_few_images():
     """One image has no covariance."""
     with pytest.raises(NppkitError, match="a reference of 1 images"):
         reference_from_images(image_set(1), 32, SimpleNamespace())
-
-
-def test_images_as_adm_reads_them(tmp_path):
-    """Images are written as uint8 NHWC under arr_0, and read back as they were."""
-    pixels = torch.from_numpy(reference_pixels(image_set(4), 16))
-    write_npz(tmp_path / "new" / "samples.npz", pixels)
-    with np.load(tmp_path / "new" / "samples.npz") as file:
-        assert file.files == ["arr_0"] and file["arr_0"].dtype == np.uint8
-        np.testing.assert_array_equal(file["arr_0"], pixels.numpy().transpose(0, 2, 3, 1))
-    torch.testing.assert_close(read_npz(tmp_path / "new" / "samples.npz"), pixels)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["samples.npz"]
