@@ -3,6 +3,7 @@
 Every result carries its contract (contract.py).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from nppkit.contract import IS_SPLIT, NEIGHBOURS, measurement
 from nppkit.errors import NppkitError
 from nppkit.features import extract_features
+from nppkit.images import ImageSet, reference_pixels
 from nppkit.model import GPT
 from nppkit.npz import read_npz, write_npz
 from nppkit.presets import EvaluationConfig
-from nppkit.reference import Reference
+from nppkit.reference import CHUNK, Reference
 from nppkit.runs import sha256
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
-from nppkit.tokenizer import VQModel, to_pixels
+from nppkit.tokenizer import VQModel, reconstruct, to_pixels
 
 
 @torch.inference_mode()
@@ -43,8 +45,14 @@ def generate(
         index = np.arange(start, min(start + batch_size, samples))
         labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed)))
         codes = sample_codes(model, labels[-1].to(device), config, index)
-        pixels.append(torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(100)]))
+        pixels.append(decode_pixels(tokenizer, codes))
     return torch.cat(pixels), torch.cat(labels)
+
+
+def decode_pixels(tokenizer: VQModel, codes: Tensor) -> Tensor:
+    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in."""
+    with torch.autocast(codes.device.type, enabled=False):
+        return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(100)])
 
 
 @torch.inference_mode()
@@ -55,7 +63,23 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
     """
     spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
     labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
-    return to_pixels(tokenizer.decode(sample_codes(model, labels, config, np.arange(len(labels))))).cpu()
+    return decode_pixels(tokenizer, sample_codes(model, labels, config, np.arange(len(labels))))
+
+
+def reconstruction_features(
+    tokenizer: VQModel,
+    extractor: FeatureExtractorBase,
+    images: ImageSet,
+    side: int,
+    image_size: int,
+    progress: Callable[[list], Iterable] = iter,
+) -> Tensor:
+    """Features (n, D) of the images' centre crops of `side`, encoded, decoded, and looked at with side `image_size`."""
+    features = []
+    for index in progress(np.array_split(np.arange(len(images)), math.ceil(len(images) / CHUNK))):
+        decoded = reconstruct(tokenizer, torch.from_numpy(reference_pixels(images.subset(index), side)))
+        features.append(extract_features(extractor, resize(decoded, image_size))["features"])
+    return torch.cat(features)
 
 
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:

@@ -155,6 +155,19 @@ def _open_complete(folder: Path, manifest: dict) -> CodeStore | None:
         return None
 
 
+def _open_imported(folder: Path, manifest: dict) -> CodeStore | None:
+    """An imported store in place of the one that the manifest describes. NppkitError if they differ in what both know."""
+    found = _stored_manifest(folder) or {}
+    if not found.get("imported"):
+        return None
+    wrong = [key for key in ("images", "grid_size", "vocab_size", "image_size") if found[key] != manifest[key]]
+    wrong += ["tokenizer_sha256"] * (found["tokenizer_sha256"] not in (UNKNOWN, manifest["tokenizer_sha256"]))
+    if wrong:
+        key = wrong[0]
+        raise NppkitError(f"{folder} was imported with {key} {found[key]}, not {manifest[key]}: remove it, or import others")
+    return CodeStore(folder)
+
+
 def extract_codes(
     model: VQModel,
     images: ImageSet,
@@ -170,13 +183,15 @@ def extract_codes(
     """Encode every crop of every image with the frozen tokenizer, batched over images, and open the store.
 
     Process `rank` of `world_size` encodes its share of the batches; a batch is the same images whoever encodes it. What
-    is already there is not encoded again. None while other processes are still at work. NppkitError for unfit arguments.
+    is already there is not encoded again, imported codes neither. None while other processes are still at work.
+    NppkitError for unfit arguments, and for an imported store of another size.
     """
     folder, manifest = Path(folder), _manifest(model, images, crops, image_size, tokenizer_sha256)
     if not 0 <= rank < world_size:
         raise NppkitError(f"rank {rank} is not one of {world_size} processes: count from 0")
-    if (store := _open_complete(folder, manifest)) is not None:
-        return store
+    for open_store in (_open_imported, _open_complete):
+        if (store := open_store(folder, manifest)) is not None:
+            return store
     part, starts = Part(folder, manifest, rank, world_size), range(0, len(images), batch_size)
     batches = [range(start, min(start + batch_size, len(images))) for start in starts]
     mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
@@ -245,7 +260,7 @@ def import_llamagen(
     names = class_names or [str(label) for label in range(targets.max() + 1)]
     image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
     values = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
-    _publish(part, folder, targets, dict(zip(KEYS, values, strict=True)))
+    _publish(part, folder, targets, {**dict(zip(KEYS, values, strict=True)), "imported": True})
     return CodeStore(folder)
 
 

@@ -127,13 +127,14 @@ def prepare_reference(
 
     Features are extracted once and kept in the folder `cache`, under a digest of all that decides them.
     """
-    if setting and "features" in npz_keys(setting):
-        return load_reference(setting, extractor)
-    origin = runs.sha256(setting) if setting else f"{images.digest} {size} {KEPT}"
+    file = runs.located(setting)
+    if setting and "features" in npz_keys(file):
+        return load_reference(file, extractor)
+    origin = runs.sha256(file) if setting else f"{images.digest} {size} {KEPT}"
     key = hashlib.sha256(f"{origin} {extractor.get_name()} {extractor.sha256}".encode()).hexdigest()
     path = cache / f"reference-{key[:16]}.npz"
     if not path.is_file():
-        made = reference_from_adm(setting, extractor) if setting else reference_from_images(images, size, extractor, progress)
+        made = reference_from_adm(file, extractor) if setting else reference_from_images(images, size, extractor, progress)
         made.save(path)
     return load_reference(path, extractor)
 

@@ -101,6 +101,8 @@ def preset_runs(preset: Preset) -> list[Run]:
     """Every run of the preset, in its order; NppkitError names a recipe that is not one."""
     first = [Run.parse(f"GPT-{size}_{recipe}_seed0") for size, recipes in preset.runs.items() for recipe in recipes]
     runs = list(dict.fromkeys(replace(run, seed=seed) for run in first for seed in range(seed_count(preset, run))))
+    if unknown := set(preset.weights) - {run.id for run in runs}:
+        raise NppkitError(f"preset {preset.name}: weights of {min(unknown)}, which is not one of its runs: add it to runs")
     for run in runs:
         check_patches(preset, run)
     return runs
@@ -215,18 +217,32 @@ STORE_FILES = ("codes.npy", "labels.npy", "manifest.json")
 def train_job(preset: Preset, run: Run) -> Job:
     """Train one run."""
     config = {"model": preset.models[run.size], "training": settings(run.training(preset)), "run": run.id}
-    upstream = (tokenize_job(preset), tokenize_job(preset, True)) if run.large else (tokenize_job(preset),)
     outputs = ("config.json", "history.csv", "train_metrics.json")
-    parameters = {"preset": preset.source, "run": run.id, "threads": preset.threads}
-    return Job(f"train {run.id}", "train", parameters, run_dir(preset, run), outputs, upstream, config)
+    config, parameters = {**config, **_precision(preset)}, _parameters(preset, run)
+    return Job(f"train {run.id}", "train", parameters, run_dir(preset, run), outputs, _tokenize_jobs(preset, run), config)
+
+
+def _tokenize_jobs(preset: Preset, run: Run) -> tuple[Job, ...]:
+    return (tokenize_job(preset), tokenize_job(preset, True)) if run.large else (tokenize_job(preset),)
+
+
+def _parameters(preset: Preset, run: Run) -> dict:
+    return {"preset": preset.source, "run": run.id, "precision": preset.precision, "threads": preset.threads}
+
+
+def _precision(preset: Preset) -> dict:
+    """What decides a result unless it is the default."""
+    return {} if preset.precision == "fp32" else {"precision": preset.precision}
 
 
 def evaluate_job(preset: Preset, run: Run) -> Job:
-    """Sample and score one run."""
+    """Sample and score one run, as it was trained here or from released weights."""
     outputs = ("metrics.json", "samples.png")
-    parameters = {"preset": preset.source, "run": run.id, "threads": preset.threads}
-    config = {"evaluation": settings(preset.evaluation)}
-    return Job(f"evaluate {run.id}", "evaluate", parameters, run_dir(preset, run), outputs, (train_job(preset, run),), config)
+    config, upstream = {"evaluation": settings(preset.evaluation), **_precision(preset)}, (train_job(preset, run),)
+    if run.id in preset.weights:
+        config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
+    folder, parameters = run_dir(preset, run), _parameters(preset, run)
+    return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config)
 
 
 def report_job(preset: Preset, report: str) -> Job:
@@ -241,7 +257,8 @@ def graph(preset: Preset) -> list[Job]:
     """All jobs of a preset, upstream first."""
     runs = preset_runs(preset)
     tokenize = [tokenize_job(preset)] + [tokenize_job(preset, True)] * any(run.large for run in runs)
-    train, evaluate = ([make(preset, run) for run in runs] for make in (train_job, evaluate_job))
+    train = [train_job(preset, run) for run in runs if run.id not in preset.weights]
+    evaluate = [evaluate_job(preset, run) for run in runs]
     return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in REPORTS)]
 
 
@@ -310,7 +327,8 @@ def set_aside_stale(preset: Preset) -> list[str]:
     jobs = graph(preset)
     reasons = {job.name: why_incomplete(job) for job in jobs}
     for job in jobs:
-        if job.notebook == "evaluate" and reasons[job.name] and not reasons[job.upstream[0].name]:
+        trained = job.notebook == "evaluate" and job.parameters["run"] not in preset.weights
+        if trained and reasons[job.name] and not reasons[job.upstream[0].name]:
             reasons[job.upstream[0].name] = _checkpoint_gone(preset, Run.parse(job.parameters["run"]))
     lines = []
     for job in (job for job in jobs if reasons[job.name] and job.record.is_file()):

@@ -30,6 +30,7 @@ from nppkit.model import GPT, GPTConfig
 from nppkit.presets import Preset, TrainingConfig
 from nppkit.runs import Run, checkpoint_dir, train_job, write_atomic
 from nppkit.schedule import Segment, learning_rate, segment_at
+from nppkit.weights import find, load_weights, release_config
 
 CPU = torch.device("cpu")
 
@@ -271,7 +272,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[s
 
 @torch.inference_mode()
 def heldout_nll(model: GPT, store: CodeStore, device: torch.device, precision: str = "fp32", batch_size: int = 100) -> float:
-    """Negative log-likelihood per token in nats at p = 1 over every image's first crop: eval mode, no label dropout."""
+    """Negative log-likelihood per token in nats at p = 1 over every image's first crop: eval mode, no label dropout.
+
+    NaN without images.
+    """
     was_training, total = model.training, 0.0
     model.eval()
     for start in range(0, len(store), batch_size):
@@ -280,11 +284,16 @@ def heldout_nll(model: GPT, store: CodeStore, device: torch.device, precision: s
         with autocast(device, precision):
             total += npp_loss(model, codes, labels, 1).item() * len(index)
     model.train(was_training)
-    return total / len(store)
+    return total / len(store) if len(store) else math.nan
 
 
 def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
-    """The trained transformer of a run, in eval mode. NppkitError if there is no finished checkpoint."""
+    """The transformer of a run, in eval mode: as trained here, or the released one that the preset names.
+
+    NppkitError if there is no finished checkpoint, or if the weights are not of this run's size and grid.
+    """
+    if run.id in preset.weights:
+        return load_released(preset, run, store).eval().requires_grad_(False)
     digest, folder = train_job(preset, run).digest, checkpoint_dir(preset, run)
     found = load_newest(folder, digest)
     total = run.training(preset).epochs * preset.training.steps_per_epoch
@@ -293,3 +302,13 @@ def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
     model.load_state_dict(found[0]["model"])
     return model.eval().requires_grad_(False)
+
+
+def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
+    """The transformer of the weights that the preset names for a run: of its size, on the grid of the codes."""
+    path, sizes = find(preset.weights[run.id]), preset.models[run.size]
+    classes = release_config(path, store.grid_size, sizes["n_head"]).num_classes
+    shape = dict(vocab_size=store.vocab_size, num_classes=classes, grid_size=store.grid_size)
+    model = GPT(GPTConfig(**{**shape, **sizes}))
+    load_weights(model, path)
+    return model
