@@ -169,14 +169,17 @@ def weights_file(name: str, weights: str | Path = "") -> Path:
 
 
 def _download_inception() -> Path:
-    """torch-fidelity's Inception file where torch-fidelity itself would put it, checked on arrival."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    """torch-fidelity's Inception file in weights/, or where torch-fidelity itself would put it, checked on arrival."""
+    name = Path(URL_INCEPTION_V3).name
+    path, local = Path(torch.hub.get_dir()) / "checkpoints" / name, runs.home() / "weights" / name
+    if local.is_file():
+        return local
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256["inception-v3-compat"], progress=False)
         except (OSError, RuntimeError) as error:
-            raise NppkitError(f"{URL_INCEPTION_V3} cannot be downloaded ({error}): set extractor.weights to a copy") from None
+            raise NppkitError(f"{URL_INCEPTION_V3} cannot be downloaded ({error}): put a copy into {local.parent}") from None
     return path
 
 

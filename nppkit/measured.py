@@ -13,6 +13,8 @@ from nppkit.presets import Preset
 from nppkit.runs import Run, evaluate_job, preset_runs, run_dir, seed_count, tokenizer_dir, why_incomplete
 from nppkit.stats import Interval, interval, pooled_deviation
 
+PUBLISHED = Path(__file__).parent / "published"  # the paper's values
+
 
 def read_json(path: Path) -> dict:
     """A JSON file. NppkitError names it when it is missing or damaged."""
@@ -23,25 +25,38 @@ def read_json(path: Path) -> dict:
 
 
 def run_result(preset: Preset, run: Run) -> dict | None:
-    """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run."""
+    """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run.
+
+    Released weights have no cost of ours.
+    """
     if why_incomplete(evaluate_job(preset, run)):
         return None
     folder = run_dir(preset, run)
-    metrics, train = read_json(folder / "metrics.json"), read_json(folder / "train_metrics.json")
+    metrics = read_json(folder / "metrics.json")
+    train = metrics["weights"] if run.id in preset.weights else read_json(folder / "train_metrics.json")
     scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
     best = best_guidance(metrics["guidance"])
     at_best = {f"best_{key}": value for key, value in scales[best].items()}
-    cost = {key: train[key] for key in ("seconds", "cpu_seconds", "flops", "parameters")}
+    cost = {key: train.get(key) for key in ("seconds", "cpu_seconds", "flops", "parameters")}
     identity = {"run": run.id, "size": run.size, "large": run.large, "recipe": run.recipe, "seed": run.seed}
     return {
         **identity,
         **scales[preset.evaluation.common_guidance],
         **at_best,
+        **paper_metrics(preset, run, scales),
         "best_scale": best,
         "heldout_nll": metrics["heldout_nll"],
         **cost,
         "contract": metrics["contract"],
     }
+
+
+def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
+    """The metrics at the guidance scale that the paper gives for this model; empty unless the preset has all of those."""
+    paper = pd.read_csv(PUBLISHED / "guidance.csv", index_col="size")
+    if not set(paper.to_numpy().ravel()) <= set(preset.evaluation.guidance):
+        return {}
+    return {f"paper_{key}": value for key, value in scales[paper.loc[run.size, run.recipe[:3]]].items()}
 
 
 def results(preset: Preset, run: Run) -> list[dict]:
@@ -96,7 +111,7 @@ def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str,
 def histories(preset: Preset, run: Run) -> pd.DataFrame:
     """The training histories of a run's complete seeds, one below the other, with `seed` and the FLOPs and time so far."""
     frames = []
-    for seed in (result["seed"] for result in results(preset, run)):
+    for seed in (result["seed"] for result in results(preset, run) if result["run"] not in preset.weights):
         folder = run_dir(preset, replace(run, seed=seed))
         frame, counted = pd.read_csv(folder / "history.csv"), read_json(folder / "train_metrics.json")["flops_per_step"]
         steps = frame["step"].diff().fillna(frame["step"])

@@ -12,14 +12,13 @@ import pandas as pd
 
 from nppkit.contract import check_one_contract, contract_line
 from nppkit.cost import rule_gflops
-from nppkit.measured import contrasts, floors, mean, paired, results
+from nppkit.measured import PUBLISHED, contrasts, floors, mean, paired, results
 from nppkit.model import MODELS, GPTConfig
 from nppkit.presets import Preset
-from nppkit.runs import Run, results_dir, write_atomic
+from nppkit.runs import Run, preset_runs, results_dir, write_atomic
 from nppkit.schedule import cost_ratio, ideal_cost_ratio
 from nppkit.stats import deviation
 
-PUBLISHED = Path(__file__).parent / "published"
 MODEL = re.compile(r"LlamaGen-(?P<size>B|L|XL|XXL)(?P<large> \(384\))?(?P<npp> \+ NPP.*)?")
 NAMES = {"fid": "FID", "inception_score": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
 EPOCHS = 300
@@ -63,6 +62,9 @@ def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[
     for key, name in {**NAMES, "best_fid": "best FID"}.items():
         columns |= {f"paper {name}": row[key]} if key in row else {}
         columns |= measured_columns(f"our {name}{seen_by}", rows, key)
+    if rows and "paper_fid" in rows[0]:
+        for key, name in NAMES.items():
+            columns |= measured_columns(f"our {name} at the paper's scale{seen_by}", rows, f"paper_{key}")
     columns |= {"at scale": mean(rows, "best_scale"), **measured_columns("held-out NLL", rows, "heldout_nll")}
     return columns | {"agreement": mean(rows, "agreement")} | difference_columns(preset, run)
 
@@ -88,14 +90,17 @@ def cost_columns(preset: Preset, run: Run, printed: float, rows: list[dict]) -> 
     segments = run.segments(EPOCHS)
     ideal = 1.0 if run.lam is None else ideal_cost_ratio([s.patch_size for s in segments], run.lam)
     baseline = results(preset, Run(run.size, large=run.large))
-    both = rows and baseline
     measured = {"FLOPs": "flops", "time": "seconds", "CPU time": "cpu_seconds"}
     return {
         "cost printed": printed,
         "cost ideal": ideal,
         "cost integer boundaries": cost_ratio(segments),
-        **{f"cost measured {name}": mean(rows, key) / mean(baseline, key) if both else None for name, key in measured.items()},
+        **{f"cost measured {name}": _ratio(mean(rows, key), mean(baseline, key)) for name, key in measured.items()},
     }
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
 
 
 def make_table(preset: Preset, number: int) -> pd.DataFrame:
@@ -106,7 +111,7 @@ def make_table(preset: Preset, number: int) -> pd.DataFrame:
         rows = results(preset, run) if run else []
         contracts |= {r["run"]: r["contract"] for r in rows}
         settings = {key: row[key] for key in ("type", "model", "parameters", "patch_size", "lambda", "levels") if key in row}
-        line = {**settings, "ours": _status(run, rows)}
+        line = {**settings, "ours": _status(preset, run, rows)}
         if number == 5:
             line |= table5_columns(preset, row, run, rows)
         else:
@@ -120,10 +125,13 @@ def make_table(preset: Preset, number: int) -> pd.DataFrame:
     return table
 
 
-def _status(run: Run | None, rows: list[dict]) -> str:
+def _status(preset: Preset, run: Run | None, rows: list[dict]) -> str:
+    """Where a row's numbers come from, or why there are none."""
     if run is None:
         return "quoted"
-    return f"{len(rows)} seed{'s' * (len(rows) > 1)}" if rows else "not run"
+    if not rows:  # a preset that names weights and no such run evaluates releases
+        return "weights not released" if preset.weights and run not in preset_runs(preset) else "not run"
+    return "released weights" if run.id in preset.weights else f"{len(rows)} seed{'s' * (len(rows) > 1)}"
 
 
 def table5_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[dict]) -> dict:
@@ -138,7 +146,7 @@ def table5_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[d
         **measured_columns(f"our FID{suffix(preset)}", rows, "fid"),
         "paper GFLOPs printed": row["cost_gflops"],
         "paper GFLOPs by its rule": rule,
-        "our GFLOPs measured": mean(rows, "flops") / images / 1e9 if rows else None,
+        "our GFLOPs measured": _ratio(mean(rows, "flops"), images * 1e9),
         "our training seconds": mean(rows, "seconds"),
         "our training CPU seconds": mean(rows, "cpu_seconds"),
     }
@@ -191,7 +199,18 @@ def shown(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return text[[c for name in names for c in text.columns if c == name or c.startswith(f"{name} (")]]
 
 
-QUALITY = ["model", "ours", "paper FID", "our FID", "paper IS", "our IS", "our best FID", "at scale", "held-out NLL"]
+QUALITY = [
+    "model",
+    "ours",
+    "paper FID",
+    "our FID",
+    "our FID at the paper's scale",
+    "paper IS",
+    "our IS",
+    "our best FID",
+    "at scale",
+    "held-out NLL",
+]
 
 
 def column(table: pd.DataFrame, name: str) -> str:

@@ -15,17 +15,13 @@ from nppkit.contract import check_one_contract, contract, contract_line
 from nppkit.errors import NppkitError
 from nppkit.evaluate import frechet_distance, score
 from nppkit.features import DigitClassifier, extract_features, load_extractor
+from nppkit.images import mnist_images, reference_pixels
 from nppkit.measured import best_guidance
 from nppkit.model import GPT, GPTConfig
 from nppkit.npz import write_npz
 from nppkit.presets import EvaluationConfig
-<<<<<<< HEAD
-from nppkit.reference import Moments, Reference, reference_from_adm, write_npz
-=======
 from nppkit.reference import Moments, Reference, reference_from_adm
-from nppkit.tables import best_guidance
->>>>>>> 4d3c80a (Held-out images from a folder of their own, images from ADM's file, paths of presets start at home, tokenizers train on GPUs)
-from nppkit.tokenizer import VQConfig, VQModel
+from nppkit.tokenizer import VQConfig, VQModel, reconstruct, to_pixels
 
 
 def draw(n: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -271,3 +267,22 @@ def test_nearest():
     """The nearest reference feature of each feature."""
     reference = torch.eye(4)
     assert evaluate.nearest(reference[[2, 0]] * 0.9, reference).tolist() == [2, 0]
+
+
+def test_reconstructions(models, digits, monkeypatch):
+    """Images are encoded at the codes' side and looked at with the data's, in parts like all at once."""
+    monkeypatch.setattr(evaluate, "CHUNK", 3)
+    images = mnist_images().subset(np.arange(7))
+    found = evaluate.reconstruction_features(models[1], digits, images, 8, 10)
+    decoded = reconstruct(models[1], torch.from_numpy(reference_pixels(images, 8)))
+    torch.testing.assert_close(found, extract_features(digits, evaluate.resize(decoded, 10))["features"])
+
+
+def test_decoding_is_fp32(models):
+    """Codes may be drawn in bf16; the pixels are the fp32 decoder's."""
+    codes = torch.randint(0, 16, (3, 16), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        within = evaluate.decode_pixels(models[1], codes)
+        assert not torch.equal(to_pixels(models[1].decode(codes)), within)
+    with torch.inference_mode():
+        assert torch.equal(to_pixels(models[1].decode(codes)), within)

@@ -389,3 +389,23 @@ def test_command_line_imports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["extract", *arguments])
     assert extract.main() == 0 and "codes (6, 20, 16), 5 classes" in capsys.readouterr().out
     assert CodeStore(tmp_path / "out").require(4, 16384, 5, runs.sha256(tmp_path / "vq.safetensors"))
+
+
+def test_an_imported_store_takes_the_place_of_extraction(model, images, tmp_path, encoded):
+    """Imported codes of the right size are taken as they are; of another size or tokenizer they are refused by name."""
+    some = images.subset(np.arange(6))
+    codes, labels, _ = llamagen(tmp_path, n=6, tokens=64, vocab=16)
+    import_llamagen([codes], labels, tmp_path / "store", 16, image_size=32)
+    store = run(model, some, tmp_path / "store")
+    assert store.crops == 10 and store.manifest["imported"] and not encoded
+    with pytest.raises(NppkitError, match="store was imported with images 6, not 20: remove it, or import others"):
+        run(model, images, tmp_path / "store")
+    import_llamagen([codes], labels, tmp_path / "store", 16, tokenizer_sha256="other", image_size=32)
+    with pytest.raises(NppkitError, match="imported with tokenizer_sha256 other, not sha"):
+        run(model, some, tmp_path / "store")
+
+
+def test_no_images_are_a_store_too(model, images, tmp_path):
+    """A preset that holds nothing out has an empty store of held-out images."""
+    assert len(run(model, images.subset(np.arange(0)), tmp_path / "heldout")) == 0
+    assert len(run(model, images.subset(np.arange(0)), tmp_path / "heldout")) == 0

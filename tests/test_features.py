@@ -117,8 +117,11 @@ def test_unfit_files(digits, tmp_path):
         load_extractor("digits", tmp_path / "other.safetensors")
 
 
-def test_inception_download(inception, tmp_path, monkeypatch):
-    """Without a file, torch-fidelity's download is asked for with the published digest, once; offline the remedy is named."""
+def test_inception_download(inception, tmp_path, monkeypatch, home):
+    """Without a file, torch-fidelity's download is asked for with the published digest, once; offline the remedy is named.
+
+    A file in weights/ is used without asking.
+    """
     asked = []
 
     def download(url, target, digest, progress):
@@ -129,11 +132,14 @@ def test_inception_download(inception, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(NppkitError, match=r"6726825d\.pth cannot be downloaded \(offline\): set extractor\.weights"):
+    with pytest.raises(NppkitError, match=r"6726825d\.pth cannot be downloaded \(offline\): put a copy into "):
         load_extractor("inception-v3-compat")
     for _ in range(2):
         assert load_extractor("inception-v3-compat", "", runs.sha256(inception)).sha256 == runs.sha256(inception)
     assert asked == [(features.URL_INCEPTION_V3, features.SHA256["inception-v3-compat"])] * 2
+    (home / "weights").mkdir()
+    (home / "weights" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"found")
+    assert features.weights_file("inception-v3-compat").read_bytes() == b"found"
 
 
 def test_efficientnet_sees_a_photograph():

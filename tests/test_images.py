@@ -1,9 +1,13 @@
 """Image sources and crops."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from nppkit import runs
 from nppkit.errors import NppkitError
 from nppkit.images import (
     CROPS,
@@ -13,8 +17,10 @@ from nppkit.images import (
     load_images,
     mnist_images,
     split_heldout,
+    study_images,
     two_halves,
 )
+from nppkit.presets import DataConfig
 
 
 @pytest.fixture
@@ -116,3 +122,36 @@ def test_unknown_crops():
     """An unknown kind of crop is named."""
     with pytest.raises(NppkitError, match="ten_crop"):
         crop_images(Image.new("RGB", (8, 8)), "random", 8)
+
+
+def test_heldout_images_of_their_own(folder, tmp_path, home):
+    """With data.heldout_path all images of data.path train, and as many of the others as asked are held out."""
+    shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("val", "1.png"))
+    data = DataConfig(source="folder", path=str(folder), heldout_path="val", heldout=1)
+    (home / "bird").mkdir()
+    with pytest.raises(NppkitError, match="heldout_path val has other classes than"):
+        study_images(data)
+    (home / "bird").rmdir()
+    shutil.move(home / "val", home.parent / "val")
+    training, heldout = study_images(dataclasses.replace(data, heldout_path=str(home.parent / "val")))
+    assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
+    training, heldout = study_images(dataclasses.replace(data, heldout_path=""))
+    assert (len(training), len(heldout)) == (3, 1)
+
+
+def test_images_of_an_npz_file(tmp_path):
+    """ADM's reference file gives its images, unlabelled; the digest is the file's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "reference.npz", arr_0=pixels)
+    images = load_images("npz", tmp_path / "reference.npz")
+    assert len(images) == 3 and images.class_names == ("unlabelled",) and images.labels.tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(np.asarray(images.load(2)), pixels[2])
+    assert images.digest == runs.sha256(tmp_path / "reference.npz")
+
+
+def test_files_are_checked_once(folder):
+    """An unreadable file stops whoever extracts codes; later readers of the same folder do not open every file again."""
+    (folder / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(NppkitError, match=r"0\.png cannot be read"):
+        load_images("folder", folder)
+    assert len(load_images("folder", folder, check=False)) == 4

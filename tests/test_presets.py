@@ -7,7 +7,11 @@ import yaml
 
 from nppkit import presets
 from nppkit.errors import NppkitError
+from nppkit.model import MODELS
 from nppkit.presets import FOLDER, coerce, load_preset, preset_names, settings
+from nppkit.runs import Run, preset_runs
+from nppkit.tables import published, row_run
+from nppkit.weights import RELEASES
 
 
 @pytest.fixture
@@ -118,3 +122,30 @@ def test_other_values_are_refused(kind, value):
     """What does not spell the declared type is refused by name."""
     with pytest.raises(NppkitError, match="parameter x"):
         coerce(kind, value, "parameter x")
+
+
+def test_imagenet_presets_are_the_papers():
+    """imagenet256 has every trained row of Tables 1-5, the paper's sizes, schedule and guidance scales.
+
+    Its evaluation twin has the rows whose weights were released, each with its own release.
+    """
+    preset, released = load_preset("imagenet256"), load_preset("imagenet256-eval")
+    rows = {row_run(row) for number in (1, 2, 3, 4, 5) for _, row in published(number).iterrows()} - {None}
+    assert rows == set(preset_runs(preset))
+    assert preset.models == released.models == MODELS
+    t = preset.training
+    assert (t.epochs, t.batch_size, t.lr, t.end_lr, t.steps_per_epoch) == (300, 256, 1e-4, 1e-5, 1281167 // 256)
+    assert (t.beta1, t.beta2, t.weight_decay, t.dropout, t.label_dropout) == (0.9, 0.95, 0.05, 0.1, 0.1)
+    assert {2.0, 1.75, 1.7, 1.65} <= set(preset.evaluation.guidance) and preset.evaluation == released.evaluation
+    assert preset.evaluation.samples == 50_000 and preset.precision == "bf16" and preset.data.crops == "ten_crop"
+    assert set(released.weights) == {run.id for run in preset_runs(released)}
+    for run_id, name in released.weights.items():
+        run, release = Run.parse(run_id), RELEASES[name]
+        kind = "NPP" if run.lam else "LlamaGen"
+        assert (release.family, release.size, release.image_size) == (kind, run.size, 384 if run.large else 256) and release.repo
+
+
+def test_unknown_precision(smoke_file):
+    """A precision that is neither fp32 nor bf16 is named."""
+    with pytest.raises(NppkitError, match="precision 'fp8' is unknown"):
+        load_preset(smoke_file(lambda content: content.update(precision="fp8")))

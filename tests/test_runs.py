@@ -244,3 +244,38 @@ def test_record_holds_the_configuration(chain):
     """A record can be read without the code."""
     record = json.loads(chain[1].record.read_text())
     assert record["config"]["training"]["lr"] == 2e-3 and set(record["outputs"]) == set(chain[1].outputs)
+
+
+RELEASED = {"GPT-B_ntp_seed0": "LlamaGen-B-256"}
+
+
+def test_released_weights_take_the_place_of_training(home, smoke):
+    """A run that has weights is evaluated after tokenizing, has no training job, and its digest follows the weights."""
+    preset, run = dataclasses.replace(smoke, weights=RELEASED), Run("B")
+    job = runs.evaluate_job(preset, run)
+    assert job.upstream == (runs.tokenize_job(preset),)
+    trained = {job.parameters["run"] for job in runs.graph(preset) if job.notebook == "train"}
+    assert trained == {run.id for run in runs.preset_runs(smoke)} - {run.id}
+    other = dataclasses.replace(smoke, weights={run.id: "other.pt"})
+    assert len({job.digest, runs.evaluate_job(other, run).digest, runs.evaluate_job(smoke, run).digest}) == 3
+    assert runs.set_aside_stale(preset) == []
+
+
+def test_weights_of_no_run_are_refused(smoke):
+    """Weights for a run that the preset does not list would be forgotten silently."""
+    with pytest.raises(NppkitError, match="weights of GPT-XL_ntp_seed0, which is not one of its runs"):
+        runs.preset_runs(dataclasses.replace(smoke, weights={"GPT-XL_ntp_seed0": "x"}))
+
+
+def test_precision_is_said_once(home, smoke):
+    """The preset's precision reaches both notebooks and their digests; fp32, the default, leaves digests as they were."""
+    bf16, run = dataclasses.replace(smoke, precision="bf16"), Run("B")
+    for make in (runs.train_job, runs.evaluate_job):
+        assert (make(smoke, run).parameters["precision"], make(bf16, run).parameters["precision"]) == ("fp32", "bf16")
+        assert make(bf16, run).config == {**make(smoke, run).config, "precision": "bf16"}
+
+
+def test_relative_paths_start_at_home(home):
+    """A preset's relative paths do not depend on the folder that a notebook runs in."""
+    assert runs.located("data/x") == home / "data/x" and runs.located("/data/x") == runs.Path("/data/x")
+    assert runs.located("") == runs.Path()

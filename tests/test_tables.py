@@ -174,3 +174,38 @@ def test_missing_metrics_file_is_not_run(partly_run):
     """A run whose metrics are gone is not run; nothing is guessed."""
     (runs.run_dir(partly_run, Run("B")) / "metrics.json").unlink()
     assert tables.make_table(partly_run, 2)["ours"].iloc[0] == "not run"
+
+
+def test_rows_of_released_weights(home):
+    """A preset of releases says which rows are released weights and which were not released; these have no cost of ours."""
+    preset = load_preset("imagenet256-eval")
+    run = Run("L")
+    finish(preset, run, fid=3.8)
+    weights = {"name": "LlamaGen-L-256", "sha256": "00", "parameters": 342910976}
+    path = runs.run_dir(preset, run) / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights": weights}))
+    runs.write_record(runs.evaluate_job(preset, run))
+    status = tables.make_table(preset, 1).set_index("model")["ours"]
+    assert status["LlamaGen-L"] == "released weights" and status["LlamaGen-L (384)"] == "not run"
+    assert status["LlamaGen-XL"] == status["LlamaGen-XXL"] == "weights not released" and status["BigGAN"] == "quoted"
+    row = tables.make_table(preset, 3).iloc[0]
+    assert row["our FID"] == 3.8 and row["cost measured FLOPs"] is None
+    data = tables.figure1_data(preset).set_index("model").loc["LlamaGen-L"]
+    assert data["own_size"] == 342910976 and pd.isna(data["our GFLOPs measured"])
+
+
+def test_the_papers_guidance_scales(home, smoke, changed):
+    """With all of the paper's scales among its own, a preset shows each model at the scale that the paper gives it."""
+    preset = changed(smoke, "evaluation.guidance", [1.5, 1.65, 1.7, 1.75, 2.0])
+    for run, scale in ((Run("L"), 2.0), (Run("L", patch_size=2, lam="3/4"), 1.75)):
+        finish(dataclasses.replace(preset, runs={"L": ["ntp", "npp_p2_lambda3-4"]}), run)
+        path = runs.run_dir(preset, run) / "metrics.json"
+        content = json.loads(path.read_text())
+        for row in content["guidance"]:
+            row["fid"] = row["cfg_scale"]
+        path.write_text(json.dumps(content))
+        runs.write_record(runs.evaluate_job(preset, run))
+        preset_two = dataclasses.replace(preset, runs={"L": ["ntp", "npp_p2_lambda3-4"]})
+        row = tables.make_table(preset_two, 3).iloc[0 if run.lam is None else 3]
+        assert row["our FID at the paper's scale (digit features)"] == scale and row["our FID (digit features)"] == 1.5
+    assert not any("paper's scale" in name for name in tables.make_table(smoke, 3).columns)

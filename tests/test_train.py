@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_store
+from torch import nn
 
 from nppkit import train
 from nppkit.checkpoint import checkpoints
 from nppkit.codes import CodeStore
 from nppkit.errors import NppkitError
+from nppkit.model import GPT, GPTConfig
 from nppkit.presets import TrainingConfig
+from nppkit.runs import Run
 from nppkit.schedule import learning_rate, multi_scale_segments
 
 SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
@@ -220,3 +223,25 @@ def test_measured_flops_are_counted_not_derived(store, tmp_path):
     per_step = whole["flops_per_step"]
     assert whole["flops"] == 6 * per_step[4] + 6 * per_step[2] + 12 * per_step[1]
     assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in trainer.history))
+
+
+def test_released_weights(store, tmp_path, home, smoke):
+    """A run whose weights the preset names is that file's model, in eval mode; another size is refused by name."""
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(**SIZES, vocab_size=16, num_classes=7, grid_size=4))
+    nn.init.normal_(model.output.weight)
+    torch.save({"model": model.state_dict()}, home / "c2i.pt")
+    preset = dataclasses.replace(smoke, models={"B": SIZES}, runs={"B": ["ntp"]}, weights={"GPT-B_ntp_seed0": "c2i.pt"})
+    loaded = train.load_trained(preset, Run("B"), store)
+    assert not loaded.training and loaded.config.num_classes == 7
+    codes, labels = store.batch(np.arange(3), np.zeros(3, int))
+    torch.testing.assert_close(loaded(codes, labels), model.eval()(codes, labels))
+    with pytest.raises(NppkitError, match=r"c2i\.pt does not fit this GPT"):
+        train.load_trained(dataclasses.replace(preset, models={"B": {**SIZES, "n_layer": 3}}), Run("B"), store)
+
+
+def test_likelihood_of_nothing(tmp_path):
+    """Without held-out images there is no likelihood: NaN, and no error."""
+    empty = CodeStore(write_store(tmp_path / "empty", n=0))
+    model = train.make_model(empty, SIZES, CONFIG, 0)
+    assert math.isnan(train.heldout_nll(model, empty, train.CPU))
