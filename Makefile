@@ -12,7 +12,7 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES)
 CONFIG = --config preset=$(PRESET)  # comes last: it takes every word after it
 REPORTS := table1 table2 table3 table4 table5 figure1
 
-.PHONY: help env reproduce test test-all lint lab clean $(REPORTS)
+.PHONY: help env reproduce plan test test-all lint lab clean $(REPORTS)
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ reproduce: env  ## everything a preset holds: tokenizer, runs, tables, figure
 table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and what it needs
 	$(SNAKEMAKE) $@ $(CONFIG)
 	@$(BIN)/python -m nppkit.runs $(PRESET) $@
+
+plan: env  ## steps, memory, disk and hours of every run before anything starts; GPU= GPUS= UTILISATION=
+	@$(BIN)/python -m nppkit.plan $(PRESET) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
 
 test: env  ## unit tests, golden core, every notebook at smoke size
 	$(BIN)/python -m pytest -m "not slow"

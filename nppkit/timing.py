@@ -1,0 +1,103 @@
+"""How long things take on this machine: real training steps, samples and tokenizer steps on synthetic data of a preset's shape.
+
+The measured half of the plan. Nothing is read, trained or kept.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nppkit import evaluate, fit, train
+from nppkit.codes import KEYS, CodeStore
+from nppkit.images import CROPS
+from nppkit.presets import Preset
+from nppkit.runs import Run, image_size
+from nppkit.sample import SamplingConfig
+from nppkit.schedule import Segment
+from nppkit.tokenizer import VQModel
+
+SECONDS = 0.5  # what is timed at least, over at least three calls
+IMAGES = 100  # sampled at once, at most
+
+
+def median_seconds(function: Callable, *args: object) -> float:
+    """Median time of a call, after one that is not counted."""
+    function(*args)
+    times = []
+    while len(times) < 3 or sum(times) < SECONDS:
+        started = time.perf_counter()
+        function(*args)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10) -> CodeStore:
+    """A store of random codes of the preset's grid, vocabulary and crops."""
+    vq, side, n = fit.tokenizer_config(preset), image_size(preset, large), preset.training.batch_size
+    shape, rng = (n, CROPS[preset.data.crops], vq.grid_size(side) ** 2), np.random.default_rng(0)
+    np.save(folder / "codes.npy", rng.integers(0, vq.codebook_size, shape).astype(np.uint16))
+    np.save(folder / "labels.npy", np.arange(n) % classes)
+    names = [str(c) for c in range(classes)]
+    values = (n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
+    (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    return CodeStore(folder)
+
+
+def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> dict[int, float]:
+    """Seconds of one training step at each patch side: batch, forward, backward, clipping and AdamW, without compilation."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = synthetic_store(folder, preset, run.large)
+        model = train.make_model(store, preset.models[run.size], preset.training, run.seed)
+        segments = tuple(Segment(p, i, i + 1) for i, p in enumerate(patch_sizes))
+        files = (folder / "history.csv", folder / "checkpoints", "timing")
+        trainer = train.Trainer(model, store, store, segments, preset.training, 0, *files, precision=preset.precision)
+        trainer.warm_up()
+        model.train()
+        return {p: median_seconds(trainer.train_step, 0, p) for p in patch_sizes}
+
+
+def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
+    """Seconds to sample and decode one image, in a batch as large as the preset's, or of 100."""
+    n, scale = min(preset.evaluation.batch_size, IMAGES), 2.0 if guided else 1.0
+    with tempfile.TemporaryDirectory() as name:
+        store = synthetic_store(Path(name), preset, run.large)
+        model = train.make_model(store, preset.models[run.size], preset.training, run.seed).eval()
+        decoder = VQModel(fit.tokenizer_config(preset)).eval()
+        evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
+        started = time.perf_counter()
+        with train.autocast(train.CPU, preset.precision):
+            evaluate.generate(model, decoder, SamplingConfig(cfg_scale=scale), n, n)
+        return (time.perf_counter() - started) / n
+
+
+def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
+    """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
+    t, config, side = preset.tokenizer, fit.tokenizer_config(preset), preset.data.image_size
+    pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
+    if t.steps and not t.weights:
+        few, many = (_timed(fit.fit_tokenizer, pixels, config, n, t.batch_size, t.lr, t.seed) for n in (1, 6))
+        step = max(0.0, many - few) / 5
+    images = torch.zeros(8, 3, side, side)
+    with torch.inference_mode():
+        return step, median_seconds(VQModel(config).eval().encode, images) / len(images)
+
+
+def _timed(function: Callable, *args: object) -> float:
+    started = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - started
+
+
+def start_seconds() -> float:
+    """Seconds until a job's launcher and kernel have imported what they need."""
+    imports = "import nppkit.launch, papermill", "import nppkit.evaluate, nppkit.train"
+    return sum(_timed(subprocess.run, [sys.executable, "-c", line]) for line in imports)
