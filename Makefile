@@ -10,9 +10,11 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES)
 CONFIG = --config preset=$(PRESET)  # comes last: it takes every word after it
+READING := table1_main table2_patch_size table3_lambda table4_levels table5_cost figure1_cost_vs_fid figure2_method \
+  figure3_schedule figure4_samples gain equal_compute when_it_pays claims
 REPORTS := table1 table2 table3 table4 table5 figure1
 
-.PHONY: help env reproduce plan test test-all lint lab clean $(REPORTS)
+.PHONY: help env reproduce plan study study-report test test-all lint lab clean $(REPORTS)
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +37,14 @@ table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and
 
 plan: env  ## steps, memory, disk and hours of every run before anything starts; GPU= GPUS= UTILISATION=
 	@$(BIN)/python -m nppkit.plan $(PRESET) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
+
+study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is complete at any time
+	$(MAKE) reproduce PRESET=study_8x8
+	$(MAKE) reproduce PRESET=study
+
+study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
+	cd notebooks && printf '%s\n' $(READING) | xargs -P $(CORES) -I {} $(abspath $(BIN))/jupyter nbconvert \
+	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False {}.ipynb
 
 test: env  ## unit tests, golden core, every notebook at smoke size
 	$(BIN)/python -m pytest -m "not slow"

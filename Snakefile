@@ -20,7 +20,7 @@ for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
 
 rule all:
     input:
-        [runs.report_job(PRESET, report).record for report in runs.REPORTS],
+        [runs.report_job(PRESET, report).record for report in runs.reports(PRESET)],
 
 
 for job in runs.graph(PRESET):

@@ -1,10 +1,12 @@
 """The code store: every crop's codes in one memory-mapped uint16 file, with labels and a JSON manifest.
 
 A store is a folder: codes.npy (images, crops, N), labels.npy (images,), manifest.json. `nppkit.extract` writes it,
-the manifest last: a folder without one is not a store.
+the manifest last: a folder without one is not a store. A small store may be packed as codes.npz, to be kept in git.
 """
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,8 @@ class CodeStore:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder / "manifest.json")
-        self.codes = _open_array(self.folder / "codes.npy")
+        packed = self.folder / "codes.npz"
+        self.codes = _open_packed(packed) if packed.exists() else _open_array(self.folder / "codes.npy")
         self.labels = _open_array(self.folder / "labels.npy")
         self._check()
 
@@ -96,6 +99,26 @@ class CodeStore:
         if self.codes.nbytes > CHECK_BYTES:
             self._check_range(codes)
         return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(self.labels[images].astype(np.int64))
+
+
+def _open_packed(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["codes"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise NppkitError(f"{path} cannot be opened ({error}): extract the codes again") from None
+
+
+def code_shades(store: CodeStore, pixels: np.ndarray) -> Tensor:
+    """The mean brightness (V,) of the pixels that each code stands for, over the images (n, 3, S, S) of the store's first crops.
+
+    Codes have no order of their own; shades let a person see the image in them. A code that no image has is 0.
+    """
+    n, side = len(pixels), pixels.shape[-1] // store.grid_size
+    cells = pixels.reshape(n, 3, store.grid_size, side, store.grid_size, side).mean((1, 3, 5)).reshape(-1)
+    codes = store.codes[:n, 0].reshape(-1)
+    total, count = (np.bincount(codes, weights, store.vocab_size) for weights in (cells, None))
+    return torch.from_numpy(total / np.maximum(count, 1))
 
 
 def _read_manifest(path: Path) -> dict:

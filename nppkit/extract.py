@@ -137,6 +137,7 @@ def _publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> No
     temporary.replace(folder / "labels.npy")
     with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
         part.replace(folder / "codes.npy")
+        (folder / "codes.npz").unlink(missing_ok=True)
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
@@ -179,6 +180,7 @@ def extract_codes(
     progress: Callable = iter,
     rank: int = 0,
     world_size: int = 1,
+    packed: bool = False,
 ) -> CodeStore | None:
     """Encode every crop of every image with the frozen tokenizer, batched over images, and open the store.
 
@@ -200,7 +202,22 @@ def extract_codes(
         codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[2:]))
         part.write(batch.start, codes.reshape(len(batch), *part.shape[1:]))
     part.complete(images.labels)
-    return CodeStore(folder) if _stored_manifest(folder) == manifest else None
+    if _stored_manifest(folder) != manifest:
+        return None
+    if packed:
+        pack(folder)
+    return CodeStore(folder)
+
+
+def pack(folder: Path) -> None:
+    """Turn a complete store's codes.npy into codes.npz, a fraction of its size, which is read into memory as a whole."""
+    temporary, codes = folder / f".codes.npz.{os.getpid()}", np.load(folder / "codes.npy")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, codes=codes)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / "codes.npz")
+    (folder / "codes.npy").unlink()
 
 
 def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> dict:

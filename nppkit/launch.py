@@ -19,11 +19,11 @@ from nppkit.presets import coerce, load_preset
 from nppkit.progress import BATCH
 from nppkit.runs import (
     LARGE,
-    REPORTS,
     Job,
     evaluate_job,
     find_run,
     report_job,
+    reports,
     tokenize_job,
     train_job,
     why_incomplete,
@@ -98,9 +98,9 @@ def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = Fa
         return tokenize_job(preset, large)
     if notebook in ("train", "evaluate"):
         return (train_job if notebook == "train" else evaluate_job)(preset, find_run(preset, run_id))
-    if notebook in REPORTS:
+    if notebook in reports(preset):
         return report_job(preset, notebook)
-    raise NppkitError(f"notebook {notebook!r} is unknown: use tokenize, train, evaluate, {', '.join(REPORTS)}")
+    raise NppkitError(f"notebook {notebook!r} is unknown: use tokenize, train, evaluate, {', '.join(reports(preset))}")
 
 
 def ensure(job: Job) -> None:

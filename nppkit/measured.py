@@ -109,21 +109,45 @@ def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str,
 
 
 def histories(preset: Preset, run: Run) -> pd.DataFrame:
-    """The training histories of a run's complete seeds, one below the other, with `seed` and the FLOPs and time so far."""
+    """The training histories of a run's complete seeds, one below the other, with `seed`, and FLOPs and CPU time so far.
+
+    `point` says which rows belong together over seeds, here and below.
+    """
     frames = []
     for seed in (result["seed"] for result in results(preset, run) if result["run"] not in preset.weights):
         folder = run_dir(preset, replace(run, seed=seed))
         frame, counted = pd.read_csv(folder / "history.csv"), read_json(folder / "train_metrics.json")["flops_per_step"]
         steps = frame["step"].diff().fillna(frame["step"])
         flops = (steps * frame["patch_size"].astype(str).map(counted)).cumsum()
-        frames.append(frame.assign(seed=seed, flops=flops, clock=frame["seconds"].cumsum(), cpu=frame["cpu_seconds"].cumsum()))
+        frames.append(frame.assign(seed=seed, point=frame["step"], flops=flops, cpu=frame["cpu_seconds"].cumsum()))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def guidance_curves(preset: Preset, run: Run) -> pd.DataFrame:
     """Metrics at every guidance scale, a row for each seed of a run and scale."""
     files = [(r["seed"], run_dir(preset, replace(run, seed=r["seed"])) / "metrics.json") for r in results(preset, run)]
-    return pd.DataFrame([{"seed": seed, **row} for seed, path in files for row in read_json(path)["guidance"]])
+    rows = [{"seed": seed, **row} for seed, path in files for row in read_json(path)["guidance"]]
+    return pd.DataFrame([{**row, "point": row["cfg_scale"]} for row in rows])
+
+
+def ends(preset: Preset, run: Run) -> pd.DataFrame:
+    """Where a run ends, a row a seed: epochs, cost, FID and likelihood."""
+    epochs = run.training(preset).epochs
+    keys = ("seed", "flops", "seconds", "cpu_seconds", "fid", "best_fid", "heldout_nll")
+    return pd.DataFrame([{"epochs": epochs, "point": epochs, **{key: row[key] for key in keys}} for row in results(preset, run)])
+
+
+def segment_ends(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
+    """Held-out likelihood of single tokens at the end of every segment, mean over a run's seeds, a row a run."""
+    lines = []
+    for name, run in named.items():
+        frame = histories(preset, run)
+        if not frame.empty:
+            last = frame.sort_values("step").groupby(["seed", "segment"]).last()
+            nll = last.groupby("segment")["heldout_nll"].mean()
+            sides = last.groupby("segment")["patch_size"].first()
+            lines.append({"run": name, **{f"after p = {sides[i]}": round(nll[i], 3) for i in nll.index}})
+    return pd.DataFrame(lines)
 
 
 def sampling_deviation(preset: Preset) -> float:

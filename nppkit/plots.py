@@ -1,4 +1,4 @@
-"""Figures. Each function takes data, returns a matplotlib figure, and draws nothing else."""
+"""Plots of one image set, one run, one schedule. Each takes data and returns a matplotlib figure; figures.py compares runs."""
 
 from pathlib import Path
 
@@ -15,10 +15,6 @@ from nppkit.runs import figures_dir
 from nppkit.schedule import Segment, learning_rate
 
 plt.style.use(Path(__file__).parent / "style.mplstyle")
-
-PAPER_X_TICKS = (0, 50, 100, 150, 200, 300, 400, 600, 800)  # equally spaced in the paper's Figure 1
-PAPER_Y_TICKS = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5)  # likewise: a step below 4 is twice a step above
-SERIES = {"LlamaGen": ("C0", "o", "-"), "LlamaGen-384": ("C1", "s", "--"), "LlamaGen + NPP": ("C2", "^", "-")}
 
 
 def save_figure(figure: Figure, preset: Preset, name: str) -> list[Path]:
@@ -121,88 +117,3 @@ def guidance(frame: pd.DataFrame, label: str) -> Figure:
     right.plot(frame["cfg_scale"], frame["agreement"], "o-")
     right.set(xlabel="guidance scale", ylabel="classifier agreement")
     return figure
-
-
-def ablation(table: pd.DataFrame, by: str, ours: str) -> Figure:
-    """FID against one setting, a line a model size; the baseline without the setting comes first."""
-    setting = table[by].map(lambda value: "NTP" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value))
-    size = table["model"].str.extract(r"(LlamaGen-\w+)")[0]
-    figure, both = plt.subplots(1, 2, figsize=(7, 2.6))
-    for axes, column in zip(both, ("paper FID", ours), strict=True):
-        for name, part in table.groupby(size):
-            known = part[column].notna()
-            axes.plot(setting[part.index[known]], part[column][known].astype(float), "o-", label=name)
-        axes.set(xlabel=by.replace("_", " "), ylabel=column)
-    both[0].legend()
-    if table[ours].isna().all():
-        both[1].annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center")
-    return figure
-
-
-def figure1(data: pd.DataFrame, preset_name: str, ours: str) -> Figure:
-    """The published series on the paper's ticks and on ordinary axes, and ours."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4))
-    printed = figure1_series(data, "paper GFLOPs printed", "paper FID")
-    for axes in (left, middle):
-        cost_vs_fid(axes, printed, "paper GFLOPs printed", "paper FID", "size")
-        axes.set(xlabel="training cost (GFLOPs an image, as printed)", ylabel="FID (ImageNet 256 x 256, published)")
-    paper_ticks(left)
-    left.set_title("published, on the paper's uneven ticks")
-    corrected = printed["LlamaGen + NPP"]
-    middle.plot(
-        corrected["paper GFLOPs by its rule"],
-        corrected["paper FID"],
-        "o--",
-        mfc="none",
-        color="C2",
-        label="NPP, cost by the rule",
-    )
-    middle.legend()
-    middle.set_title("published, on ordinary axes")
-    cost_vs_fid(right, figure1_series(data, "our GFLOPs measured", ours), "our GFLOPs measured", ours, "own_size")
-    right.set(xlabel="measured training cost (GFLOPs an image)", ylabel=ours.removeprefix("our "))
-    right.set_title(f"ours, preset {preset_name}")
-    right.ticklabel_format(useOffset=False)
-    if data[ours].isna().all():
-        right.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center")
-    return figure
-
-
-def figure1_series(table: pd.DataFrame, x: str, y: str) -> dict[str, pd.DataFrame]:
-    """The three series of Figure 1 from Table 5; LlamaGen-384 starts from L at 256, as the paper draws it."""
-    own = table[table["model"].str.startswith("LlamaGen")].dropna(subset=[x, y])
-    large, npp = own["model"].str.contains("384"), own["model"].str.contains("NPP")
-    start = (own["model"] == "LlamaGen-L") & large.any()
-    return {"LlamaGen": own[~large & ~npp], "LlamaGen-384": own[large | start], "LlamaGen + NPP": own[npp]}
-
-
-def cost_vs_fid(axes: Axes, series: dict[str, pd.DataFrame], x: str, y: str, size: str) -> None:
-    """FID against training cost, marker area by parameters."""
-    largest = max((frame[size].max() for frame in series.values() if not frame.empty), default=1)
-    for name, frame in series.items():
-        if frame.empty:
-            continue
-        colour, marker, line = SERIES[name]
-        axes.plot(frame[x], frame[y], line, marker=marker, markersize=4, color=colour, label=name, linewidth=1)
-        axes.scatter(frame[x], frame[y], s=frame[size] / largest * 120 + 15, marker=marker, color=colour, zorder=3)
-    if axes.lines:
-        axes.legend()
-
-
-def paper_ticks(axes: Axes) -> None:
-    """The original's silently non-uniform axes: its ticks are equally far apart."""
-    for axis, ticks in (("x", PAPER_X_TICKS), ("y", PAPER_Y_TICKS)):
-        places = np.arange(len(ticks), dtype=float)
-        forward, inverse = _piecewise(np.array(ticks, float), places), _piecewise(places, np.array(ticks, float))
-        getattr(axes, f"set_{axis}scale")("function", functions=(forward, inverse))
-        getattr(axes, f"set_{axis}ticks")(ticks)
-    axes.set(xlim=(0, 850), ylim=(2, 5.7))
-
-
-def _piecewise(known: np.ndarray, values: np.ndarray):
-    def mapped(x):
-        inside = np.interp(x, known, values)
-        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
-        return np.where(np.asarray(x) > known[-1], values[-1] + slope * (np.asarray(x) - known[-1]), inside)
-
-    return mapped

@@ -28,6 +28,7 @@ class DataConfig:
     heldout: int = 500
     heldout_path: str = ""  # where they are; empty: a random part of `path`
     limit: int = 0
+    packed: bool = False  # keep the codes compressed, for git
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Preset:
     precision: str = "fp32"  # of training and sampling: fp32, or bf16 autocast over fp32 weights
     gpu: str = ""  # what make plan reckons with (nppkit/cost.py); empty: measure on this machine's CPU
     gpus: int = 1
+    reports: list = field(default_factory=list)  # reading notebooks besides the paper's tables and Figure 1
     threads: int = 1  # CPU threads of a training or evaluation job
     tokenizer_threads: int = 2  # of the tokenize job, which runs alone
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting

@@ -67,6 +67,10 @@ class Run:
         """Readable and unique, e.g. GPT-L_npp_p2_lambda2-3_seed0."""
         return f"GPT-{self.size}{LARGE if self.large else ''}_{self.recipe}_seed{self.seed}"
 
+    def of(self, size: str, **changes: object) -> "Run":
+        """The same run at another size, or with other changes."""
+        return replace(self, size=size, **changes)
+
     @classmethod
     def parse(cls, run_id: str) -> "Run":
         """The run of that id. NppkitError if it is not one."""
@@ -198,7 +202,7 @@ def image_size(preset: Preset, large: bool = False) -> int:
 
 def tokenize_job(preset: Preset, large: bool = False) -> Job:
     """Train or load the tokenizer and the extractor, extract the codes. The large one only extracts, at 1.5 x the side."""
-    outputs = ["metrics.json", "reconstructions.png", *(f"{split}/{f}" for split in ("train", "heldout") for f in STORE_FILES)]
+    outputs = ["metrics.json", "reconstructions.png", *store_files(preset)]
     upstream = (tokenize_job(preset),) if large else ()
     if not large:
         outputs += ["tokenizer.safetensors", "tokenizer.json"] + (
@@ -211,7 +215,10 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config)
 
 
-STORE_FILES = ("codes.npy", "labels.npy", "manifest.json")
+def store_files(preset: Preset) -> list[str]:
+    """The files of the two code stores of a tokenize job."""
+    codes = "codes.npz" if preset.data.packed else "codes.npy"
+    return [f"{split}/{name}" for split in ("train", "heldout") for name in (codes, "labels.npy", "manifest.json")]
 
 
 def train_job(preset: Preset, run: Run) -> Job:
@@ -247,10 +254,14 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
 
 def report_job(preset: Preset, report: str) -> Job:
     """One table or figure."""
-    figure = report.startswith("figure")
-    outputs = tuple(f"{report}.{suffix}" for suffix in (("csv",) if figure else ("csv", "md", "tex")))
+    outputs = tuple(f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",)))
     upstream = tuple(evaluate_job(preset, run) for run in preset_runs(preset))
     return Job(report, report, {"preset": preset.source}, results_dir(preset), outputs, upstream, {"report": report})
+
+
+def reports(preset: Preset) -> tuple[str, ...]:
+    """The reading notebooks of a preset: the paper's tables and Figure 1, and what else it asks for."""
+    return (*REPORTS, *preset.reports)
 
 
 def graph(preset: Preset) -> list[Job]:
@@ -259,7 +270,7 @@ def graph(preset: Preset) -> list[Job]:
     tokenize = [tokenize_job(preset)] + [tokenize_job(preset, True)] * any(run.large for run in runs)
     train = [train_job(preset, run) for run in runs if run.id not in preset.weights]
     evaluate = [evaluate_job(preset, run) for run in runs]
-    return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in REPORTS)]
+    return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in reports(preset))]
 
 
 def sha256(path: str | Path) -> str:
@@ -360,7 +371,8 @@ def versions() -> dict[str, str]:
 
 def rule_name(job: Job) -> str:
     """The job's name as Snakemake shows it and takes it as a target; table1_main is table1."""
-    return job.name.split("_")[0] if job.notebook in REPORTS else re.sub(r"[^A-Za-z0-9]", "_", job.name)
+    numbered = re.match(r"(table|figure)\d+", job.name)
+    return numbered[0] if numbered else re.sub(r"[^A-Za-z0-9]", "_", job.name)
 
 
 def launch_arguments(job: Job) -> str:
@@ -384,17 +396,16 @@ def main() -> int:
     """Print where a preset's tables and figure are: python -m nppkit.runs PRESET [table1 ...]."""
     name, *wanted = sys.argv[1:]
     preset = load_preset(name)
-    for job in (report_job(preset, report) for report in REPORTS):
+    for job in (report_job(preset, report) for report in reports(preset)):
         if not wanted or rule_name(job) in wanted:
             print(f"{job.name}:", *(path.relative_to(home()) for path in report_files(preset, job)))
     return 0
 
 
 def report_files(preset: Preset, job: Job) -> list[Path]:
-    """What a table or figure job leaves for a reader: tables as CSV, Markdown and LaTeX, figures as PNG and PDF."""
-    if job.notebook.startswith("figure"):
-        return [figures_dir(preset) / f"{job.notebook}.{suffix}" for suffix in ("png", "pdf")]
-    return [job.folder / output for output in job.outputs]
+    """What a reading notebook leaves for a reader: tables as CSV, Markdown and LaTeX; others a CSV, figures as PNG and PDF."""
+    figures = [figures_dir(preset) / f"{job.notebook}.{suffix}" for suffix in ("png", "pdf")]
+    return [job.folder / output for output in job.outputs] + [path for path in figures if path.is_file()]
 
 
 if __name__ == "__main__":

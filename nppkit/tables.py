@@ -228,6 +228,20 @@ def differences(preset: Preset, number: int) -> pd.DataFrame:
     return frame
 
 
+def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
+    """Runs by name: seeds, FID, likelihood and cost as mean \u00b1 standard deviation, as text."""
+    shown = {"fid": f"FID{suffix(preset)}", "best_fid": "best FID", "best_scale": "at scale", "heldout_nll": "held-out NLL"}
+    shown |= {"agreement": "agreement", "flops": "TFLOPs", "cpu_seconds": "CPU seconds"}
+    lines = []
+    for name, run in named.items():
+        rows = [{**row, "flops": row["flops"] / 1e12} for row in results(preset, run)]
+        values = {label: measured_columns(label, rows, key) for key, label in shown.items()}
+        lines.append(
+            {"run": name, "seeds": _status(run, rows)} | {k: v for columns in values.values() for k, v in columns.items()}
+        )
+    return compact(pd.DataFrame(lines))
+
+
 def seed_values(preset: Preset, number: int) -> pd.DataFrame:
     """Every seed of every trained row of a table: its setting and its metrics."""
     lines = []

@@ -206,6 +206,21 @@ def test_killed_before_the_manifest(model, images, tmp_path, encoded, monkeypatc
     assert sorted(contents(tmp_path)) == ["codes.npy", "labels.npy", "manifest.json"]
 
 
+def test_a_packed_store_holds_the_same(model, images, tmp_path, encoded):
+    """Packed codes are smaller on disk, the same when opened, not encoded again, and replaced by those of another tokenizer."""
+    plain = run(model, images, tmp_path / "plain")
+    packed = run(model, images, tmp_path / "packed", packed=True)
+    assert sorted(contents(tmp_path / "packed")) == ["codes.npz", "labels.npy", "manifest.json"]
+    assert np.array_equal(packed.codes, plain.codes) and packed.codes.dtype == np.uint16
+    encoded.clear()
+    assert run(model, images, tmp_path / "packed", packed=True) is not None and not encoded
+    assert run(model, images, tmp_path / "packed", "new").manifest["tokenizer_sha256"] == "new"
+    assert not (tmp_path / "packed/codes.npz").exists()
+    (tmp_path / "plain/codes.npz").write_bytes(b"damaged")
+    with pytest.raises(NppkitError, match=r"codes\.npz cannot be opened"):
+        CodeStore(tmp_path / "plain")
+
+
 def test_notes_without_their_file_count_for_nothing(model, images, tmp_path, encoded):
     """If someone removes the codes but not the notes about them, everything is encoded again."""
     kill_after(4, model, images, tmp_path)

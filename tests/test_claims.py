@@ -1,0 +1,72 @@
+"""Claims: verdicts follow the numbers, in both directions, and without numbers there is none."""
+
+import dataclasses
+
+import pytest
+from test_tables import finish
+
+from nppkit import claims
+from nppkit.claims import CONTRADICTED, NOT_HERE, NOT_RUN, OPEN, REPRODUCED
+from nppkit.runs import Run
+
+NPP = Run("B", patch_size=2, lam="1/2")
+
+
+@pytest.fixture
+def judged(home, smoke):
+    """Three seeds of B with the given FIDs of both methods (and whatever else), judged: judged(ntp, npp) -> verdicts."""
+
+    def judge(ntp, npp, **values):
+        preset = dataclasses.replace(smoke, seeds={"B": 3})
+        for seed, (a, b) in enumerate(zip(ntp, npp, strict=True)):
+            finish(preset, Run("B", seed=seed), fid=a)
+            finish(preset, dataclasses.replace(NPP, seed=seed), fid=b, **{"flops": 0.58e12, **values})
+        return claims.verdicts(preset)["verdict"].tolist()
+
+    return judge
+
+
+def test_nothing_is_claimed_without_results(home, smoke):
+    """Without runs only what the paper's own tables say is judged."""
+    found = claims.verdicts(smoke)["verdict"].tolist()
+    assert [found[i] for i in (0, 1, 2, 3, 7, 8, 9)] == [NOT_RUN] * 7
+    assert [found[i] for i in (4, 5, 6, 10)] == [CONTRADICTED] * 4
+
+
+@pytest.mark.parametrize(
+    ("npp", "verdict"), [([9.0, 19.1, 29.0], REPRODUCED), ([11.0, 21.1, 31.0], NOT_HERE), ([9.0, 22.0, 30.0], OPEN)]
+)
+def test_fid(judged, npp, verdict):
+    """FID: lower in every seed is reproduced, higher is not, and differences of both signs give no verdict."""
+    assert judged([10.0, 20.0, 30.0], npp)[1] == verdict
+
+
+def test_cost(judged):
+    """The cost claim fails when the measured FLOPs do."""
+    assert judged([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])[0] == REPRODUCED
+    assert judged([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], flops=0.9e12)[0] == NOT_HERE
+
+
+def test_larger_patches(home, smoke):
+    """Claim 8 holds when p = 4 is worse than p = 2, and not when it is better."""
+    preset = dataclasses.replace(smoke, seeds={"B": 3})
+    for shift, verdict in ((1.0, REPRODUCED), (-1.0, NOT_HERE)):
+        for seed in range(3):
+            finish(preset, dataclasses.replace(NPP, seed=seed), fid=10.0 + seed)
+            finish(preset, Run("B", patch_size=4, lam="1/2", seed=seed), fid=10.0 + seed + shift + 0.01 * seed)
+        assert claims.larger_patches(preset).verdict == verdict
+
+
+def test_published_tables_decide_alone():
+    """The numbers named are the paper's: VAR, DiT and StyleGAN-XL are ahead, XL and XXL are behind the 384 models."""
+    ahead = claims.state_of_the_art(None).numbers
+    assert all(name in ahead for name in ("VAR-d24", "DiT-XL/2", "StyleGAN-XL")) and "ADM" not in ahead
+    assert claims.against_384(None).numbers == "published FID: XL 2.65 against 2.62, XXL 2.55 against 2.34"
+    assert claims.model_range(None).numbers.endswith("1.4B")
+
+
+def test_markdown_links_the_evidence(home, smoke):
+    """Every claim links a notebook of the repository."""
+    table = claims.verdicts(smoke)
+    text = claims.as_markdown(table)
+    assert len(table) == 12 and text.count("\n") == 13 and "(table1_main.ipynb)" in text

@@ -1,0 +1,98 @@
+"""The committed study: every record is valid today, and every number of a table comes from a metrics file."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from nppkit import measured, runs, tables
+from nppkit.cost import step_flops
+from nppkit.model import GPT, GPTConfig
+from nppkit.presets import load_preset
+from nppkit.runs import Run, why_incomplete
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ("study", "study_8x8")
+
+
+@pytest.fixture(autouse=True)
+def repository(monkeypatch):
+    """The results that are committed."""
+    monkeypatch.setenv("NPPKIT_HOME", str(ROOT))
+
+
+def invalid_records(preset):
+    """Why a committed record is not valid, for every tokenize, train and evaluate job that has one."""
+    jobs = [job for job in runs.graph(preset) if job.notebook in ("tokenize", "train", "evaluate")]
+    reasons = {job.name: why_incomplete(job) for job in jobs if job.record.exists()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_records_are_valid(name):
+    """Configuration, upstream and files of every committed record are today's; what is not is named."""
+    assert invalid_records(load_preset(name)) == {}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_result_without_a_record(name):
+    """A run's committed files belong to a complete job: a metrics file without its record would be read by nobody."""
+    preset = load_preset(name)
+    folders = {runs.run_dir(preset, run).name for run in runs.preset_runs(preset)}
+    for path in (ROOT / "results" / name / "runs").glob("*/metrics.json"):
+        assert path.parent.name in folders and (path.parent / "evaluate.record.json").exists(), path
+
+
+@pytest.mark.parametrize("change", ["delete", "alter"])
+def test_a_changed_metrics_file_is_named(tmp_path, monkeypatch, change):
+    """Deleting or altering one metrics file is found, by its name."""
+    found = sorted((ROOT / "results/study/runs").glob("*/metrics.json"))
+    if not found:
+        pytest.skip("no run of the study is complete yet")
+    shutil.copytree(ROOT / "results/study", tmp_path / "results/study")
+    victim = tmp_path / found[0].relative_to(ROOT)
+    if change == "delete":
+        victim.unlink()
+    else:
+        victim.write_text(victim.read_text().replace('"fid": ', '"fid": 1'))
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    (reason,) = invalid_records(load_preset("study")).values()
+    assert str(victim) in reason
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_table_numbers_come_from_metrics_files(number):
+    """The committed table is what the metrics files give today, to the last digit."""
+    preset = load_preset("study")
+    (path,) = (ROOT / "results/study").glob(f"table{number}_*.csv")
+    made = tables.make_table(preset, number)
+    pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(io.StringIO(made.to_csv(index=False))))
+    for result in (
+        r for _, row in tables.published(number).iterrows() if (run := tables.row_run(row)) for r in measured.results(preset, run)
+    ):
+        record = json.loads((runs.run_dir(preset, Run.parse(result["run"])) / "evaluate.record.json").read_text())
+        assert record["config_digest"] == runs.evaluate_job(preset, Run.parse(result["run"])).digest
+
+
+@pytest.mark.parametrize("size", ["B", "L"])
+def test_equal_compute_runs_cost_the_same(size):
+    """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step."""
+    preset = load_preset("study")
+    npp, ntp = Run(size, patch_size=2, lam="1/2"), Run(size)
+    listed = {run for run in runs.preset_runs(preset) if run.size == size and run.seed == 0 and run.epochs}
+    ours = next(run for run in listed if run.lam and run.epochs > 500 and run.epochs < 600)
+    theirs = next(run for run in listed if not run.lam and 150 < run.epochs < 200)
+    model = GPT(GPTConfig(**preset.models[size], vocab_size=64, num_classes=10, grid_size=16))
+    codes, labels = torch.zeros(2, 256, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    counted = {p: step_flops(model, codes, labels, p) for p in (1, 2)}
+
+    def flops(run):
+        return sum((s.end - s.start) * counted[s.patch_size] for s in run.segments(300))
+
+    assert flops(ours) == pytest.approx(flops(ntp), rel=0.01) and flops(theirs) == pytest.approx(flops(npp), rel=0.01)
+    assert replace(ours, epochs=0, seed=0) == npp and replace(theirs, epochs=0) == ntp
