@@ -69,6 +69,8 @@ def test_a_changed_metrics_file_is_named(tmp_path, monkeypatch, change):
 def test_table_numbers_come_from_metrics_files(number):
     """The committed table is what the metrics files give today, to the last digit."""
     preset = load_preset("study")
+    if measured.all_results(preset).empty:
+        pytest.skip("no run of the study is complete yet")
     (path,) = (ROOT / "results/study").glob(f"table{number}_*.csv")
     made = tables.make_table(preset, number)
     pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(io.StringIO(made.to_csv(index=False))))
