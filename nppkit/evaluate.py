@@ -127,6 +127,9 @@ def evaluate_guidance(
 ) -> dict[str, float | None]:
     """Metrics at one guidance scale from the reporting seed, and `select_fid` from the selecting seed.
 
+    `repeat_fid` is that of as many of the reported images as were drawn for selecting: it differs from `select_fid` by
+    the sampling seed alone.
+
     With `config.save_npz` the reported images are written to `folder`. `agreement` is the share of images in whose
     class the extractor's classifier believes, None where its classes are not the data's.
     """
@@ -142,9 +145,10 @@ def evaluate_guidance(
         write_npz(folder / f"samples_cfg{cfg_scale:g}.npz", pixels)
     scores = score(found["report"], reference, config.kid_subsets)
     select_fid = frechet_distance(found["select"]["features"], reference)
+    repeat_fid = frechet_distance(found["report"]["features"][: config.select_samples], reference)
     named = extractor.get_name() == "digits"  # the only one that is trained on the data's classes
     agreement = (found["report"]["logits"].argmax(-1) == labels).float().mean().item() if named else None
-    return {"cfg_scale": cfg_scale, "select_fid": select_fid, **scores, "agreement": agreement}
+    return {"cfg_scale": cfg_scale, "select_fid": select_fid, "repeat_fid": repeat_fid, **scores, "agreement": agreement}
 
 
 def evaluate_npz(

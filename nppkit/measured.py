@@ -151,16 +151,14 @@ def segment_ends(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
 
 
 def sampling_deviation(preset: Preset) -> float:
-    """Standard deviation of FID over sampling seeds, pooled over all complete runs and guidance scales.
+    """Standard deviation of FID over sampling seeds, pooled over all complete runs and guidance scales; NaN of none.
 
-    Every checkpoint is sampled twice at each scale, with the selecting and with the reporting seed. NaN if the two
-    take different numbers of images, because FID is biased by that number, and if nothing is complete.
+    Every checkpoint is sampled with two seeds at each scale; equal numbers of images are compared, because FID is biased
+    by that number.
     """
-    if preset.evaluation.samples != preset.evaluation.select_samples:
-        return float("nan")
-    runs = [run for run in preset_runs(preset) if run_result(preset, run)]
-    rows = [row for run in runs for row in read_json(run_dir(preset, run) / "metrics.json")["guidance"]]
-    return pooled_deviation([(row["fid"], row["select_fid"]) for row in rows]) if rows else float("nan")
+    complete = [run for run in preset_runs(preset) if run_result(preset, run)]
+    rows = [row for run in complete for row in read_json(run_dir(preset, run) / "metrics.json")["guidance"]]
+    return pooled_deviation([(row["select_fid"], row["repeat_fid"]) for row in rows]) if rows else float("nan")
 
 
 def floors(preset: Preset) -> str:

@@ -190,6 +190,7 @@ def test_reported_images_are_kept(models, digits, tmp_path):
     found = evaluate.evaluate_npz(tmp_path / "samples_cfg1.5.npz", digits, reference, 10, kid_subsets=2)
     assert {key: found[key] for key in ("fid", "kid", "precision", "recall", "inception_score")}.items() <= row.items()
     assert (row["cfg_scale"], found["contract"]["samples"]) == (1.5, 12) and row["select_fid"] != row["fid"]
+    assert row["repeat_fid"] == row["fid"] != row["select_fid"]  # the reported images are fewer than select_samples
     assert 0 <= row["agreement"] <= 1
     evaluate.evaluate_guidance(*models, digits, reference, dataclasses.replace(config, save_npz=False), 2.0, 10, folder=tmp_path)
     assert not (tmp_path / "samples_cfg2.npz").exists()

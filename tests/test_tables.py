@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from nppkit import runs, tables
+from nppkit import measured, runs, tables
 from nppkit.cost import linear_weights, rule_gflops
 from nppkit.errors import NppkitError
 from nppkit.model import MODELS, GPTConfig
@@ -26,6 +26,7 @@ def finish(preset, run, fid=10.0, seconds=100.0, flops=1e12, **contract):
     metrics = {
         "fid": fid,
         "select_fid": fid,
+        "repeat_fid": fid + 1,
         "inception_score": 2.0,
         "kid": 0.1,
         "precision": 0.5,
@@ -98,6 +99,16 @@ def test_own_metrics_never_look_like_imagenet(partly_run):
 def test_best_scale_is_chosen_on_other_seeds(partly_run):
     """The best guidance scale minimises the selecting seed's FID (here the smallest scale), not the reported one's."""
     assert tables.make_table(partly_run, 2).iloc[0]["at scale"] == min(partly_run.evaluation.guidance)
+
+
+def test_sampling_deviation(partly_run):
+    """Two FIDs that are always 1 apart come from a deviation of 1 / sqrt(2)."""
+    rows = [
+        measured.guidance_curves(partly_run, Run("B")),
+        measured.guidance_curves(partly_run, Run("B", patch_size=2, lam="1/2")),
+    ]
+    expected = (sum(((r["repeat_fid"] - r["select_fid"]) ** 2).sum() for r in rows) / sum(map(len, rows)) / 2) ** 0.5
+    assert measured.sampling_deviation(partly_run) == pytest.approx(expected) and expected > 1
 
 
 def test_unlike_contracts_are_refused(home, smoke):
