@@ -45,6 +45,7 @@ study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is
 study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
 	cd notebooks && printf '%s\n' $(READING) | xargs -P $(CORES) -I {} $(abspath $(BIN))/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False {}.ipynb
+	$(BIN)/python -m nppkit.claims study README.md
 
 test: env  ## unit tests, golden core, every notebook at smoke size
 	$(BIN)/python -m pytest -m "not slow"

@@ -4,20 +4,25 @@ Verdicts are derived from results and from the published tables, never written b
 can only be reproduced "at this scale"; where the interval over seeds spans zero there is no verdict.
 """
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from nppkit.errors import NppkitError
 from nppkit.measured import paired, results
 from nppkit.model import MODELS
-from nppkit.presets import Preset
-from nppkit.runs import Run
+from nppkit.presets import Preset, load_preset
+from nppkit.runs import Run, write_atomic
 from nppkit.stats import Interval
 from nppkit.tables import published, row_run
 
 REPRODUCED, NOT_HERE, CONTRADICTED = "reproduced at this scale", "not at this scale", "contradicted by the paper's own table"
 OPEN, NOT_RUN = "no verdict: the interval spans zero", "needs ImageNet: not run here"
+
+MARK = "<!-- verdicts -->"  # around the table in README.md
 
 
 class Finding(NamedTuple):
@@ -187,3 +192,25 @@ def as_markdown(table: pd.DataFrame) -> str:
     """The verdicts as a Markdown table, its evidence as links between notebooks."""
     lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def for_readme(preset: Preset) -> str:
+    """Claims, verdicts and evidence, linked from the repository's root."""
+    table = verdicts(preset)[["claim", "verdict", "evidence"]]
+    return as_markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
+
+
+def main() -> int:
+    """Write the verdicts between the marks in a file: python -m nppkit.claims study README.md."""
+    preset, path = load_preset(sys.argv[1]), Path(sys.argv[2])
+    before, _, after = path.read_text().partition(MARK)
+    after = after.partition(MARK)[2]
+    write_atomic(path, f"{before}{MARK}\n{for_readme(preset)}\n{MARK}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NppkitError as error:
+        sys.exit(f"error: {error}")

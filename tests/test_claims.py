@@ -70,3 +70,16 @@ def test_markdown_links_the_evidence(home, smoke):
     table = claims.verdicts(smoke)
     text = claims.as_markdown(table)
     assert len(table) == 12 and text.count("\n") == 13 and "(table1_main.ipynb)" in text
+
+
+def test_readme_table_is_rewritten_in_place(home, smoke, tmp_path, monkeypatch):
+    """The command replaces what stands between the marks, and nothing else; a second time changes nothing."""
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{claims.MARK}\nold\n{claims.MARK}\nafter\n")
+    monkeypatch.setattr("sys.argv", ["claims", "smoke", str(path)])
+    claims.main()
+    text = path.read_text()
+    assert text == f"before\n{claims.MARK}\n{claims.for_readme(smoke)}\n{claims.MARK}\nafter\n"
+    assert "(notebooks/table1_main.ipynb)" in text
+    claims.main()
+    assert path.read_text() == text

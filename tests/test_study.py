@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nppkit import measured, runs, tables
+from nppkit import claims, measured, runs, tables
 from nppkit.cost import step_flops
 from nppkit.model import GPT, GPTConfig
 from nppkit.presets import load_preset
@@ -79,6 +79,12 @@ def test_table_numbers_come_from_metrics_files(number):
     ):
         record = json.loads((runs.run_dir(preset, Run.parse(result["run"])) / "evaluate.record.json").read_text())
         assert record["config_digest"] == runs.evaluate_job(preset, Run.parse(result["run"])).digest
+
+
+def test_readme_shows_todays_verdicts():
+    """README's table is what the committed results say: `make study-report` writes it."""
+    between = (ROOT / "README.md").read_text().split(claims.MARK)[1]
+    assert between.strip() == claims.for_readme(load_preset("study"))
 
 
 @pytest.mark.parametrize("size", ["B", "L"])
