@@ -15,7 +15,7 @@ from nppkit.cost import rule_gflops
 from nppkit.measured import PUBLISHED, contrasts, floors, mean, paired, results
 from nppkit.model import MODELS, GPTConfig
 from nppkit.presets import Preset
-from nppkit.runs import Run, preset_runs, results_dir, write_atomic
+from nppkit.runs import Run, preset_runs, results_dir, seed_count, write_atomic
 from nppkit.schedule import cost_ratio, ideal_cost_ratio
 from nppkit.stats import deviation
 
@@ -175,7 +175,7 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     text = table.map(_cell)
     for name in [c for c in table.columns if c.endswith(" deviation")]:
         of = name.removesuffix(" deviation")
-        text[of] = [f"{m} \u00b1 {sd}" if sd else m for m, sd in zip(text[of], text[name], strict=True)]
+        text[of] = [f"{m} ± {sd}" if sd else m for m, sd in zip(text[of], text[name], strict=True)]
         text = text.drop(columns=name)
     if "FID minus NTP's" in text:
         ends = [f"FID minus NTP's, {end}" for end in ("low", "high")]
@@ -229,15 +229,17 @@ def differences(preset: Preset, number: int) -> pd.DataFrame:
 
 
 def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
-    """Runs by name: seeds, FID, likelihood and cost as mean \u00b1 standard deviation, as text."""
+    """Runs by name, of those that the preset lists: seeds, FID, likelihood and cost as mean ± standard deviation, as text."""
     shown = {"fid": f"FID{suffix(preset)}", "best_fid": "best FID", "best_scale": "at scale", "heldout_nll": "held-out NLL"}
     shown |= {"agreement": "agreement", "flops": "TFLOPs", "cpu_seconds": "CPU seconds"}
     lines = []
     for name, run in named.items():
+        if not seed_count(preset, run):
+            continue
         rows = [{**row, "flops": row["flops"] / 1e12} for row in results(preset, run)]
         values = {label: measured_columns(label, rows, key) for key, label in shown.items()}
         lines.append(
-            {"run": name, "seeds": _status(run, rows)} | {k: v for columns in values.values() for k, v in columns.items()}
+            {"run": name, "seeds": _status(preset, run, rows)} | {k: v for columns in values.values() for k, v in columns.items()}
         )
     return compact(pd.DataFrame(lines))
 

@@ -101,6 +101,23 @@ def test_best_scale_is_chosen_on_other_seeds(partly_run):
     assert tables.make_table(partly_run, 2).iloc[0]["at scale"] == min(partly_run.evaluation.guidance)
 
 
+def test_method_table(partly_run):
+    """Runs by name with means over seeds; a run that the preset does not list is left out, one not yet run says so."""
+    named = {
+        "NTP": Run("B"),
+        "NPP": Run("B", patch_size=2, lam="1/2"),
+        "p = 4": Run("B", patch_size=4, lam="1/2"),
+        "no": Run("XL"),
+    }
+    table = tables.method_table(partly_run, named).set_index("run")
+    assert table["FID (digit features)"].tolist() == ["10", "8", ""] and table["seeds"].tolist() == [
+        "1 seed",
+        "1 seed",
+        "not run",
+    ]
+    assert table["TFLOPs"].tolist() == ["1", "0.6", ""]
+
+
 def test_sampling_deviation(partly_run):
     """Two FIDs that are always 1 apart come from a deviation of 1 / sqrt(2)."""
     rows = [
