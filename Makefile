@@ -14,7 +14,7 @@ READING := table1_main table2_patch_size table3_lambda table4_levels table5_cost
   figure3_schedule figure4_samples gain equal_compute when_it_pays claims
 REPORTS := table1 table2 table3 table4 table5 figure1
 
-.PHONY: help env reproduce plan study study-report test test-all lint lab clean $(REPORTS)
+.PHONY: help env reproduce plan study study-report test test-all soak audit lint lab clean $(REPORTS)
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,13 @@ test: env  ## unit tests, golden core, every notebook at smoke size
 
 test-all: env  ## the above and the slow tests
 	$(BIN)/python -m pytest
+
+soak: env  ## kill and resume a run 50 times, and compare it with an undisturbed one
+	NPPKIT_KILLS=50 $(BIN)/python -m pytest tests/test_faults.py -k random_instants
+
+audit:  ## known vulnerabilities of the pinned versions, where the advisory service can be reached; never fails
+	-$(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit==2.10.1 \
+	  && .cache/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 lint: env  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

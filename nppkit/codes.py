@@ -17,6 +17,7 @@ from nppkit.errors import NppkitError
 
 CHECK_BYTES = 2**28  # stores up to this size are checked code by code on opening, larger ones batch by batch
 KEYS = ("images", "crops", "grid_size", "vocab_size", "class_names", "tokenizer_sha256", "source_digest", "image_size")
+TYPES = (int, int, int, int, list, str, str, int)  # of the keys' values
 REMEDIES = {
     "grid_size": "extract at the model's image size, or take a model of this grid",
     "vocab_size": "extract with the model's tokenizer, or take a model of this vocabulary",
@@ -42,6 +43,8 @@ class CodeStore:
         shape = (m["images"], m["crops"], m["grid_size"] ** 2)
         if codes.dtype != np.uint16:
             raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
+        if self.labels.dtype.kind not in "iu":
+            raise NppkitError(f"{self.folder}/labels.npy holds {self.labels.dtype}, not integers: extract the codes again")
         if codes.shape != shape or self.labels.shape != shape[:1]:
             raise NppkitError(f"{self.folder}/codes.npy has shape {codes.shape}, its manifest says {shape}: extract it again")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
@@ -126,19 +129,23 @@ def _read_manifest(path: Path) -> dict:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
         raise NppkitError(f"{path} does not exist: run the tokenize notebook first, or let it finish") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NppkitError(f"{path} is not valid JSON ({error}): extract the codes again") from None
     missing = [key for key in KEYS if key not in manifest] if isinstance(manifest, dict) else list(KEYS)
     if missing:
         raise NppkitError(f"{path} lacks {', '.join(missing)}: extract the codes again")
+    wrong = [key for key, kind in zip(KEYS, TYPES, strict=True) if type(manifest[key]) is not kind]
+    wrong += ["grid_size"] * (not wrong and manifest["grid_size"] < 1)
+    if wrong or not all(isinstance(name, str) for name in manifest["class_names"]):
+        raise NppkitError(f"{path}: {(wrong or ['class_names'])[0]} is not what it should be: extract the codes again")
     return manifest
 
 
 def _open_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise NppkitError(f"{path} cannot be opened ({error}): extract the codes again") from None
+    except Exception as error:  # a damaged header raises nearly anything
+        raise NppkitError(f"{path} cannot be opened ({' '.join(str(error).split())}): extract the codes again") from None
 
 
 def __getattr__(name: str) -> object:

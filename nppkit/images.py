@@ -5,6 +5,7 @@ with it. Crops are uint8 arrays (crops, S, S, 3).
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from nppkit.presets import DataConfig
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
+MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
 CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1}
 
 
@@ -55,7 +57,8 @@ def mnist_images() -> ImageSet:
 def folder_images(path: str | Path, check: bool = True) -> ImageSet:
     """A folder of class folders (the layout of ImageNet). The digest covers relative paths and sizes.
 
-    NppkitError names a missing or empty folder and, with `check`, the first file that cannot be read.
+    NppkitError names a missing or empty folder and, with `check`, counts the files that are no images and names some.
+    What is damaged further in is found when it is loaded, and named then.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -64,20 +67,49 @@ def folder_images(path: str | Path, check: bool = True) -> ImageSet:
     files = [(p, c) for c, name in enumerate(classes) for p in sorted((root / name).rglob("*")) if p.suffix.lower() in SUFFIXES]
     if not files:
         raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
-    for file, _ in files if check else []:
-        _check_readable(file)
+    bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(file))}
+    if bad:
+        some = "; ".join(f"{file} ({why})" for file, why in list(bad.items())[:3])
+        raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
     listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p, _ in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     labels = np.array([c for _, c in files], np.int64)
-    return ImageSet(labels, tuple(classes), digest, lambda i: Image.open(files[i][0]).convert("RGB"))
+    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(files[i][0]))
 
 
-def _check_readable(file: Path) -> None:
+def read_image(file: Path) -> Image.Image:
+    """An image file in RGB. NppkitError names one that is damaged, of too many pixels, or far from square.
+
+    CMYK and palettes are converted, transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first
+    frame is taken, and the camera's orientation is not applied.
+    """
     try:
-        with Image.open(file) as image:
-            image.verify()
+        with _opened(file) as image:
+            if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
+                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
     except Exception as error:  # PIL raises many kinds
         raise NppkitError(f"image {file} cannot be read ({error}): repair or remove it") from None
+
+
+def _opened(file: Path) -> Image.Image:
+    """The file's header, checked; pixels are not read yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(file)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels are too far from a square")
+    return image
+
+
+def _why_unreadable(file: Path) -> str:
+    """Empty if the file's structure is that of an image."""
+    try:
+        with _opened(file) as image:
+            image.verify()
+        return ""
+    except Exception as error:
+        return " ".join(str(error).split())
 
 
 def torchvision_images(name: str, root: str | Path) -> ImageSet:

@@ -10,11 +10,15 @@ import argparse
 import ast
 import os
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
 
+import psutil
+
 from nppkit.errors import NppkitError
+from nppkit.guard import GRACE_SECONDS, REQUEUE, Interrupted, StopRequest, exclusive
 from nppkit.presets import coerce, load_preset
 from nppkit.progress import BATCH
 from nppkit.runs import (
@@ -33,6 +37,7 @@ from nppkit.runs import (
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 KERNEL_START_SECONDS = 300
+KERNEL_DIED = "its kernel died (out of memory, or killed)"
 
 
 def declared_parameters(source: str) -> dict[str, tuple[type, object]]:
@@ -71,8 +76,12 @@ def notebook_parameters(namespace: dict, where: str = "parameters") -> None:
 
 
 def execute(job: Job, overrides: dict) -> None:
-    """Run the job's notebook with papermill in its own folder, then write the completion record."""
+    """Run the job's notebook with papermill in its own folder, then write the completion record.
+
+    NppkitError if the notebook fails or another process writes this job; Interrupted after SIGTERM.
+    """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
@@ -81,14 +90,25 @@ def execute(job: Job, overrides: dict) -> None:
     values = check_parameters({**job.parameters, **overrides}, declared_parameters(source), f"{job.notebook}.ipynb")
     os.environ[BATCH] = "1"
     os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
-    job.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(
-            notebook, executed, values, cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False
-        )
-    except PapermillExecutionError as error:
-        raise NppkitError(f"{job.name} failed: {error.ename}: {error.evalue} (read {executed})") from None
-    write_record(job)
+    options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
+    with exclusive(job.folder, job.notebook), StopRequest(stop_kernels) as stop:
+        try:
+            papermill.execute_notebook(notebook, executed, values, **options)
+        except (PapermillExecutionError, DeadKernelError) as error:
+            reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else KERNEL_DIED
+            kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
+            raise kind(f"{job.name} failed: {reason} (read {executed})") from None
+        write_record(job)
+
+
+def stop_kernels() -> None:
+    """Ask the kernels of this process to stop, as after SIGTERM, and end them after GRACE_SECONDS."""
+    kernels = psutil.Process().children()
+    for kernel in kernels:
+        kernel.terminate()
+    deadline = threading.Timer(GRACE_SECONDS, lambda: [kernel.kill() for kernel in kernels if kernel.is_running()])
+    deadline.daemon = True
+    deadline.start()
 
 
 def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = False) -> Job:
@@ -132,7 +152,7 @@ def main() -> int:
         print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return REQUEUE if isinstance(error, Interrupted) else 1
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from nppkit.checks import check_preset
 from nppkit.errors import NppkitError
 
 FOLDER = Path(__file__).parent / "presets"
@@ -134,6 +135,7 @@ class Preset:
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
 
     def __post_init__(self):
+        check_preset(self)
         e, pixels = self.evaluation, self.tokenizer.downsampling
         if self.tokenizer.name not in ("", "VQ-16", "VQ-8"):
             raise NppkitError(f"preset {self.name}: tokenizer.name {self.tokenizer.name!r} is unknown: use VQ-16, VQ-8 or vq")
@@ -166,7 +168,7 @@ def load_preset(name: str) -> Preset:
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise NppkitError(f"{path} is not a mapping of settings: see nppkit/presets/demo.yaml")

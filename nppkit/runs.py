@@ -280,13 +280,17 @@ def sha256(path: str | Path) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is either the old or the new one, also after a power cut."""
+    """Write a file so that it is either the old or the new one, also after a power cut. NppkitError if the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise NppkitError(f"{path} could not be written ({error}): free some space") from None
 
 
 def write_record(job: Job) -> None:

@@ -4,13 +4,16 @@ Batches, crops and label dropout are pure functions of (seed, step, sample), dro
 (seed, step, rank), the learning rate of the step: a checkpoint needs no random state and no data position.
 """
 
+import argparse
 import functools
 import math
+import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +28,13 @@ from nppkit.codes import CodeStore
 from nppkit.cost import step_flops
 from nppkit.errors import NppkitError
 from nppkit.grouping import group_targets, patch_grid
+from nppkit.guard import REQUEUE, Interrupted, StopRequest, check_space, die_with_parent, exclusive
 from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
-from nppkit.presets import Preset, TrainingConfig
-from nppkit.runs import Run, checkpoint_dir, train_job, write_atomic
+from nppkit.parallel import ALONE, Processes, joined
+from nppkit.presets import Preset, TrainingConfig, load_preset
+from nppkit.progress import progress
+from nppkit.runs import Run, checkpoint_dir, find_run, tokenizer_dir, train_job, write_atomic
 from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.weights import find, load_weights, release_config
 
@@ -72,7 +78,10 @@ def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int)
     """A new transformer for the codes of a store. Runs of one seed and size start from the same weights."""
     torch.manual_seed(noise.torch_seed(seed))
     shape = dict(vocab_size=store.vocab_size, num_classes=store.num_classes, grid_size=store.grid_size)
-    return GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
+    try:
+        return GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
+    except TypeError as error:
+        raise NppkitError(f"preset: models: {error}: see nppkit/presets/demo.yaml") from None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -120,16 +129,23 @@ class Trainer:
     config_digest: str
     device: torch.device = CPU
     precision: str = "fp32"
+    processes: Processes = ALONE
+    micro_batch: int = 0  # images that a process computes at once; 0: its whole share of the batch
     save_seconds: float = 600.0
+    keep_last: int = 1
+    keep_best: int = 0  # checkpoints of the lowest held-out likelihood, where one was measured
 
     def __post_init__(self):
         for segment in self.segments:
             patch_grid(self.store.grid_size**2, segment.patch_size)
+        if self.config.batch_size < self.processes.size:
+            raise NppkitError(f"batch_size {self.config.batch_size} is below {self.processes.size} processes: use fewer devices")
         self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, self.config)
+        self.replica = self.processes.replicate(self.model)
         self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
-        self.resume()
+        self.pending = []  # loss and gradient norm of steps since the last look, still on the device
 
     @property
     def total_steps(self) -> int:
@@ -141,42 +157,64 @@ class Trainer:
         return f"{m['tokenizer_sha256']}/{m['source_digest']}/{m['image_size']}"
 
     def fit(self, progress: Callable[[range], Iterable[int]] = iter) -> pd.DataFrame:
-        """Train to the end of the last segment; returns the history, a row per logged step."""
-        self.warm_up()
-        log_every = self.config.log_every or self.config.steps_per_epoch
-        self.mark, saved = clock(), time.perf_counter()
-        for step in progress(range(self.step, self.total_steps)):
-            segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
-            if self.config.reset_optimizer and step == segment.start * self.config.steps_per_epoch:
-                self.optimizer.state.clear()
-            self.train_step(step, segment.patch_size)
-            self.step = step + 1
-            boundary = self.step == segment.end * self.config.steps_per_epoch
-            if boundary or self.step % log_every == 0:
-                self.log(segment, boundary)
-            if boundary or time.perf_counter() - saved > self.save_seconds:
-                self.save()
-                saved = time.perf_counter()
+        """Train from the newest checkpoint to the end of the last segment; returns the history, a row per logged step.
+
+        After SIGTERM it saves and raises Interrupted.
+        """
+        with self.only_writer(), StopRequest() as stop:
+            self.resume()
+            self.warm_up()
+            self.mark, saved = clock(), time.perf_counter()
+            for step in progress(range(self.step, self.total_steps)):
+                segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
+                if self.config.reset_optimizer and step == segment.start * self.config.steps_per_epoch:
+                    self.optimizer.state.clear()
+                self.train_step(step, segment.patch_size)
+                self.step = step + 1
+                boundary = self.step == segment.end * self.config.steps_per_epoch
+                if boundary or self.step % (self.config.log_every or self.config.steps_per_epoch) == 0:
+                    self.log(segment, boundary)
+                due, stopping = self.processes.any(time.perf_counter() - saved > self.save_seconds, stop.requested)
+                if boundary or due or stopping or (self.keep_best and math.isfinite(self.score)):
+                    self.save()
+                    saved = time.perf_counter()
+                if stopping:
+                    raise Interrupted(f"stopped after step {self.step} and saved; the same command goes on")
         return pd.DataFrame(self.history)
 
     def train_step(self, step: int, patch_size: int) -> None:
-        """One optimiser step on the step's batch."""
+        """One optimiser step on the step's batch: this process's share of it, in pieces of `micro_batch`."""
         codes, labels = self.batch(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        torch.manual_seed(noise.torch_seed(self.seed, noise.DROPOUT, step, 0))
-        with autocast(self.device, self.precision):
-            loss = self.loss_fn(self.model, codes, labels, patch_size)
-        loss.backward()
+        torch.manual_seed(noise.torch_seed(self.seed, noise.DROPOUT, step, self.processes.rank))
+        loss = self.backward(codes, labels, patch_size)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.losses.append(loss.detach())
-        self.norms.append(norm)
+        self.pending.append((loss, norm))
+
+    def backward(self, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
+        """Gradients of the global batch's mean loss, and this process's part of that loss."""
+        size, parts = self.micro_batch or len(codes), []
+        for start in range(0, len(codes), size):
+            piece, last = slice(start, start + size), start + size >= len(codes)
+            with autocast(self.device, self.precision), self.exchange_gradients(last):
+                loss = self.loss_fn(self.replica, codes[piece], labels[piece], patch_size)
+                loss = loss * (len(codes[piece]) / self.config.batch_size)
+                (loss * self.processes.size).backward()  # because gradients are averaged over the processes
+            parts.append(loss.detach())
+        return sum(parts[1:], start=parts[0])
+
+    def exchange_gradients(self, now: bool) -> AbstractContextManager:
+        """Let the processes average their gradients in this backward pass, or not yet."""
+        return nullcontext() if now or self.processes == ALONE else self.replica.no_sync()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's share of the global batch, which is the same for any number of processes."""
         codes, labels = batch_at(self.store, step, self.config.batch_size, self.seed, self.config.label_dropout)
-        return codes.to(self.device), labels.to(self.device)
+        mine = self.processes.share(self.config.batch_size)
+        return codes[mine].to(self.device), labels[mine].to(self.device)
 
     def learning_rate(self, step: int) -> float:
         c = self.config
@@ -190,13 +228,14 @@ class Trainer:
             return
         self.model.train()
         for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
-            with autocast(self.device, self.precision):
-                self.loss_fn(self.model, *self.batch(0), p).backward()
+            self.backward(*self.batch(0), p)
         self.optimizer.zero_grad(set_to_none=True)
 
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
-        self.losses, self.norms = ([float(x) for x in values] for values in (self.losses, self.norms))
+        self.losses += self.processes.total([float(loss) for loss, _ in self.pending])
+        self.norms += [float(norm) for _, norm in self.pending]
+        self.pending = []
         self.spent = [spent + now - mark for spent, now, mark in zip(self.spent, clock(), self.mark, strict=True)]
         for i, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -214,24 +253,48 @@ class Trainer:
         row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
         row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
         due = boundary or (self.config.heldout_every and row["epoch"] % self.config.heldout_every == 0)
-        row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision) if due else math.nan
+        row["heldout_nll"] = math.nan
+        if due:
+            row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision, processes=self.processes)
         self.history.append(row)
         self.losses, self.norms, self.spent = [], [], [0.0, 0.0]
-        write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
+        if self.processes.rank == 0:
+            write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
         self.mark = clock()
 
+    @property
+    def score(self) -> float:
+        """The held-out likelihood of these very weights, NaN where it was not measured."""
+        last = self.history[-1] if self.history else {"step": -1}
+        return last["heldout_nll"] if last["step"] == self.step else math.nan
+
     def save(self) -> None:
-        """Write a checkpoint. NaN never reaches disk."""
+        """Write a checkpoint, if this is the first process. NaN never reaches disk."""
         self.lap()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
         state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
-        state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent}
-        save_checkpoint(self.checkpoint_folder, self.step, tensors, state)
+        state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent, "score": self.score}
+        if self.processes.rank == 0:
+            save_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.keep_last, self.keep_best)
         self.mark = clock()
+
+    def only_writer(self) -> AbstractContextManager:
+        """Keep others from this run, and see that its checkpoints fit on the disk."""
+        if self.processes.rank > 0:
+            return nullcontext()
+        for folder in (self.checkpoint_folder, self.history_path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's two moments
+        missing = self.keep_last + self.keep_best - len(checkpoints(self.checkpoint_folder))
+        check_space(self.checkpoint_folder, size * (max(missing, 0) + 1), "the run's checkpoints")
+        return exclusive(self.checkpoint_folder)
 
     def resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one."""
         found = load_newest(self.checkpoint_folder, self.config_digest)
+        step = found[1]["step"] if found else 0
+        if self.processes.total([step]) != [step * self.processes.size]:
+            raise NppkitError(f"{self.checkpoint_folder} differs between the processes: use a file system that all of them share")
         if found is None:
             return
         tensors, state = found
@@ -248,11 +311,20 @@ class Trainer:
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
         codes, labels = self.batch(0)
-        flops = {p: step_flops(self.model, codes, labels, p) for p in {s.patch_size for s in self.segments}}
+        few = self.micro_batch or len(codes)
+        flops = {p: step_flops(self.model, codes[:few], labels[:few], p) for p in {s.patch_size for s in self.segments}}
+        flops = {p: count * self.config.batch_size // few for p, count in flops.items()}
         steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
         seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
         return {**seconds, "flops": total, "flops_per_step": flops}
+
+
+def run_trainer(preset: Preset, run: Run, model: GPT, store: CodeStore, heldout: CodeStore, **options: object) -> Trainer:
+    """The trainer of a preset's run, with its files in their places; options: the trainer's from `device` on."""
+    job, segments = train_job(preset, run), run.segments(preset.training.epochs)
+    history, folder = job.folder / "history.csv", checkpoint_dir(preset, run)
+    return Trainer(model, store, heldout, segments, run.training(preset), run.seed, history, folder, job.digest, **options)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
@@ -271,20 +343,27 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[s
 
 
 @torch.inference_mode()
-def heldout_nll(model: GPT, store: CodeStore, device: torch.device, precision: str = "fp32", batch_size: int = 100) -> float:
+def heldout_nll(
+    model: GPT,
+    store: CodeStore,
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 100,
+    processes: Processes = ALONE,
+) -> float:
     """Negative log-likelihood per token in nats at p = 1 over every image's first crop: eval mode, no label dropout.
 
     NaN without images.
     """
     was_training, total = model.training, 0.0
     model.eval()
-    for start in range(0, len(store), batch_size):
+    for start in range(0, len(store), batch_size)[processes.rank :: processes.size]:
         index = np.arange(start, min(start + batch_size, len(store)))
         codes, labels = (t.to(device) for t in store.batch(index, np.zeros_like(index)))
         with autocast(device, precision):
             total += npp_loss(model, codes, labels, 1).item() * len(index)
     model.train(was_training)
-    return total / len(store) if len(store) else math.nan
+    return processes.total([total])[0] / len(store) if len(store) else math.nan
 
 
 def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
@@ -312,3 +391,43 @@ def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
     model = GPT(GPTConfig(**{**shape, **sizes}))
     load_weights(model, path)
     return model
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m nppkit.train", description="Train one run, alone or under torchrun.")
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--run", required=True, help="run id")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="", help="empty: the preset's")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
+    parser.add_argument("--micro-batch", type=int, default=0, help="images that a process computes at once; 0: its share")
+    parser.add_argument("--save-minutes", type=float, default=10.0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The command line: torchrun --nproc-per-node N -m nppkit.train --preset P --run R; without torchrun one process."""
+    a = _arguments()
+    torch.set_num_threads(a.threads)
+    preset = load_preset(a.preset)
+    run, device = find_run(preset, a.run), pick_device(a.device)
+    folder = tokenizer_dir(preset, run.large)
+    store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
+    model = make_model(store, preset.models[run.size], preset.training, run.seed)
+    options = dict(
+        device=device, precision=a.precision or preset.precision, micro_batch=a.micro_batch, save_seconds=60 * a.save_minutes
+    )
+    with joined() as processes:
+        trainer = run_trainer(preset, run, model, store, heldout, processes=processes, **options)
+        trainer.fit(iter if processes.rank else functools.partial(progress, label=run.id))
+    return 0
+
+
+if __name__ == "__main__":
+    if "WORLD_SIZE" in os.environ:
+        die_with_parent()
+    try:
+        sys.exit(main())
+    except NppkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REQUEUE if isinstance(error, Interrupted) else 1)

@@ -21,9 +21,9 @@ def test_round_trip(tmp_path):
 
 
 def test_older_ones_go_after_the_new_one(tmp_path):
-    """Only the newest `keep` remain."""
+    """Only the newest `keep_last` remain."""
     for step in (1, 2, 3):
-        save(tmp_path, step, keep=2)
+        save(tmp_path, step, keep_last=2)
     assert [p.name for p in checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
 
 
@@ -32,7 +32,7 @@ def test_older_ones_go_after_the_new_one(tmp_path):
 def test_damaged_is_named_and_the_one_before_used(tmp_path, file, damage):
     """A damaged checkpoint is never loaded: a warning names it and the previous one is used."""
     save(tmp_path, 1)
-    path = save(tmp_path, 2, keep=2) / file
+    path = save(tmp_path, 2, keep_last=2) / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF if file.startswith("model") else 0x80
     content = {"flip": bytes(data), "truncate": bytes(data[: len(data) // 2]), "empty": b"", "missing": None}[damage]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_bad_folders_are_named(folder, tmp_path):
     with pytest.raises(NppkitError, match="empty holds no images"):
         folder_images(tmp_path / "empty")
     (folder / "dog" / "1.png").write_bytes(b"not an image")
-    with pytest.raises(NppkitError, match=r"dog/1\.png cannot be read"):
+    with pytest.raises(NppkitError, match=r"1 of 4 images in .* cannot be read: repair or remove .*dog/1\.png"):
         folder_images(folder)
 
 
@@ -152,6 +154,76 @@ def test_images_of_an_npz_file(tmp_path):
 def test_files_are_checked_once(folder):
     """An unreadable file stops whoever extracts codes; later readers of the same folder do not open every file again."""
     (folder / "cat" / "0.png").write_bytes(b"no image")
-    with pytest.raises(NppkitError, match=r"0\.png cannot be read"):
+    with pytest.raises(NppkitError, match=r"images in .* cannot be read.*0\.png"):
         load_images("folder", folder)
     assert len(load_images("folder", folder, check=False)) == 4
+
+
+def grey16(path):
+    Image.fromarray(np.full((40, 40), 51400, np.uint16)).save(path)  # 200 * 257
+
+
+def palette(path):
+    Image.new("RGB", (40, 40), (200, 0, 0)).quantize(4).save(path)
+
+
+def animation(path):
+    first, second = (Image.new("RGB", (40, 40), colour) for colour in ((200, 0, 0), (0, 200, 0)))
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+
+
+UNUSUAL = {
+    "cmyk.jpg": (lambda path: Image.new("CMYK", (40, 40), (0, 255, 255, 55)).save(path, quality=100), (200, 0, 0)),
+    "grey16.png": (grey16, (200, 200, 200)),
+    "palette.png": (palette, (200, 0, 0)),
+    "animation.webp": (animation, (200, 0, 0)),
+    "pixel.png": (lambda path: Image.new("RGB", (1, 1), (200, 0, 0)).save(path), (200, 0, 0)),
+    "alpha.png": (lambda path: Image.new("RGBA", (40, 40), (200, 0, 0, 9)).save(path), (200, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_images_are_read_as_documented(tmp_path, name):
+    """CMYK, 16-bit grey, palettes, animations, one pixel and transparency end as the RGB that the docstring says."""
+    write, colour = UNUSUAL[name]
+    (tmp_path / "class").mkdir()
+    write(tmp_path / "class" / name)
+    image = folder_images(tmp_path).load(0)
+    crop = crop_images(image, "center", 32)
+    assert crop.shape == (1, 32, 32, 3) and np.abs(crop[0, 16, 16].astype(int) - colour).max() <= 3
+
+
+def truncated(path):
+    Image.effect_noise((200, 200), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def bomb(path):
+    """A PNG whose header promises 20,000 x 20,000 pixels."""
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "early"),
+    [
+        ("truncated.jpg", truncated, False),
+        ("bomb.png", bomb, True),
+        ("thin.png", lambda path: Image.new("RGB", (1, 500)).save(path), True),
+        ("text.jpg", lambda path: path.write_text("no image"), True),
+        ("empty.jpg", lambda path: path.touch(), True),
+    ],
+)
+def test_unreadable_images_are_counted_and_named(folder, name, write, early):
+    """What is no image, too large or too thin is counted and named at the start, a truncated one when it is loaded."""
+    write(folder / "dog" / name)
+    if early:
+        with pytest.raises(NppkitError, match=f"1 of 5 images in .*{name}"):
+            folder_images(folder)
+    images = folder_images(folder, check=False)
+    with pytest.raises(NppkitError, match=f"image .*{name} cannot be read"):
+        for i in range(len(images)):
+            images.load(i)

@@ -179,7 +179,7 @@ def test_other_configuration_is_refused(store, tmp_path):
     run(store, tmp_path / "run")
     model = train.make_model(store, SIZES, CONFIG, 0)
     with pytest.raises(NppkitError, match="another configuration"):
-        train.Trainer(model, store, store, SEGMENTS, CONFIG, 0, tmp_path / "h.csv", tmp_path / "run" / "ckpt", "other")
+        train.Trainer(model, store, store, SEGMENTS, CONFIG, 0, tmp_path / "h.csv", tmp_path / "run" / "ckpt", "other").fit()
 
 
 def test_other_codes_are_refused(store, tmp_path):
@@ -187,7 +187,7 @@ def test_other_codes_are_refused(store, tmp_path):
     run(store, tmp_path / "run")
     other = CodeStore(write_store(tmp_path / "other", tokenizer_sha256="retrained"))
     with pytest.raises(NppkitError, match="other codes"):
-        make_trainer(other, tmp_path / "run")
+        make_trainer(other, tmp_path / "run").fit()
 
 
 def test_patch_larger_than_the_grid_is_refused(store, tmp_path):

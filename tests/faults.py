@@ -1,0 +1,110 @@
+"""Faults on purpose: training processes that die at a given event, and a results home whose codes are there.
+
+The processes are forked from a server that has imported torch once and computed nothing, so each starts at once.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import yaml
+from conftest import write_store
+
+from nppkit import checkpoint, presets, runs, train
+from nppkit.codes import CodeStore
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["nppkit.train", "pytest", "psutil"])
+
+EVENTS = [
+    (train.Trainer, "train_step"),
+    (checkpoint, "save_file"),
+    (os, "fsync"),
+    (Path, "replace"),
+    (os, "replace"),
+    (shutil, "rmtree"),
+]
+
+
+def die_at(event):
+    """From now on this process kills itself at that event: before or after a step, a write, an fsync, a rename, a removal."""
+    count = itertools.count(1)
+
+    def tick():
+        if next(count) == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hooked(function):
+        def call(*args, **kwargs):
+            tick()
+            result = function(*args, **kwargs)
+            tick()
+            return result
+
+        return call
+
+    for owner, name in EVENTS:
+        setattr(owner, name, hooked(getattr(owner, name)))
+
+
+def train_until(store_folder, run_folder, event=0, file_limit=0):
+    """Train in this process with a checkpoint after every step; it may die, or be unable to write large files."""
+    from test_train import make_trainer
+
+    if event:
+        die_at(event)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    make_trainer(CodeStore(store_folder), run_folder, save_seconds=0.0).fit()
+
+
+def start(*args, **kwargs):
+    """The above in a process of its own."""
+    process = processes.Process(target=train_until, args=args, kwargs=kwargs)
+    process.start()
+    return process
+
+
+def tokenized_preset(home, **training):
+    """A copy of smoke as a file, with other training settings, whose tokenize job is done: random codes stand for images."""
+    content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
+    content["training"] |= training
+    path = home / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    preset = presets.load_preset(str(path))
+    job = runs.tokenize_job(preset)
+    for split in ("train", "heldout"):
+        write_store(job.folder / split, n=20, grid=8, vocab=32, classes=10, image_size=32)
+    for name in job.outputs:
+        if not (job.folder / name).exists():
+            (job.folder / name).write_text("made without images")
+    runs.write_record(job)
+    return path, preset
+
+
+def of_home(home):
+    """Processes that work in a results home, by their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("NPPKIT_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def last_step(folder):
+    """The last step in a history file that grows; 0 if there is none yet."""
+    lines = folder.read_text().splitlines() if folder.exists() else []
+    return int(lines[-1].split(",")[0]) if len(lines) > 1 else 0
+
+
+def state_of(path):
+    return json.loads((path / "state.json").read_text())

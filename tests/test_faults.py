@@ -1,0 +1,255 @@
+"""Faults: kills at any instant, full disks, signals and dead parents; nothing is lost and nothing is left behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import faults
+import pytest
+import test_train
+import torch
+from conftest import write_store
+
+from nppkit import guard, launch, runs
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest
+from nppkit.codes import CodeStore
+from nppkit.errors import NppkitError
+
+KILLS = int(os.environ.get("NPPKIT_KILLS", 20))  # make soak: 50
+RUN = "GPT-B_ntp_seed0"
+
+
+def wait_for(condition, seconds=120):
+    """Poll until it holds; no time is asserted, a machine may be slow."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants(tmp_path):
+    """A run killed again and again, in a step, a write, an fsync, a rename or a removal, ends as if it never was.
+
+    After every kill each checkpoint that can be seen is complete.
+    """
+    store, folder, chance = write_store(tmp_path / "store"), tmp_path / "parts", random.Random(0)
+    folder.mkdir()
+    kills = 0
+    while kills < KILLS:
+        by_clock = kills % 4 == 3  # from outside, whatever it is doing; otherwise at a numbered event
+        process = faults.start(store, folder, 0 if by_clock else chance.randrange(1, 45))
+        if by_clock:
+            process.join(chance.uniform(0.05, 1.0))
+            process.kill()
+        process.join()
+        if process.exitcode == 0:  # it came to the end before: a fresh run goes on being killed
+            parts = test_train.make_trainer(CodeStore(store), folder)
+            parts.fit()
+            test_train.same(test_train.run(CodeStore(store), tmp_path / f"whole{kills}"), parts)
+            folder = tmp_path / f"parts{kills}"
+            folder.mkdir()
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        for path in checkpoints(folder / "ckpt"):
+            load_checkpoint(path, "digest")
+    parts = test_train.make_trainer(CodeStore(store), folder)
+    parts.fit()
+    test_train.same(test_train.run(CodeStore(store), tmp_path / "whole"), parts)
+    assert [path.name for path in (folder / "ckpt").glob("*step*")] == ["step_00000024"]
+
+
+@pytest.mark.slow
+def test_events_reach_every_phase_of_a_checkpoint(tmp_path):
+    """Kills at consecutive events meet a checkpoint before it is written, half written, synced, renamed and pruned."""
+    store, seen = write_store(tmp_path / "store"), set()
+    for event in range(1, 40, 4):
+        folder = tmp_path / str(event)
+        folder.mkdir()
+        process = faults.start(store, folder, event)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        names = {path.name[:6] for path in (folder / "ckpt").glob("*step*")}
+        seen.add(frozenset(names))
+        newest = load_newest(folder / "ckpt", "digest")
+        assert (newest is None) == ("step_0" not in names)
+    assert {frozenset(), frozenset({".step_"}), frozenset({"step_0"})} <= seen
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path):
+    """When a file can no longer be written, the run ends with one line, the old checkpoint is whole, no half file is left."""
+    store, folder = write_store(tmp_path / "store"), tmp_path / "run"
+    folder.mkdir()
+    process = faults.start(store, folder, 60)
+    process.join()
+    before = {p.name: faults.state_of(p) for p in checkpoints(folder / "ckpt")}
+    assert before
+    code = f"""
+import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+import faults
+faults.train_until({str(store)!r}, __import__("pathlib").Path({str(folder)!r}), file_limit=4096)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1 and "could not be written" in result.stderr.splitlines()[-1], result.stderr
+    assert "NppkitError" in result.stderr.splitlines()[-1]
+    assert {p.name: faults.state_of(p) for p in checkpoints(folder / "ckpt")} == before
+    assert not list((folder / "ckpt").glob(".step*")) and not list(folder.glob(".history*"))
+    load_newest(folder / "ckpt", "digest")
+
+
+def test_space_is_checked_before_a_run_starts(store, tmp_path, monkeypatch):
+    """A run whose checkpoints will not fit is refused before its first step."""
+    usage = guard.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(guard.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    trainer = test_train.make_trainer(store, tmp_path / "run")
+    with pytest.raises(NppkitError, match="GB free and the run's checkpoints need"):
+        trainer.fit()
+    assert trainer.step == 0
+
+
+def test_sigterm_saves_and_asks_for_another_start(store, tmp_path):
+    """SIGTERM lets the step end, writes a checkpoint and raises Interrupted; the resumed run ends as if it never was."""
+
+    def terminate_at(step):
+        def progress(steps):
+            for s in steps:
+                if s == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield s
+
+        return progress
+
+    trainer = test_train.make_trainer(store, tmp_path / "parts")
+    with pytest.raises(guard.Interrupted, match="step 8 and saved"):
+        trainer.fit(terminate_at(7))
+    assert checkpoints(tmp_path / "parts" / "ckpt")[-1].name == "step_00000008"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    parts = test_train.make_trainer(store, tmp_path / "parts")
+    parts.fit()
+    test_train.same(test_train.run(store, tmp_path / "whole"), parts)
+
+
+def hold(folder, ready):
+    with guard.exclusive(folder):
+        ready.set()
+        time.sleep(600)
+
+
+def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypatch):
+    """While one process writes a run another is refused; the lock of a killed one is gone with it."""
+    monkeypatch.setattr(guard.exclusive.__wrapped__, "__defaults__", ("writer", 0.2))
+    trainer, ready = test_train.make_trainer(store, tmp_path), faults.processes.Event()
+    first = faults.processes.Process(target=hold, args=(tmp_path / "ckpt", ready))
+    first.start()
+    ready.wait()
+    with pytest.raises(NppkitError, match="is being written by another process"):
+        trainer.fit()
+    first.kill()
+    first.join()
+    trainer.fit()
+
+
+CHILD = "import time; from nppkit import guard; guard.GRACE_SECONDS = 1; guard.die_with_parent(); print('ready', flush=True); {}"
+
+
+@pytest.mark.parametrize("obeys", ["time.sleep(600)", "import signal; signal.signal(15, print); time.sleep(600)"])
+def test_child_dies_with_its_parent(obeys):
+    """A process whose parent is killed ends by itself, even if it does not listen to SIGTERM."""
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD.format(obeys)!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    (child,) = faults.psutil.Process(process.pid).children()
+    process.kill()
+    child.wait(60)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """A results home with codes, and a training of hours that is under way in a launcher's kernel; started anew each time."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPPKIT_HOME", str(home))
+        path, preset = faults.tokenized_preset(home, steps_per_epoch=5000, log_every=1)
+        command = [sys.executable, "-m", "nppkit.launch", "train", "--preset", str(path), "--run", RUN]
+        folder = runs.run_dir(preset, runs.Run.parse(RUN))
+
+        def begin():
+            before = faults.last_step(folder / "history.csv")
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            wait_for(lambda: faults.last_step(folder / "history.csv") not in (0, before) or process.poll() is not None)
+            assert process.poll() is None, process.stderr.read()
+            return process
+
+        yield begin, home, preset, folder
+        for process in faults.of_home(home):
+            process.kill()
+
+
+@pytest.mark.slow
+def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
+    """SIGTERM to a launcher: a checkpoint, status 75, no process left, no completion record, the executed notebook there.
+
+    A second launcher of the same run is refused meanwhile. After SIGKILL the kernel stops by itself, and the same
+    command goes on from the checkpoint.
+    """
+    begin, home, preset, folder = long_run
+    process = begin()
+    second = subprocess.run(process.args, capture_output=True, text=True)
+    assert second.returncode == 1 and "is being written by another process" in second.stderr
+    process.terminate()
+    assert process.wait(120) == guard.REQUEUE, process.stderr.read()
+    assert "Interrupted: stopped after step" in process.stderr.read()
+    wait_for(lambda: not faults.of_home(home))
+    (saved,) = checkpoints(runs.checkpoint_dir(preset, runs.Run.parse(RUN)))
+    assert int(saved.name[5:]) > 0 and not (folder / "train.record.json").exists() and (folder / "train.ipynb").exists()
+    process = begin()
+    assert faults.last_step(folder / "history.csv") > int(saved.name[5:])
+    process.kill()
+    process.wait()
+    wait_for(lambda: not faults.of_home(home))
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_is_one_line(long_run, monkeypatch):
+    """A kernel that the system kills (out of memory) ends its job with one line, not with a traceback."""
+    begin, home, _, _ = long_run
+    process = begin()
+    for child in faults.psutil.Process(process.pid).children():
+        child.kill()
+    assert process.wait(120) == 1
+    error = process.stderr.read()
+    assert f"error: train {RUN} failed: {launch.KERNEL_DIED}" in error and "Traceback" not in error
+    wait_for(lambda: not faults.of_home(home))
+
+
+@pytest.mark.parametrize("which", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stops_and_is_not_saved(store, tmp_path, which, value):
+    """NaN or Inf in the loss or in a gradient: the run stops, names step and last good checkpoint, and writes neither."""
+    trainer = test_train.make_trainer(store, tmp_path, save_seconds=0.0)
+    ordinary, bad = trainer.loss_fn, lambda: value if trainer.step == 7 else 1.0
+    if which == "loss":
+        trainer.loss_fn = lambda *args: ordinary(*args) * bad()
+    else:
+        trainer.model.output.weight.register_hook(lambda gradient: gradient * bad())
+    with pytest.raises(NppkitError, match=r"step 7: loss .*the last good checkpoint is .*step_00000007"):
+        trainer.fit()
+    (path,) = checkpoints(tmp_path / "ckpt")
+    tensors, _ = load_checkpoint(path, "digest")
+    assert all(torch.isfinite(t).all() for group in tensors.values() for t in group.values())
+
+
+def test_checkpoints_come_by_the_clock(store, tmp_path, monkeypatch):
+    """Between segment boundaries a checkpoint is due every `save_seconds`: ten minutes unless said otherwise."""
+    assert test_train.make_trainer(store, tmp_path / "a").save_seconds == 600
+    now = iter(range(0, 100000, 100))
+    monkeypatch.setattr(test_train.train.time, "perf_counter", lambda: float(next(now)))
+    saved = []
+    trainer = test_train.make_trainer(store, tmp_path / "b", save_seconds=1000.0)
+    monkeypatch.setattr(trainer, "save", lambda: saved.append(trainer.step))
+    trainer.fit()
+    assert {6, 12, 24} < set(saved) and len(saved) < 20
