@@ -6,13 +6,13 @@
 # are the only declared outputs, because Snakemake deletes declared outputs before it runs a job again, and
 # profiles/default makes a missing record the only reason to run one: file times say nothing in a fresh clone.
 
+import shlex
 import sys
 
 from nppkit import presets, runs
 
 PRESET = presets.load_preset(config.get("preset", "demo"))
-LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {config.get('preset', 'demo')}"
-COST = {size: i for i, size in enumerate(PRESET.models)}  # larger models first: they take longest
+LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {shlex.quote(config.get('preset', 'demo'))}"
 
 for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
     print(line, file=sys.stderr)

@@ -83,13 +83,18 @@ def find(name: str) -> Path:
 def _download(release: Release, path: Path) -> Path:
     remedy = f"put {release.file} of https://huggingface.co/{release.repo} there"
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError:
         raise NppkitError(f"{path} does not exist: {remedy}, or install huggingface_hub to download it") from None
     try:
-        return Path(hf_hub_download(release.repo, release.file, local_dir=path.parent))
+        found = Path(hf_hub_download(release.repo, release.file, local_dir=path.parent))
+        expected = get_hf_file_metadata(hf_hub_url(release.repo, release.file)).etag  # of a large file its sha256
     except Exception as error:  # OSError, or of the HTTP library, which changes with the hub client's version
         raise NppkitError(f"{path} cannot be downloaded ({_first_line(error)}): {remedy}") from None
+    if sha256(found) != expected:
+        found.unlink()
+        raise NppkitError(f"{path} was downloaded with another sha256 than the hub states, {expected}: fetch it again")
+    return found
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:

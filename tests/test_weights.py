@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import runpy
@@ -269,9 +270,12 @@ def test_configuration_of_another_family(tmp_path):
         weights.release_config(path, grid_size=4)
 
 
-def hub(monkeypatch, download):
-    """Replace huggingface_hub by one function; None: not installed."""
+def hub(monkeypatch, download, digest=""):
+    """Replace huggingface_hub by one function and the digest that it states; None: not installed."""
     module = types.SimpleNamespace(hf_hub_download=download) if download else None
+    if module:
+        module.hf_hub_url = lambda repo_id, filename: f"{repo_id}/{filename}"
+        module.get_hf_file_metadata = lambda url: types.SimpleNamespace(etag=digest)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 
 
@@ -287,15 +291,19 @@ def test_fetch_prefers_the_local_file(tmp_path, monkeypatch):
 
 
 def test_fetch_downloads(tmp_path, monkeypatch):
-    """Otherwise the hub's client downloads into that folder."""
+    """Otherwise the hub's client downloads into that folder; a file of another digest than the hub's does not stay."""
 
     def download(repo_id, filename, *, local_dir):
         assert (repo_id, filename) == ("pytttttt/LlamaGen-NPP", "c2i_XL_256.pt")
-        local_dir.mkdir(parents=True)
+        local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / filename).write_text("weights")
         return str(local_dir / filename)
 
-    hub(monkeypatch, download)
+    hub(monkeypatch, download, "0" * 64)
+    with pytest.raises(NppkitError, match="another sha256 than the hub states"):
+        weights.fetch("NPP-XL-256", tmp_path)
+    assert not list(tmp_path.rglob("*.pt"))
+    hub(monkeypatch, download, hashlib.sha256(b"weights").hexdigest())
     path = weights.fetch("NPP-XL-256", tmp_path)
     assert path == tmp_path / "LlamaGen-NPP" / "c2i_XL_256.pt" and path.read_text() == "weights"
 
