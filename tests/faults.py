@@ -3,6 +3,8 @@
 The processes are forked from a server that has imported torch once and computed nothing, so each starts at once.
 """
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -10,6 +12,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import psutil
@@ -18,6 +21,8 @@ from conftest import write_store
 
 from nppkit import checkpoint, presets, runs, train
 from nppkit.codes import CodeStore
+from nppkit.guard import Interrupted
+from nppkit.parallel import joined
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["nppkit.train", "pytest", "psutil"])
@@ -62,6 +67,37 @@ def train_until(store_folder, run_folder, event=0, file_limit=0):
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     make_trainer(CodeStore(store_folder), run_folder, save_seconds=0.0).fit()
+
+
+def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **changes):
+    """One of several processes that train together, without torchrun; all stop before the given step as after SIGTERM."""
+    import test_train
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    config = dataclasses.replace(test_train.CONFIG, dropout=0.0, batch_size=8)
+
+    def progress(steps):
+        for step in steps:
+            if step + 1 == stop_before and rank == size - 1:  # one process is told, all stop
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield step
+
+    with joined() as together, contextlib.suppress(Interrupted):
+        test_train.make_trainer(CodeStore(store_folder), run_folder, config, processes=together, **changes).fit(progress)
+
+
+def train_together(size, *args, **changes):
+    """Train in so many processes, to the end or to the step given; each ends well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [processes.Process(target=train_rank, args=(r, size, port, *args), kwargs=changes) for r in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0] * size
 
 
 def start(*args, **kwargs):

@@ -1,0 +1,158 @@
+"""Several processes, here on CPU over gloo: the same batches, weights and files as one, and nothing left behind."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import faults
+import numpy as np
+import pytest
+import test_train
+import torch
+from conftest import write_store
+from test_faults import RUN, wait_for
+
+from nppkit import guard, parallel, runs, train
+from nppkit.checkpoint import checkpoints, load_checkpoint
+from nppkit.errors import NppkitError
+from nppkit.parallel import Processes
+
+TOLERANCE = dict(rtol=1e-3, atol=1e-4)  # of weights of order 0.1 after 24 steps: sums over a batch in another order
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_shares_are_the_global_batch(store, size):
+    """The processes' shares of a step's batch follow each other to the batch of one process."""
+    whole = train.batch_at(store, 5, 10, 0, 0.1)
+    shares = [tuple(part[Processes(rank, size).share(10)] for part in whole) for rank in range(size)]
+    for i in range(2):
+        assert torch.equal(torch.cat([share[i] for share in shares]), whole[i])
+    assert {len(share[0]) for share in shares} <= {10 // size, 10 // size + 1}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The store, and the last checkpoint of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    write_store(folder / "store")
+    faults.train_together(1, folder / "store", folder)
+    return folder / "store", *last(folder)
+
+
+def last(folder):
+    """Tensors and state of a run's only checkpoint."""
+    (path,) = checkpoints(folder / "ckpt")
+    return load_checkpoint(path, "digest")
+
+
+def assert_same_run(found, expected):
+    """The same files, names, shapes and types, the same history, and weights within the tolerance."""
+    (tensors, state), (other, right) = found, expected
+    for group in ("model", "optimizer"):
+        assert tensors[group].keys() == other[group].keys()
+        for key, value in tensors[group].items():
+            torch.testing.assert_close(value, other[group][key], **TOLERANCE, msg=lambda text, key=key: f"{key}: {text}")
+    assert state.keys() == right.keys() and state["files"].keys() == right["files"].keys() and state["step"] == right["step"]
+    for mine, theirs in zip(state["history"], right["history"], strict=True):
+        assert [mine[key] for key in ("step", "lr", "patch_size")] == [theirs[key] for key in ("step", "lr", "patch_size")]
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-3)
+        np.testing.assert_allclose(mine["heldout_nll"], theirs["heldout_nll"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "micro_batch"), [(1, 3), (2, 0), (4, 1)])
+def test_weights_do_not_depend_on_the_number_of_processes(one, tmp_path, size, micro_batch):
+    """1, 2 and 4 processes, with and without accumulation of gradients, end at the same weights and the same files."""
+    store, *expected = one
+    faults.train_together(size, store, tmp_path, micro_batch=micro_batch)
+    assert_same_run(last(tmp_path), expected)
+
+
+def test_resume_on_another_number_of_processes(one, tmp_path):
+    """Two processes, then one, then two, stopped by SIGTERM to one of them, end where one process ends."""
+    store, *expected = one
+    for size, stop_before in ((2, 7), (1, 15), (2, 0)):
+        faults.train_together(size, store, tmp_path, stop_before)
+        assert last(tmp_path)[1]["step"] == (stop_before or 24)
+    assert_same_run(last(tmp_path), expected)
+
+
+def test_more_processes_than_images_are_refused(store, tmp_path):
+    """A process without an image of the batch could not take part."""
+    with pytest.raises(NppkitError, match="batch_size 4 is below 5 processes"):
+        test_train.make_trainer(store, tmp_path, processes=Processes(0, 5))
+
+
+def test_nodes_need_slurm(monkeypatch):
+    """More than one machine without a Slurm job of as many is an error that says what to do; within one srun starts torchrun."""
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    with pytest.raises(NppkitError, match="no Slurm job of as many nodes"):
+        parallel.command("nppkit.train", [], 8, 2)
+    monkeypatch.setattr(parallel, "_first_node", lambda nodes: "node1")
+    words = parallel.command("nppkit.train", ["--run", "R"], 8, 2)
+    assert words[0] == "srun" and "--nnodes=2" in words and f"--rdzv-endpoint=node1:{parallel.PORT}" in words
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A results home with codes, for trainings through the command line."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPPKIT_HOME", str(home))
+        yield home
+    for process in faults.of_home(home):
+        process.kill()
+
+
+def launcher(path, *parameters):
+    """The command of a training on two devices."""
+    words = [sys.executable, "-m", "nppkit.launch", "train", "--preset", str(path), "--run", RUN]
+    return [*words, "-p", "devices", "2", "-p", "device", "cpu", *parameters]
+
+
+@pytest.mark.slow
+def test_notebook_trains_on_two_devices(home):
+    """The train notebook on two devices: torchrun's log is followed, a killed worker comes back, and all results are there.
+
+    The weights are those of one process that was never disturbed.
+    """
+    path, preset = faults.tokenized_preset(home, steps_per_epoch=4, log_every=1, dropout=0.0)
+    run = runs.Run.parse(RUN)
+    folder = runs.run_dir(preset, run)
+    process = subprocess.Popen(launcher(path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: faults.last_step(folder / "history.csv") > 320 or process.poll() is not None)
+    workers = [p for p in faults.of_home(home) if "nppkit.train" in p.cmdline() and p.environ().get("LOCAL_RANK") == "1"]
+    workers[0].kill()
+    assert process.wait(300) == 0, process.stdout.read()
+    found = json.loads((folder / "config.json").read_text())
+    assert found["devices"] == 2 and (folder / "train.record.json").exists()
+    assert f"{RUN} " in (folder / "train.log").read_text() or "SIGKILL" in (folder / "train.log").read_text()
+    store = train.CodeStore(runs.tokenizer_dir(preset) / "train")
+    training = dataclasses.replace(preset.training)
+    model = train.make_model(store, preset.models["B"], training, 0)
+    alone = train.run_trainer(preset, run, model, store, store)
+    alone.history_path, alone.checkpoint_folder = home / "alone.csv", home / "alone"
+    alone.fit()
+    trained = train.load_trained(preset, run, store).state_dict()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(trained[key], value, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_its_notebook(home):
+    """SIGTERM to the launcher reaches all trainers, which save; SIGKILL leaves no process, though nobody told them."""
+    path, preset = faults.tokenized_preset(home, steps_per_epoch=5000, log_every=1)
+    folder = runs.checkpoint_dir(preset, runs.Run.parse(RUN))
+    history = runs.run_dir(preset, runs.Run.parse(RUN)) / "history.csv"
+    history.unlink(missing_ok=True)
+    for kill in (signal.SIGTERM, signal.SIGKILL):
+        before = faults.last_step(history)
+        process = subprocess.Popen(launcher(path), stderr=subprocess.PIPE, text=True)
+        wait_for(lambda before=before: faults.last_step(history) not in (0, before))
+        os.kill(process.pid, kill)
+        status = process.wait(120)
+        wait_for(lambda: not faults.of_home(home))
+        assert status == (guard.REQUEUE if kill == signal.SIGTERM else -signal.SIGKILL), process.stderr.read()
+        assert len(checkpoints(folder)) == 1
