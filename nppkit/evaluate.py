@@ -3,7 +3,10 @@
 Every result carries its contract (contract.py).
 """
 
+import argparse
+import json
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,15 +22,16 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from nppkit.contract import IS_SPLIT, NEIGHBOURS, measurement
 from nppkit.errors import NppkitError
-from nppkit.features import extract_features
-from nppkit.images import ImageSet, reference_pixels
+from nppkit.features import extract_features, load_extractor
+from nppkit.images import ImageSet, reference_pixels, study_images
 from nppkit.model import GPT
 from nppkit.npz import read_npz, write_npz
-from nppkit.presets import EvaluationConfig
-from nppkit.reference import CHUNK, Reference
-from nppkit.runs import sha256
+from nppkit.presets import EvaluationConfig, load_preset
+from nppkit.reference import CHUNK, Reference, prepare_reference
+from nppkit.runs import extractor_weights, home, sha256
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.tokenizer import VQModel, reconstruct, to_pixels
+from nppkit.train import pick_device
 
 
 @torch.inference_mode()
@@ -172,3 +176,27 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 def nearest(features: Tensor, reference: Tensor) -> Tensor:
     """Index (n,) of the reference feature (m, D) nearest to each feature (n, D)."""
     return torch.cdist(features, reference).argmin(1)
+
+
+def main() -> int:
+    """The command line: metrics and contract of an npz file of images, as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m nppkit.evaluate", description=main.__doc__)
+    parser.add_argument("file", help="arr_0: uint8 images, NHWC, as ADM's scripts write them")
+    parser.add_argument("--preset", required=True, help="whose extractor and reference look at them")
+    parser.add_argument("--device", default="auto")
+    a = parser.parse_args()
+    preset, place = load_preset(a.preset), pick_device(a.device)
+    e, size, cache = preset.evaluation, preset.data.image_size, home() / "checkpoints" / preset.name
+    extractor = load_extractor(preset.extractor.name, extractor_weights(preset), preset.extractor.sha256).to(place)
+    training = None if e.reference else study_images(preset.data)[0]  # the reference is of these, or a file
+    reference = prepare_reference(e.reference, training, size, extractor, cache)
+    found = evaluate_npz(a.file, extractor, reference, size, e.kid_subsets)
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NppkitError as error:
+        sys.exit(f"error: {error}")

@@ -16,6 +16,7 @@ from nppkit.errors import NppkitError
 from nppkit.features import DigitClassifier
 from nppkit.images import CROPS, ImageSet, crop_images, some_images
 from nppkit.presets import Preset
+from nppkit.runs import located
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel, to_model_range
 from nppkit.weights import find, load_weights
 
@@ -160,7 +161,7 @@ def prepare_extractor(preset: Preset, train: ImageSet, folder: Path, progress: C
     """The weights file of the preset's feature extractor; the digit classifier is trained into `folder`."""
     e = preset.extractor
     if e.name != "digits":
-        return Path(e.weights)
+        return located(e.weights)
     pixels = all_crops(train, preset.data.crops, preset.data.image_size)
     labels, classes = torch.from_numpy(train.labels), len(train.class_names)
     model = fit_classifier(pixels, labels, classes, e.steps, e.batch_size, e.lr, e.seed, progress)

@@ -1,6 +1,8 @@
 """Evaluation: the metrics are those that they are called, and unlike numbers are not compared."""
 
 import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from nppkit.images import mnist_images, reference_pixels
 from nppkit.measured import best_guidance
 from nppkit.model import GPT, GPTConfig
 from nppkit.npz import write_npz
-from nppkit.presets import EvaluationConfig
+from nppkit.presets import EvaluationConfig, load_preset
 from nppkit.reference import Moments, Reference, reference_from_adm
 from nppkit.tokenizer import VQConfig, VQModel, reconstruct, to_pixels
 
@@ -287,3 +289,16 @@ def test_decoding_is_fp32(models):
         assert not torch.equal(to_pixels(models[1].decode(codes)), within)
     with torch.inference_mode():
         assert torch.equal(to_pixels(models[1].decode(codes)), within)
+
+
+def test_command_line(home, digits, models, monkeypatch, capsys):
+    """Anyone's npz of images is scored with a preset's extractor and reference; the contract comes with the numbers."""
+    save_file(digits.classifier.state_dict(), home / "digits.safetensors")
+    smoke = load_preset("smoke")
+    (runs.tokenizer_dir(smoke)).mkdir(parents=True)
+    (home / "digits.safetensors").rename(runs.extractor_weights(smoke))
+    write_npz(home / "theirs.npz", noise_images(20))
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(home / "theirs.npz"), "--preset", "smoke", "--device", "cpu"])
+    assert evaluate.main() == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fid"] > 0 and found["contract"]["samples"] == 20 and found["contract"]["reference_images"] == 500

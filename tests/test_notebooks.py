@@ -10,8 +10,9 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import yaml
 
-from nppkit import launch, presets, runs
+from nppkit import launch, presets, runs, weights
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RUNNING = ("tokenize", "train", "evaluate")
@@ -153,3 +154,19 @@ def test_committed_outputs_are_reproduced(tmp_path):
     ]
     result = subprocess.run(command, env={**os.environ, "NPPKIT_HOME": str(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.slow
+def test_released_weights_give_the_trained_models_numbers(smoke_home):
+    """A trained model, exported to LlamaGen's container and evaluated as released weights, scores exactly the same."""
+    preset = presets.load_preset("smoke")
+    run, other = (runs.find_run(preset, f"GPT-B_{recipe}_seed0") for recipe in ("npp_p2_lambda1-2", "ntp"))
+    weights.export(max(runs.checkpoint_dir(preset, run).glob("step_*")), smoke_home / "weights/c2i.pt")
+    content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
+    content |= {"name": "smoke", "runs": {"B": ["ntp"]}, "weights": {other.id: "weights/c2i.pt"}}
+    (smoke_home / "released.yaml").write_text(yaml.safe_dump(content))
+    released = presets.load_preset(str(smoke_home / "released.yaml"))
+    launch.ensure(runs.evaluate_job(released, other))
+    ours, theirs = (json.loads((runs.run_dir(preset, r) / "metrics.json").read_text()) for r in (run, other))
+    assert (ours["guidance"], ours["heldout_nll"]) == (theirs["guidance"], theirs["heldout_nll"])
+    assert theirs["weights"]["sha256"] == runs.sha256(smoke_home / "weights/c2i.pt")

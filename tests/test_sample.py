@@ -228,3 +228,16 @@ def test_bad_sampling_configuration(values, message):
     """Settings that make no distribution are refused by name."""
     with pytest.raises(NppkitError, match=message):
         SamplingConfig(**values)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shares_make_the_samples_of_one_process(processes):
+    """Each process draws its share of the indices; together they are the samples of one."""
+    model, config, index = gpt(), SamplingConfig(cfg_scale=2.0, seed=5), np.arange(9)
+    labels = torch.from_numpy(sample_labels(index, model.config.num_classes, 5))
+    whole, shared = sample_codes(model, labels, config, index), torch.zeros(9, model.config.block_size, dtype=torch.int64)
+    for rank in range(processes):
+        mine = index[rank::processes]
+        share = torch.from_numpy(sample_labels(mine, model.config.num_classes, 5))
+        shared[mine] = sample_codes(model, share, config, mine)
+    assert torch.equal(shared, whole)

