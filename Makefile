@@ -12,9 +12,10 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES)
 CONFIG = --config preset=$(PRESET)  # comes last: it takes every word after it
 READING := table1_main table2_patch_size table3_lambda table4_levels table5_cost figure1_cost_vs_fid figure2_method \
   figure3_schedule figure4_samples gain equal_compute when_it_pays claims
+BENCH := step patches training memory breakdown loss sampling store launcher
 REPORTS := table1 table2 table3 table4 table5 figure1
 
-.PHONY: help env reproduce plan study study-report test test-all soak audit lint lab clean $(REPORTS)
+.PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab clean $(REPORTS)
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +60,10 @@ soak: env  ## kill and resume a run 50 times, and compare it with an undisturbed
 audit:  ## known vulnerabilities of the pinned versions, where the advisory service can be reached; never fails
 	-$(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit==2.10.1 \
 	  && .cache/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+bench: env  ## every row of the benchmarks, about 15 minutes of two cores; results/bench/
+	for row in $(BENCH); do $(BIN)/python benchmarks/$$row.py || exit 1; done
+	$(BIN)/python benchmarks/table.py
 
 lint: env  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

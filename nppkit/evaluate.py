@@ -137,7 +137,7 @@ def evaluate_guidance(
     With `config.save_npz` the reported images are written to `folder`. `agreement` is the share of images in whose
     class the extractor's classifier believes, None where its classes are not the data's.
     """
-    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, compile=config.compile)
     found = {}
     roles = {"select": (config.select_seed, config.select_samples), "report": (config.report_seed, config.samples)}
     for role, (seed, samples) in roles.items():

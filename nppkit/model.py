@@ -5,12 +5,14 @@ The sequence [class, token_0 ... token_{N-2}] predicts token_0 ... token_{N-1}; 
 Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group_embeddings
@@ -107,7 +109,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(c.dim, c.dim, bias=False)
         self.resid_dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | StaticKVCache | None" = None) -> Tensor:
         B, T, C = x.shape
         heads = self.wqkv(x).view(B, T, -1, self.head_dim)
         q, k, v = heads.split([self.n_head, self.kv_heads, self.kv_heads], dim=2)
@@ -141,7 +143,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = RMSNorm(c.dim, c.norm_eps)
         self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | StaticKVCache | None" = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -185,12 +187,30 @@ class KVCache:
         return sum(part @ values for part, (_, values) in zip(p, self.blocks, strict=True)).view_as(q)
 
 
+class StaticKVCache(nn.Module):
+    """Keys and values of one layer in one tensor of all N positions: static shapes, for a step that is compiled."""
+
+    def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        shape = (2, batch_size, c.kv_heads, c.block_size, c.head_dim)
+        self.register_buffer("kv", torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer("positions", torch.arange(c.block_size, device=device))
+        self.register_buffer("length", torch.zeros(1, dtype=torch.int64, device=device))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As in `KVCache`; what lies beyond the length, from an earlier batch, is masked."""
+        self.kv.index_copy_(3, self.length, torch.stack([k, v]))
+        mask = (self.positions <= self.length)[None]  # (1, N)
+        self.length += 1
+        return F.scaled_dot_product_attention(q, *self.kv.unbind(), attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
 class GPT(nn.Module):
     """The transformer. NTP is patch_size = 1; NPP trains the same weights at larger patch sides first."""
 
     def __init__(self, c: GPTConfig):
         super().__init__()
-        self.config = c
+        self.config, self.recompute = c, False  # recompute: each block again in the backward pass, to save memory
         self.cls_embedding = ClassEmbedding(c.num_classes, c.dim)
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
         self.tok_dropout = nn.Dropout(c.dropout)
@@ -210,12 +230,12 @@ class GPT(nn.Module):
         x = self.tok_dropout(x)
         rotary = getattr(self, f"rotary_{patch_size}")[: x.shape[1]]
         for layer in self.layers:
-            x = layer(x, rotary)
+            x = checkpoint(layer, x, rotary, use_reentrant=False) if self.recompute else layer(x, rotary)
         return self.output(self.norm(x))
 
-    def decode(self, x: Tensor, position: int, caches: list[KVCache]) -> Tensor:
+    def decode(self, x: Tensor, position: int | Tensor, caches: Iterable[KVCache | StaticKVCache]) -> Tensor:
         """Logits (B, V) after one more embedding x (B, C) at `position`; position 0 is the class token."""
-        x, rotary = x[:, None], self.rotary_1[position : position + 1]
+        x, rotary = x[:, None], self.rotary_1[position].view(1, -1, 2)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, rotary, cache)
         return self.output(self.norm(x))[:, 0]

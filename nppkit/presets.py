@@ -85,6 +85,7 @@ class TrainingConfig:
     log_every: int = 0  # steps; 0: once a schedule epoch
     heldout_every: int = 0  # schedule epochs between two held-out likelihoods; 0: at the end of each segment
     compile: bool = False
+    recompute: bool = False  # each block's activations in the backward pass: less memory, about a third more time
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class EvaluationConfig:
     batch_size: int = 500
     kid_subsets: int = 10
     reference: str = ""  # ADM's npz, or a saved reference; empty: the training images
+    compile: bool = False  # the decoding step as a CUDA graph; for GPUs
     save_npz: bool = False  # keep the reported images as ADM's script reads them
 
 

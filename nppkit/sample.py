@@ -4,21 +4,25 @@ A sample's label and noise belong to its index, so the same images come whatever
 the number of processes.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nppkit import noise
 from nppkit.errors import NppkitError
-from nppkit.model import GPT, KVCache
+from nppkit.model import GPT, KVCache, StaticKVCache
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn. top_k 0 and top_p 1 filter nothing; cfg_interval -1 guides every token."""
+    """How tokens are drawn. top_k 0 and top_p 1 filter nothing; cfg_interval -1 guides every token.
+
+    compile: the decoding step as one CUDA graph, for GPUs.
+    """
 
     cfg_scale: float = 1.0
     temperature: float = 1.0
@@ -26,6 +30,7 @@ class SamplingConfig:
     top_p: float = 1.0
     cfg_interval: int = -1
     seed: int = 0
+    compile: bool = False
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -68,6 +73,28 @@ def sample_labels(index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
     return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
 
 
+def decoder(model: GPT, batch_size: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, int], Tensor]:
+    """The decoding step of a new batch: (embeddings (B, C), position) -> logits (B, V)."""
+    caches = [KVCache(model.config, batch_size, device, dtype) for _ in model.layers]
+    return lambda x, position: model.decode(x, position, caches)
+
+
+def compiled_decoder(model: GPT, batch_size: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, int], Tensor]:
+    """The same with static shapes, under torch.compile, which makes a CUDA graph of it."""
+    caches, decode = _compiled(model, batch_size, device, dtype)
+    for cache in caches:
+        cache.length.zero_()
+    positions = torch.arange(model.config.block_size, device=device)[:, None]
+    return lambda x, position: decode(x, positions[position], caches)
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled(model: GPT, *shape: int | torch.device | torch.dtype) -> tuple[nn.ModuleList, Callable]:
+    """Caches that stay where they are from batch to batch, as a CUDA graph needs them, and the step."""
+    caches = nn.ModuleList(StaticKVCache(model.config, *shape) for _ in model.layers)
+    return caches, torch.compile(model.decode, mode="reduce-overhead", dynamic=False)
+
+
 @torch.inference_mode()
 def decode_tokens(
     model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None, prefix: Tensor | None = None
@@ -84,13 +111,13 @@ def decode_tokens(
     dtype = model.output.weight.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    caches = [KVCache(c, len(labels), device, dtype) for _ in model.layers]
+    step = (compiled_decoder if config.compile else decoder)(model, len(labels), device, dtype)
     x = model.cls_embedding(labels)
     if index is not None:
         u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, index[:, None], np.arange(c.block_size))
         u = torch.from_numpy(u).to(device)
     for position in range(c.block_size):
-        logits = model.decode(x, position, caches).float()
+        logits = step(x, position).float()
         if guided:
             off = -1 < config.cfg_interval < position - 1
             logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)

@@ -53,7 +53,7 @@ def batch_at(store: CodeStore, step: int, batch_size: int, seed: int, label_drop
     """
     slot = np.arange(batch_size)
     visit, position = np.divmod(step * batch_size + slot, len(store))
-    images = np.array([_order(len(store), seed, int(v))[p] for v, p in zip(visit, position, strict=True)])
+    images = np.concatenate([_order(len(store), seed, int(v))[position[visit == v]] for v in np.unique(visit)])
     crops = noise.integers(store.crops, seed, noise.CROP, step, slot)
     codes, labels = store.batch(images, crops)
     dropped = noise.uniform(seed, noise.LABEL_DROPOUT, step, slot) < label_dropout
@@ -79,9 +79,11 @@ def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int)
     torch.manual_seed(noise.torch_seed(seed))
     shape = dict(vocab_size=store.vocab_size, num_classes=store.num_classes, grid_size=store.grid_size)
     try:
-        return GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
+        model = GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
     except TypeError as error:
         raise NppkitError(f"preset: models: {error}: see nppkit/presets/demo.yaml") from None
+    model.recompute = config.recompute
+    return model
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -99,6 +101,11 @@ def pick_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise NppkitError(f"device {name!r} is not available ({str(error).splitlines()[0]}): use auto or cpu") from None
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A GPU fetches it from pinned memory while it still computes the step before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def compiled(loss: Callable, device: torch.device) -> Callable:
@@ -141,6 +148,8 @@ class Trainer:
         if self.config.batch_size < self.processes.size:
             raise NppkitError(f"batch_size {self.config.batch_size} is below {self.processes.size} processes: use fewer devices")
         self.model.to(self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
         self.optimizer = make_optimizer(self.model, self.config)
         self.replica = self.processes.replicate(self.model)
         self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
@@ -214,7 +223,7 @@ class Trainer:
         """This process's share of the global batch, which is the same for any number of processes."""
         codes, labels = batch_at(self.store, step, self.config.batch_size, self.seed, self.config.label_dropout)
         mine = self.processes.share(self.config.batch_size)
-        return codes[mine].to(self.device), labels[mine].to(self.device)
+        return to_device(codes[mine], self.device), to_device(labels[mine], self.device)
 
     def learning_rate(self, step: int) -> float:
         c = self.config

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nppkit.errors import NppkitError
-from nppkit.model import GPT, MODELS, GPTConfig, KVCache, RMSNorm, count_parameters, rotary_table, rotate
+from nppkit.model import GPT, MODELS, GPTConfig, KVCache, RMSNorm, StaticKVCache, count_parameters, rotary_table, rotate
 from nppkit.presets import TrainingConfig
 from nppkit.train import autocast, npp_loss
 
@@ -160,13 +160,31 @@ def test_label_reaches_every_position():
 
 
 @pytest.mark.parametrize("config", [TINY, GQA, dataclasses.replace(TINY, grid_size=6)], ids=["mha", "gqa", "6x6"])
-def test_cached_decoding_equals_the_forward_pass(config):
-    """One position at a time with the key-value cache gives the logits of the whole sequence, to the last position."""
+@pytest.mark.parametrize("cache", [KVCache, StaticKVCache])
+@torch.inference_mode()
+def test_cached_decoding_equals_the_forward_pass(config, cache):
+    """One position at a time with either key-value cache gives the logits of the whole sequence, to the last position."""
     model, (codes, labels) = gpt(config), batch(config)
-    caches = [KVCache(config, len(codes), codes.device, torch.float32) for _ in model.layers]
+    caches = [cache(config, len(codes), codes.device, torch.float32) for _ in model.layers]
     inputs = torch.cat([model.cls_embedding(labels)[:, None], model.tok_embeddings(codes)], 1)
-    steps = [model.decode(inputs[:, i], i, caches) for i in range(config.block_size)]
+    positions = range(config.block_size) if cache is KVCache else torch.arange(config.block_size)[:, None]
+    steps = [model.decode(inputs[:, i], position, caches) for i, position in enumerate(positions)]
     torch.testing.assert_close(torch.stack(steps, 1), model(codes, labels))
+
+
+def test_recomputed_activations_change_nothing():
+    """With `recompute` every block runs again in the backward pass, with the same dropout: same loss, same gradients."""
+    results = []
+    for recompute in (False, True):
+        model, calls = golden.fill(GPT(TINY)).train(), []
+        model.recompute = recompute
+        model.layers[1].feed_forward.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(0)
+        loss = npp_loss(model, *batch(), 2)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+        assert len(calls) == 1 + recompute
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_patch_of_equal_tokens_is_a_token():

@@ -45,7 +45,7 @@ def test_committed_form(name):
 def test_committed_parameters(name):
     """The first code cell is the interface: typed literals, tagged for papermill, and checked in the next cell."""
     first, second = code(read(name))[:2]
-    assert "parameters" in first.metadata.tags and "preset" in launch.declared_parameters(first.source)
+    assert "parameters" in first.metadata.tags and {"preset", "machine"} & launch.declared_parameters(first.source).keys()
     assert "launch.notebook_parameters(globals())" in second.source
 
 

@@ -1,5 +1,7 @@
 """Sampling: guidance, temperature, filters, draws, and samples that depend on their index alone."""
 
+import dataclasses
+
 import golden
 import numpy as np
 import pytest
@@ -177,6 +179,28 @@ def test_samples_depend_on_their_index_alone(batch_size):
     assert len(whole.unique(dim=0)) == 20
     other = SamplingConfig(cfg_scale=2.0, temperature=0.9, seed=1)
     assert (sample_codes(model, LABELS, other, INDEX) != whole).any(-1).all()
+
+
+def check_compiled_decoding():
+    """Two batches through one compiled decoder, the second after the first's keys and values: as without."""
+    model, config = gpt(), SamplingConfig(cfg_scale=2.0)
+    for part in (INDEX[:8], INDEX[8:16]):
+        expected = sample_codes(model, LABELS[part], config, part)
+        assert torch.equal(sample_codes(model, LABELS[part], dataclasses.replace(config, compile=True), part), expected)
+
+
+def test_static_caches_are_used_again(monkeypatch):
+    """Caches that stay from batch to batch, as a CUDA graph needs them, hold nothing of the batch before."""
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: made.append(options) or step)
+    check_compiled_decoding()
+    assert made == [dict(mode="reduce-overhead", dynamic=False)]
+
+
+@pytest.mark.slow
+def test_compiled_decoding():
+    """The same under torch.compile."""
+    check_compiled_decoding()
 
 
 def test_sample_labels():

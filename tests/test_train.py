@@ -98,6 +98,8 @@ def test_every_image_once_a_visit(store):
         seen += [by_codes[row.numpy().astype(np.uint16).tobytes()] for row in codes]
     assert Counter(seen[:10]) == Counter(seen[10:]) == Counter(range(10))
     assert seen[:10] != seen[10:]
+    large, _ = train.batch_at(store, 0, 20, 0)
+    assert [by_codes[row.numpy().astype(np.uint16).tobytes()] for row in large] == seen, "two visits in one batch"
 
 
 def test_both_crops_are_used(store):

@@ -1,0 +1,51 @@
+"""Sampling with guidance: GPT-B, 8 images, in tokens a second and against position; and a small model on one thread."""
+
+import time
+
+import bench
+import numpy as np
+import torch
+
+from nppkit.model import GPT, GPTConfig
+from nppkit.sample import SamplingConfig, decode_tokens
+from nppkit.train import autocast
+
+SMALL = GPTConfig(dim=64, n_layer=3, n_head=4, vocab_size=128, num_classes=10, multiple_of=32)
+
+
+def seconds_per_cell(model, images: int) -> np.ndarray:
+    """Seconds (N,) that each grid cell of a batch takes."""
+    labels = torch.arange(images, device=bench.DEVICE) % model.config.num_classes
+    marks = [time.perf_counter()]
+    with autocast(bench.DEVICE, bench.PRECISION):
+        for codes in decode_tokens(model, labels, SamplingConfig(cfg_scale=2.0), np.arange(images)):
+            codes[0].item()  # waits for the device
+            marks.append(time.perf_counter())
+    return np.diff(marks)
+
+
+def rate(model, images: int, repeats: int) -> dict:
+    """Tokens a second, and the median time of a cell in each quarter of the grid."""
+    model.eval().requires_grad_(False)
+    seconds_per_cell(model, images)
+    runs = np.array([seconds_per_cell(model, images) for _ in range(repeats)])
+    totals = images * model.config.block_size / runs.sum(1)
+    quarters = [float(np.median(part)) for part in np.split(runs, 4, axis=1)]
+    spread = {"tokens_per_second_min": float(totals.min()), "tokens_per_second_max": float(totals.max())}
+    return {"tokens_per_second": float(np.median(totals)), **spread, "images": images, "seconds_per_cell_by_quarter": quarters}
+
+
+def measure() -> dict:
+    times = bench.interleaved({"yardstick": bench.yardstick()}, repeats=5)
+    found = {"gpt_b": rate(bench.gpt_b(), 8, repeats=2)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    small = GPT(SMALL).to(bench.DEVICE)
+    torch.nn.init.normal_(small.output.weight, std=0.1)
+    found["small_1_thread"] = rate(small, 100, repeats=2)
+    torch.set_num_threads(threads)
+    return {"yardstick_gflops": bench.gflops(2 * bench.SIDE**3, times["yardstick"]), **found}
+
+
+if __name__ == "__main__":
+    bench.record("sampling", measure)

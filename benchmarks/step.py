@@ -1,0 +1,41 @@
+"""Forward and backward pass of GPT-B, batch 8, p = 1, dropout on, against the yardstick; optimiser and clipping apart."""
+
+import bench
+import torch
+
+from nppkit.presets import TrainingConfig
+from nppkit.train import autocast, compiled, make_optimizer, npp_loss
+
+BATCH = 8
+
+
+def model_flops(c, batch_size: int) -> float:
+    """FLOPs of a step: linear layers, head and full attention, forward once and backward twice."""
+    linear = c.n_layer * (4 * c.dim**2 + 3 * c.dim * c.hidden_dim) + c.dim * c.vocab_size
+    attention = c.n_layer * 2 * c.block_size * c.dim
+    return 3 * 2 * batch_size * c.block_size * (linear + attention)
+
+
+def measure() -> dict:
+    model, config = bench.gpt_b(), TrainingConfig()
+    codes, labels = bench.random_batch(model.config, BATCH)
+    optimizer = make_optimizer(model, config)
+
+    def step(loss_fn):
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(bench.DEVICE, bench.PRECISION):
+            loss = loss_fn(model, codes, labels, 1)
+        loss.backward()
+
+    fast = compiled(npp_loss, bench.DEVICE)
+    cases = {"eager": lambda: step(npp_loss), "yardstick": bench.yardstick(), "compiled": lambda: step(fast)}
+    cases["clip"] = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    cases["optimizer"] = optimizer.step
+    times = bench.interleaved(cases, repeats=3)
+    flops, product = model_flops(model.config, BATCH), bench.gflops(2 * bench.SIDE**3, times["yardstick"])
+    rates = {f"{name}_of_yardstick": bench.gflops(flops, times[name]) / product for name in ("eager", "compiled")}
+    return {"yardstick_gflops": product, "flops": flops, **rates, "seconds": {k: bench.summary(v) for k, v in times.items()}}
+
+
+if __name__ == "__main__":
+    bench.record("step", measure)

@@ -1,0 +1,81 @@
+"""What the benchmarks measured: the committed reports, the targets, and how a step's time depends on the patch side."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nppkit.errors import NppkitError
+
+REPORTS = Path(__file__).parents[1] / "results" / "bench"
+
+# row, path of the figure in it, what it is, target
+TARGETS = (
+    ("step", "compiled_of_yardstick", "step, compiled: FLOP rate against the yardstick", ">=", 0.85),
+    ("step", "eager_of_yardstick", "step, eager: FLOP rate against the yardstick", ">=", 0.70),
+    ("patches", "ratio_to_p1.2", "step time at p = 2 against p = 1", "<=", 0.27),
+    ("patches", "ratio_to_p1.4", "step time at p = 4 against p = 1", "<=", 0.075),
+    ("patches", "ratio_to_p1.8", "step time at p = 8 against p = 1", "<=", 0.03),
+    ("training", "npp_of_ntp", "a whole #L = 2 training against NTP", "<=", 0.64),
+    ("memory", "sides.1.gib", "peak memory at p = 1, GiB", "<=", 3.0),
+    ("memory", "ratio_to_p1.2", "peak memory at p = 2 against p = 1", "<=", 0.26),
+    ("memory", "ratio_to_p1.4", "peak memory at p = 4 against p = 1", "<=", 0.07),
+    ("memory", "ratio_to_p1.8", "peak memory at p = 8 against p = 1", "<=", 0.03),
+    ("loss", "4.times_faster", "patch loss at p = 4: times faster than repeated logits", ">=", 3.0),
+    ("loss", "4.difference", "patch loss at p = 4: difference from repeated logits", "<=", 1e-6),
+    ("sampling", "gpt_b.tokens_per_second", "sampling, GPT-B, 8 images, guided: tokens a second", ">=", 135.0),
+    ("store", "times_faster", "code store: times faster than one file an image", ">=", 20.0),
+    ("launcher", "first_step_seconds.median", "launcher: seconds to the first training steps", "<=", 8.0),
+    ("launcher", "import_seconds_beyond_torch.median", "imports beyond torch's own, processor seconds", "<=", 1.5),
+)
+
+
+def report_names() -> list[str]:
+    """Machines with a committed report."""
+    return sorted(path.stem for path in REPORTS.glob("*.json"))
+
+
+def load_report(machine: str) -> dict:
+    """The report of that machine. NppkitError names an unknown one."""
+    if machine not in report_names():
+        raise NppkitError(f"machine {machine!r} has no report in results/bench: use {', '.join(report_names())}, or make bench")
+    return json.loads((REPORTS / f"{machine}.json").read_text())
+
+
+def value(report: dict, row: str, path: str) -> float:
+    """A figure of a row by its path; NaN where the row was not measured."""
+    found = report["rows"].get(row, {})
+    for key in path.split("."):
+        found = found.get(key, {})
+    return found if found != {} else float("nan")
+
+
+def targets_table(report: dict) -> pd.DataFrame:
+    """Every target with what was measured, and the load of the machine meanwhile."""
+    rows = []
+    for row, path, what, sign, bound in TARGETS:
+        measured = value(report, row, path)
+        met = measured >= bound if sign == ">=" else measured <= bound
+        verdict = "not measured" if np.isnan(measured) else "met" if met else "missed"
+        load = max(report["rows"].get(row, {}).get("load_average", [float("nan")]))
+        shown = {"target": f"{sign} {bound:g}", "measured": float(f"{measured:.3g}"), "verdict": verdict, "load": load}
+        rows.append({"what": what, **shown})
+    return pd.DataFrame(rows).set_index("what")
+
+
+def fit_patch_cost(sides: list[int], seconds: list[float]) -> tuple[float, float]:
+    """a and b of t(p) = a + b / p**2, by least squares of the relative errors."""
+    sides, seconds = np.asarray(sides, float), np.asarray(seconds)
+    design = np.stack([np.ones_like(sides), sides**-2.0], 1) / seconds[:, None]
+    a, b = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
+    return float(a), float(b)
+
+
+def operations(report: dict) -> pd.DataFrame:
+    """The eager step's operations, each with its kind: products, attention, or what only moves memory."""
+    frame = pd.DataFrame(report["rows"]["breakdown"]["operations"])
+    kinds = {"aten::mm": "matrix products", "other": "other"}
+    attention = frame["name"].str.contains("attention")
+    frame["kind"] = frame["name"].map(kinds).fillna("element-wise, reductions").mask(attention, "attention")
+    return frame
