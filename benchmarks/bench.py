@@ -1,7 +1,9 @@
 """What every benchmark shares: interleaved timing, the yardstick, and where the figures go.
 
 A row is a script here. Cases of one row take turns in one process, so that ratios hold on a machine that is busy or
-changes its clock; the yardstick, a 2048-cubed fp32 matrix product, is measured in the same process.
+changes its clock; the yardstick, a 2048-cubed fp32 matrix product, is measured in the same process. On a CPU, seconds
+are the process's processor time divided by its threads: wall time where nothing else runs, and little disturbed by what
+does. THREADS=1 leaves no waiting for each other in them.
 """
 
 import json
@@ -25,14 +27,19 @@ SIDE = 2048
 PRECISION = "bf16" if DEVICE.type == "cuda" else "fp32"
 
 
+def now() -> float:
+    """Seconds on a clock that suits the device, which has finished all it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
+
+
 def clock(case: Callable) -> float:
-    """Seconds of one call, until the device has finished."""
-    synchronize = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
-    synchronize()
-    started = time.perf_counter()
+    """Seconds of one call."""
+    started = now()
     case()
-    synchronize()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def interleaved(cases: dict[str, Callable], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -89,7 +96,7 @@ def machine() -> dict:
 
 def record(row: str, measure: Callable[[], dict], threads: int | None = None) -> None:
     """Measure one row and put it into results/bench/<machine>.json, with the load of the machine before and after."""
-    torch.set_num_threads(threads or os.cpu_count())
+    torch.set_num_threads(threads or int(os.environ.get("THREADS", os.cpu_count())))
     load = os.getloadavg()[0]
     values = {"threads": torch.get_num_threads(), **measure(), "load_average": [load, os.getloadavg()[0]]}
     here = machine()

@@ -22,7 +22,7 @@ def measure() -> dict:
         loss.backward()
 
     cases = {str(p): functools.partial(step, p) for p in SIDES} | {"yardstick": bench.yardstick()}
-    times = bench.interleaved(cases, repeats=3)
+    times = bench.interleaved(cases, repeats=2)
     seconds = {name: bench.summary(values) for name, values in times.items()}
     a, b = fit_patch_cost(SIDES, [seconds[str(p)]["median"] for p in SIDES])
     ratios = {str(p): bench.ratio(times, str(p), "1") for p in SIDES[1:]}
