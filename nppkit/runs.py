@@ -386,14 +386,15 @@ def launch_arguments(job: Job) -> str:
 
 
 def priority(preset: Preset, job: Job) -> int:
-    """Evaluations first, because they free nothing and finish fast; then trainings, the longest first."""
+    """Evaluations first, because they are short; then trainings: the "384" rows last, seed by seed, the longest first."""
     if job.notebook == "evaluate":
-        return 1000
+        return 100_000
     if job.notebook != "train":
         return 0
     run = Run.parse(job.parameters["run"])
     length = sum((s.end - s.start) / s.patch_size**2 for s in run.segments(preset.training.epochs))
-    return 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
+    cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
+    return 10_000 * (not run.large) + 1000 * max(0, 9 - run.seed) + min(cost, 999)
 
 
 def main() -> int:

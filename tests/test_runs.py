@@ -279,3 +279,14 @@ def test_relative_paths_start_at_home(home):
     """A preset's relative paths do not depend on the folder that a notebook runs in."""
     assert runs.located("data/x") == home / "data/x" and runs.located("/data/x") == runs.Path("/data/x")
     assert runs.located("") == runs.Path()
+
+
+def test_order_of_work():
+    """An interrupted study has its evaluations and whole seeds first, large models before small ones, the "384" rows last."""
+    preset = load_preset("study")
+    jobs = [runs.evaluate_job(preset, Run("B")), *(runs.train_job(preset, run) for run in (Run("XXL"), Run("L"), Run("B")))]
+    jobs += [
+        runs.train_job(preset, run) for run in (Run("B", patch_size=2, lam="1/2"), Run("XXL", seed=1), Run("XXL", large=True))
+    ]
+    order = [runs.priority(preset, job) for job in jobs]
+    assert order == sorted(order, reverse=True) and len(set(order)) == len(order)
