@@ -4,12 +4,14 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PRESET ?= demo
 CORES ?= $(shell nproc)
+PROFILE ?= default
+RUN ?=
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES)
-CONFIG = --config preset=$(PRESET)  # comes last: it takes every word after it
+SNAKEMAKE = $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
+CONFIG = --config preset=$(PRESET) $(RUN)  # comes last: it takes every word after it
 READING := table1_main table2_patch_size table3_lambda table4_levels table5_cost figure1_cost_vs_fid figure2_method \
   figure3_schedule figure4_samples gain equal_compute when_it_pays claims
 BENCH := step patches training memory breakdown loss sampling store launcher

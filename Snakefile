@@ -1,6 +1,7 @@
 # The graph: tokenize -> train -> evaluate -> tables and figure. Each job is one papermill execution.
 #
 #   snakemake --cores 2 --config preset=demo
+#   snakemake --workflow-profile profiles/slurm --config preset=imagenet256 nodes=2
 #
 # A job is complete when its record is valid for today's configuration and results (nppkit/runs.py). Records
 # are the only declared outputs, because Snakemake deletes declared outputs before it runs a job again, and
@@ -9,10 +10,11 @@
 import shlex
 import sys
 
-from nppkit import presets, runs
+from nppkit import cluster, presets, runs
 
 PRESET = presets.load_preset(config.get("preset", "demo"))
 LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {shlex.quote(config.get('preset', 'demo'))}"
+PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
 
 for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
     print(line, file=sys.stderr)
@@ -37,6 +39,8 @@ for job in runs.graph(PRESET):
         message:
             job.name
         params:
-            command=LAUNCH.format(runs.launch_arguments(job)),
+            command=LAUNCH.format(runs.launch_arguments(job)) + cluster.parameters(PRESET, job, *PLACES),
+        resources:
+            **cluster.request(PRESET, job, *PLACES),
         shell:
-            "{params.command}"
+            "exec {params.command}"  # so that SIGTERM reaches the launcher, and is waited for

@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 
+from nppkit.devices import leased
 from nppkit.errors import NppkitError
 from nppkit.guard import GRACE_SECONDS, REQUEUE, Interrupted, StopRequest, exclusive
 from nppkit.presets import coerce, load_preset
@@ -91,7 +93,8 @@ def execute(job: Job, overrides: dict) -> None:
     os.environ[BATCH] = "1"
     os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
-    with exclusive(job.folder, job.notebook), StopRequest(stop_kernels) as stop:
+    gpus = leased(values.get("devices", 1)) if values.get("device") in ("auto", "cuda") else nullcontext()
+    with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
             papermill.execute_notebook(notebook, executed, values, **options)
         except (PapermillExecutionError, DeadKernelError) as error:

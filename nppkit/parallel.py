@@ -1,6 +1,6 @@
 """More than one process: torchrun starts them, and each knows its share of the work.
 
-    torchrun --nproc-per-node 8 -m nppkit.train --preset P --run R
+    torchrun --nproc-per-node 8 -m nppkit.train PRESET RUN
 
 The train notebook starts the same command when it is given more than one device, follows its log, and ends it with
 itself. Within Slurm, `nodes` are the job's: one torchrun on each, started by srun.

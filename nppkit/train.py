@@ -404,8 +404,8 @@ def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nppkit.train", description="Train one run, alone or under torchrun.")
-    parser.add_argument("--preset", required=True)
-    parser.add_argument("--run", required=True, help="run id")
+    parser.add_argument("preset")  # not --preset and --run: torchrun would take the latter for one of its own options
+    parser.add_argument("run", help="run id")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="", help="empty: the preset's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
@@ -415,7 +415,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """The command line: torchrun --nproc-per-node N -m nppkit.train --preset P --run R; without torchrun one process."""
+    """The command line: torchrun --nproc-per-node N -m nppkit.train PRESET RUN; without torchrun one process."""
     a = _arguments()
     torch.set_num_threads(a.threads)
     preset = load_preset(a.preset)

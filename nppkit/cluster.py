@@ -1,0 +1,50 @@
+"""What a job asks of a cluster: time, memory, CPUs and GPUs, from the plan of its preset."""
+
+import functools
+import math
+
+from nppkit.presets import Preset, load_preset
+from nppkit.runs import Job
+
+MINUTES = 24 * 60  # where no GPU is planned with
+OVERHEAD = 30  # minutes for start, compilation, checkpoints, metrics
+MARGIN = 1.5  # on the planned time; whoever runs out of it saves, and goes on in the next attempt
+MEMORY = 16_000  # MB of host memory for each process
+GRACE = "--signal=TERM@120"  # seconds between the request to stop and the end of the time: a checkpoint of GPT-XXL fits
+
+
+def devices_of(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> tuple[int, int]:
+    """Devices a node, and nodes, that a job computes on: trainings on all, others on one device. 0: the preset's."""
+    if job.notebook != "train":
+        return 1, 1
+    return devices or (preset.gpus if preset.gpu else 1), nodes
+
+
+def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[str, int | str]:
+    """Snakemake's resources of a job, as its Slurm executor reads them: minutes, MB and CPUs a node, GPUs a node, nodes."""
+    devices, nodes = devices_of(preset, job, devices, nodes)
+    asked = {"runtime": MINUTES, "mem_mb": MEMORY * devices, "nodes": nodes, "slurm_extra": GRACE}
+    asked["cpus_per_task"] = devices * job.parameters.get("threads", 1)
+    if preset.gpu:
+        asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _seconds(preset.source).get(job.name, 0) / (devices * nodes) / 60)
+        asked["gres"] = f"gpu:{devices}" if job.notebook in ("tokenize", "train", "evaluate") else ""
+    return {key: value for key, value in asked.items() if value != ""}
+
+
+@functools.lru_cache(maxsize=1)
+def _seconds(preset: str) -> dict[str, float]:
+    """Planned seconds of each job on one device."""
+    from nppkit import cost, plan  # only here, because they bring torch
+
+    preset = load_preset(preset)
+    table = plan.plan(preset, cost.GPUS[preset.gpu], preset.gpus, cost.UTILISATION)
+    seconds = {row.job: row.train for row in table.itertuples()}
+    for row in table.itertuples():
+        seconds |= {f"train {row.job}": row.train, f"evaluate {row.job}": row.evaluate}
+    return seconds
+
+
+def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> str:
+    """The launcher's options for several devices or nodes."""
+    devices, nodes = devices_of(preset, job, devices, nodes)
+    return f" -p devices {devices}" * (devices > 1) + f" -p nodes {nodes}" * (nodes > 1)
