@@ -57,7 +57,7 @@ class Processes:
         """The model with gradients averaged over the processes; alone, the model itself."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 ALONE = Processes()

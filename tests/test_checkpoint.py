@@ -64,6 +64,26 @@ def test_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     assert load_newest(tmp_path, "d")[1]["step"] == 1
 
 
+def test_leftovers_make_room_before_a_write(tmp_path, monkeypatch):
+    """What a killed process left half written goes before anything new is written, not only after it succeeded."""
+    (tmp_path / ".step_00000001.99").mkdir()
+
+    def look(*args):
+        assert not list(tmp_path.glob(".step_*.99"))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", look)
+    with pytest.raises(NppkitError, match="No space left"):
+        save(tmp_path, 2)
+
+
+def test_the_best_are_kept(tmp_path):
+    """With `keep_best` the checkpoints of the lowest score stay beside the newest."""
+    for step, score in enumerate([3.0, 1.0, 2.0, float("nan"), 5.0], 1):
+        save_checkpoint(tmp_path, step, TENSORS, {"config_digest": "d", "score": score}, keep_last=1, keep_best=2)
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [2, 3, 5]
+
+
 def test_nothing_yet(tmp_path):
     """No checkpoint is no error."""
     assert load_newest(tmp_path / "none", "d") is None

@@ -62,6 +62,7 @@ def assert_same_run(found, expected):
         np.testing.assert_allclose(mine["heldout_nll"], theirs["heldout_nll"], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "micro_batch"), [(1, 3), (2, 0), (4, 1)])
 def test_weights_do_not_depend_on_the_number_of_processes(one, tmp_path, size, micro_batch):
     """1, 2 and 4 processes, with and without accumulation of gradients, end at the same weights and the same files."""
@@ -70,6 +71,7 @@ def test_weights_do_not_depend_on_the_number_of_processes(one, tmp_path, size, m
     assert_same_run(last(tmp_path), expected)
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_processes(one, tmp_path):
     """Two processes, then one, then two, stopped by SIGTERM to one of them, end where one process ends."""
     store, *expected = one
