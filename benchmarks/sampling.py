@@ -41,7 +41,9 @@ def measure() -> dict:
     torch.nn.init.normal_(small.output.weight, std=0.1)
     found["small_1_thread"] = rate(small, 100, repeats=2)
     torch.set_num_threads(threads)
-    return {"yardstick_gflops": bench.gflops(2 * bench.SIDE**3, times["yardstick"]), **found}
+    product = bench.gflops(2 * bench.SIDE**3, times["yardstick"])
+    at_200 = found["gpt_b"]["tokens_per_second"] * 200 / product
+    return {"yardstick_gflops": product, "tokens_per_second_at_200": at_200, **found}
 
 
 if __name__ == "__main__":

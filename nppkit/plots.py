@@ -154,7 +154,7 @@ def roofline(operations: pd.DataFrame, peak: float, bandwidth: float) -> Figure:
     intensity, rate = products["flops"] / products["bytes"], products["flops"] / products["seconds"]
     x = np.geomspace(min(1, intensity.min()), 2 * intensity.max(), 200)
     figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color="0.4", label="limit: copy bandwidth, yardstick")
+    axes.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color="0.4", label="copy bandwidth, yardstick")
     for i, (kind, part) in enumerate(products.groupby("kind")):
         area = 15 + 400 * part["seconds"] / operations["seconds"].sum()
         axes.scatter(intensity[part.index], rate[part.index] / 1e9, s=area, color=f"C{i}", marker="os^D"[i % 4], label=kind)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nppkit import speed
+from nppkit import plots, speed
 from nppkit.errors import NppkitError
 
 
@@ -59,3 +59,26 @@ def test_committed_reports_are_complete(machine):
     """Every target has its figure in every committed report, with the machine's load."""
     table = speed.targets_table(speed.load_report(machine))
     assert table["measured"].notna().all() and table["load"].notna().all()
+
+
+def test_operations_and_their_figures():
+    """Kinds by name; shares add up to the step's time; a point's rate is its FLOPs a second, under min(peak, bandwidth x)."""
+    rows = [("aten::mm", 3.0, 6e9, 1e7), ("aten::_flash_attention", 1.0, 1e9, 1e7), ("aten::mul", 0.5, 0.0, 1e9)]
+    found = [dict(name=n, calls=1, seconds=s, flops=f, bytes=b) for n, s, f, b in [*rows, ("other", 0.5, 0.0, 0.0)]]
+    operations = speed.operations({"rows": {"breakdown": {"operations": found}}})
+    assert operations["kind"].tolist() == ["matrix products", "attention", "element-wise, reductions", "other"]
+    bars = plots.time_shares(operations).axes[0].patches
+    assert sorted(bar.get_width() for bar in bars) == [10, 10, 20, 60]
+    axes = plots.roofline(operations, peak=4e9, bandwidth=1e9).axes[0]
+    points = [part.get_offsets()[0].tolist() for part in axes.collections]
+    np.testing.assert_allclose(points, [[100, 1], [600, 2]])
+    x, limit = axes.lines[0].get_data()
+    np.testing.assert_allclose(limit, np.minimum(4.0, x))
+
+
+def test_step_times_figure():
+    """The ideal line starts at the measured p = 1 and falls by p**2; the fitted one is a + b / p**2."""
+    seconds = {str(p): dict(median=1.0 + 3 / p**2, min=0.9, max=5.0, repeats=2) for p in (1, 2, 4)} | {"yardstick": {}}
+    ideal, fitted = plots.step_times({"seconds": seconds, "a": 1.0, "b": 3.0}).axes[0].lines[:2]
+    np.testing.assert_allclose(ideal.get_ydata()[[0, -1]], [4, 4 / 16])
+    np.testing.assert_allclose(fitted.get_ydata()[[0, -1]], [4, 1 + 3 / 16])
