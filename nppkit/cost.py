@@ -108,6 +108,12 @@ def sampling_seconds(c: GPTConfig, gpu: GPU, batch_size: int, guided: bool, util
     return c.block_size * max(flops / gpu.flops, traffic / gpu.bandwidth) / utilisation
 
 
+def gpu_hours(c: GPTConfig, segments: tuple[Segment, ...], images: int, gpu: GPU, utilisation: float = UTILISATION) -> float:
+    """GPU-hours of a bf16 training on `images` an epoch, at a share of the GPU's peak; data and optimiser are not counted."""
+    flops = images * sum((s.end - s.start) * train_flops(c, s.patch_size) for s in segments)
+    return flops / (gpu.flops * utilisation) / 3600
+
+
 def step_flops(model: GPT, codes: Tensor, labels: Tensor, patch_size: int) -> int:
     """FLOPs of one forward and backward pass on this batch, counted by torch (a multiply-add counts as two).
 

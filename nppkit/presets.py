@@ -191,6 +191,18 @@ def _default(field: dataclasses.Field) -> typing.Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+def save_preset(preset: Preset, path: Path) -> None:
+    """Write the preset as a YAML file that `load_preset` reads back. NppkitError if it cannot be written."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise NppkitError(f"{path}: a preset's file is named *.yaml")
+    values = {key: value for key, value in vars(preset).items() if key not in ("name", "source")}
+    content = {key: settings(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
+    try:
+        path.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
+    except OSError as error:
+        raise NppkitError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+
+
 def build(cls: type, values: dict, where: str) -> typing.Any:
     """A dataclass from a mapping, with every key and type checked; sections are built recursively."""
     hints = typing.get_type_hints(cls)

@@ -43,6 +43,12 @@ def row_run(row: pd.Series) -> Run | None:
     return Run(**run)
 
 
+def printed_cost(run: Run) -> float | None:
+    """The relative training cost that the paper prints for a schedule in Tables 2-4, whatever the model; None elsewhere."""
+    rows = [(row_run(row), row["training_cost"]) for number in (2, 3, 4) for _, row in published(number).iterrows()]
+    return next((float(cost) for other, cost in rows if other and other.recipe == run.recipe), None)
+
+
 def extractor_label(preset: Preset) -> str:
     """What the metric columns say in brackets; plain only for Inception against ADM's reference file."""
     inception = "" if preset.evaluation.reference else "Inception, own reference"

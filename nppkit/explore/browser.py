@@ -1,0 +1,130 @@
+"""The run browser: a sortable table of all runs, their curves and samples, and runs that are training, followed."""
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from nppkit import monitor, plots
+from nppkit.widgets import Form, Task, control, picture
+
+RUN_WIDTH, WIDTH = "260px", "72px"  # of the table's columns
+
+
+class RunBrowser:
+    """A sortable table of all runs, curves of the ticked ones, one run's samples, and runs that are training, followed."""
+
+    COLUMNS = ("state", "epoch", "p", "loss", "NLL", "FID", "IS", "recall", "at scale", "minutes", "preset")
+
+    def __init__(self, homes: list[Path]):
+        self.homes, self.sort_by, self.descending = homes, "run", False
+        self.form = Form(
+            {
+                "others": control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
+                "state": control(w.Dropdown, "Show", options=["all", "running", "stopped", "trained", "evaluated"]),
+                "against": control(w.Dropdown, "Curves over", options=["epoch", "minutes"]),
+                "samples": control(w.Dropdown, "Samples of", options=["none"]),
+                "seconds": control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
+            }
+        )
+        self.header, self.rows, self.ticks = w.HBox(), w.VBox(), {}
+        self.curves, self.grid, self.running = w.HTML(), w.HTML(), w.HTML()
+        self.task = Task("Follow", lambda: (0, self.follow()), icon="refresh")
+        for name in ("others", "state"):
+            self.form.controls[name].observe(lambda _: self.refresh(), "value")
+        for name in ("against", "samples"):
+            self.form.controls[name].observe(lambda _: self.redraw(), "value")
+        self.header.children = [self._sorter(name, RUN_WIDTH if name == "run" else WIDTH) for name in ("run", *self.COLUMNS)]
+        self.box = w.VBox([self.form.box, self.header, self.rows, self.task.box, self.running, self.curves, self.grid])
+        self.refresh()
+
+    def _sorter(self, name: str, width: str) -> w.Button:
+        button = w.Button(description=name, tooltip=f"sort by {name}", layout=w.Layout(width=width, margin="0"))
+        button.on_click(lambda _: self.sort(name))
+        return button
+
+    def sort(self, name: str) -> None:
+        """Sort by a column; a second time the other way round."""
+        self.descending = name == self.sort_by and not self.descending
+        self.sort_by = name
+        self.refresh()
+
+    def find(self, others: str, state: str, **_) -> list[Path]:
+        """The runs of all homes that are in the chosen state, in the table's order."""
+        runs = monitor.find_runs([*self.homes, *monitor.parse_homes(others)])
+        table = monitor.run_table(runs)
+        shown = table if state == "all" else table[table["state"] == state]
+        self.table = shown.sort_values(self.sort_by, ascending=not self.descending, kind="stable", na_position="last")
+        return [runs[i] for i in self.table.index]
+
+    def refresh(self) -> None:
+        """Read everything again. Ticks stay; a home that is none is explained beside its field."""
+        found = self.form.evaluate(self.find)
+        if found is None:
+            return
+        for run in found:
+            if run not in self.ticks:
+                self.ticks[run] = w.Checkbox(description=run.name, indent=False, layout=w.Layout(width=RUN_WIDTH, margin="0"))
+                self.ticks[run].observe(lambda _: self.redraw(), "value")
+        cells = [w.HTML(row_html(row)) for row in self.table[list(self.COLUMNS)].itertuples(index=False)]
+        self.rows.children = [w.HBox([self.ticks[run], cell]) for run, cell in zip(found, cells, strict=True)]
+        for button, name in zip(self.header.children, ("run", *self.COLUMNS), strict=True):
+            button.description = name + (" \u25bc" if self.descending else " \u25b2") * (name == self.sort_by)
+        samples, shown = self.form.controls["samples"], [run for run in found if (run / "samples.png").is_file()]
+        options = [("none", None), *((f"{run.name} ({run.parents[1].name}, {run.parents[3].name})", run) for run in shown)]
+        if tuple(options) != samples.options:
+            chosen = samples.value
+            samples.options = options
+            samples.value = chosen if chosen in shown else None
+        self.found = found
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the curves of the ticked runs, where each is, and the chosen sample grid."""
+        ticked = [run for run in self.found if self.ticks[run].value]
+        lines = [f"<b>{html.escape(run.name)}</b>: {monitor.say(monitor.progress_of(run))}" for run in ticked]
+        self.running.value = "<br>".join(lines) or "Tick runs to see their curves."
+        histories = {curve_name(run, ticked): with_minutes(monitor.read_history(run)) for run in ticked}
+        figure = plots.run_curves(histories, self.form.controls["against"].value) if ticked else None
+        self.curves.value = picture(figure, f"curves of {', '.join(histories)}") if figure else ""
+        run = self.form.controls["samples"].value
+        self.grid.value = picture(open_pixels(run / "samples.png"), f"samples of {run.name}") if run else ""
+
+    def follow(self) -> Iterator[None]:
+        """Read everything again every few seconds until stopped."""
+        while not self.task.stopping.wait(self.form.controls["seconds"].value):
+            self.refresh()
+            yield
+
+
+def open_pixels(path: Path) -> np.ndarray:
+    """uint8 pixels (H, W, 3) of an image file."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def row_html(row: tuple) -> str:
+    """The cells of one run as HTML, as wide as the header's buttons."""
+    cells = (f'<span style="display:inline-block;width:{WIDTH};text-align:center">{cell(value)}</span>' for value in row)
+    return f'<div style="white-space:nowrap">{"".join(cells)}</div>'
+
+
+def cell(value: object) -> str:
+    """A table cell; a dash where nothing is known."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+
+
+def curve_name(run: Path, among: list[Path]) -> str:
+    """The run's id, with its home where another has the same id."""
+    twins = [other for other in among if other.name == run.name]
+    return run.name if len(twins) == 1 else f"{run.name} ({run.parents[3].name})"
+
+
+def with_minutes(history: pd.DataFrame) -> pd.DataFrame:
+    """The history with the minutes trained so far."""
+    return history.assign(minutes=history["seconds"].cumsum() / 60)
