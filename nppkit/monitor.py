@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from nppkit.errors import NppkitError
+from nppkit.measured import best_guidance
 from nppkit.schedule import Segment, segment_at
-from nppkit.tables import best_guidance
 
 COLUMNS = ("step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second")
 QUIET_SECONDS = 120  # a history not written for this long, or for ten of its rows, belongs to a run that has stopped

@@ -54,6 +54,8 @@ class Form:
         self.controls, self.changed = controls, next(iter(controls))
         self.notes = {name: w.HTML() for name in controls}
         self.box = w.VBox([w.HBox([c, self.notes[name]]) for name, c in controls.items()])
+        for name, c in controls.items():
+            c.observe(lambda _, name=name: setattr(self, "changed", name), "value")
 
     @property
     def values(self) -> dict[str, object]:
@@ -73,8 +75,8 @@ class Form:
 
     def observe(self, react: Callable[[], None]) -> None:
         """Call `react` after every change of a control."""
-        for name, c in self.controls.items():
-            c.observe(lambda change, name=name: (setattr(self, "changed", name), react()), "value")
+        for c in self.controls.values():
+            c.observe(lambda _: react(), "value")
 
 
 def explanation(message: str) -> str:

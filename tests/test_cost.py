@@ -5,6 +5,7 @@ import torch
 
 from nppkit import cost
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
+from nppkit.schedule import multi_scale_segments, ntp_segments
 
 SMALL = dict(dim=64, n_head=4, grid_size=8, vocab_size=50)
 CONFIGS = [GPTConfig(**SMALL, n_layer=2), GPTConfig(**SMALL, n_layer=3, n_kv_head=2)]
@@ -75,3 +76,12 @@ def test_llamagens_days():
     for size, days in (("B", 1), ("L", 2)):
         flops = 300 * 1_281_167 * cost.train_flops(GPTConfig(**MODELS[size]), 1)
         assert flops / (8 * cost.GPUS["A100-80G"].flops * cost.UTILISATION) / 86400 == pytest.approx(days, rel=1 / 3)
+
+
+def test_gpu_hours_follow_the_flops():
+    """An hour at the stated share of the peak is that many FLOPs; a coarse half costs what its shorter sequences cost."""
+    c, gpu = GPTConfig(**MODELS["B"]), cost.GPUS["A100-80G"]
+    hours = cost.gpu_hours(c, ntp_segments(1), 1000, gpu, 0.5)
+    assert hours * 3600 * gpu.flops * 0.5 == pytest.approx(1000 * cost.train_flops(c, 1))
+    half = cost.gpu_hours(c, multi_scale_segments(2, 2, "1/2"), 1000, gpu, 0.5)
+    assert half / hours == pytest.approx(1 + cost.train_flops(c, 2) / cost.train_flops(c, 1))

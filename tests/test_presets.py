@@ -149,3 +149,18 @@ def test_unknown_precision(smoke_file):
     """A precision that is neither fp32 nor bf16 is named."""
     with pytest.raises(NppkitError, match="precision 'fp8' is unknown"):
         load_preset(smoke_file(lambda content: content.update(precision="fp8")))
+
+
+@pytest.mark.parametrize("name", presets.preset_names())
+def test_saved_preset_is_read_back(tmp_path, name):
+    """A preset written as YAML loads as the same settings, under the file's name."""
+    preset = presets.load_preset(name)
+    presets.save_preset(preset, tmp_path / f"{name}.yaml")
+    again = presets.load_preset(str(tmp_path / f"{name}.yaml"))
+    assert dataclasses.replace(again, source=preset.source) == preset
+
+
+def test_preset_that_cannot_be_saved(tmp_path):
+    """One line names the file, and what to do."""
+    with pytest.raises(NppkitError, match=r"cannot be written.*choose another folder"):
+        presets.save_preset(presets.load_preset("smoke"), tmp_path / "missing" / "mine.yaml")

@@ -237,3 +237,10 @@ def test_the_papers_guidance_scales(home, smoke, changed):
         row = tables.make_table(preset_two, 3).iloc[0 if run.lam is None else 3]
         assert row["our FID at the paper's scale (digit features)"] == scale and row["our FID (digit features)"] == 1.5
     assert not any("paper's scale" in name for name in tables.make_table(smoke, 3).columns)
+
+
+def test_printed_cost_of_a_schedule():
+    """Whatever the model: Table 2 to 4's printed ratio, None for a schedule that the paper does not print."""
+    assert tables.printed_cost(Run("XL", patch_size=2, lam="3/4")) == 0.43
+    assert tables.printed_cost(Run("B", levels=4, lam="1/2")) == pytest.approx(0.572, abs=1e-3)
+    assert tables.printed_cost(Run("B", patch_size=2, lam="1/7")) is None

@@ -21,7 +21,7 @@ class RunBrowser:
     COLUMNS = ("state", "epoch", "p", "loss", "NLL", "FID", "IS", "recall", "at scale", "minutes", "preset")
 
     def __init__(self, homes: list[Path]):
-        self.homes, self.sort_by, self.descending = homes, "run", False
+        self.homes, self.sort_by, self.descending, self.found = homes, "run", False, []
         self.form = Form(
             {
                 "others": control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
@@ -66,6 +66,7 @@ class RunBrowser:
         found = self.form.evaluate(self.find)
         if found is None:
             return
+        self.found = found
         for run in found:
             if run not in self.ticks:
                 self.ticks[run] = w.Checkbox(description=run.name, indent=False, layout=w.Layout(width=RUN_WIDTH, margin="0"))
@@ -80,7 +81,6 @@ class RunBrowser:
             chosen = samples.value
             samples.options = options
             samples.value = chosen if chosen in shown else None
-        self.found = found
         self.redraw()
 
     def redraw(self) -> None:

@@ -12,7 +12,7 @@ from nppkit.cost import GPUS, UTILISATION, gpu_hours
 from nppkit.errors import NppkitError
 from nppkit.explore.method import PAPER_SIZES
 from nppkit.presets import Preset, load_preset, preset_names, save_preset
-from nppkit.runs import Run, home
+from nppkit.runs import Run, home, preset_runs
 from nppkit.schedule import Segment, cost_ratio, ideal_cost_ratio, learning_rate, ntp_segments
 from nppkit.tables import printed_cost
 from nppkit.widgets import Form, control, explanation, picture
@@ -102,10 +102,16 @@ def say_relative_cost(run: Run, segments: tuple[Segment, ...]) -> str:
 
 
 def designed_preset(base: Preset, name: str, **values) -> Preset:
-    """The base preset with the designed schedule: the smallest model's NTP run, and the designed one for every size."""
+    """The base preset with the designed schedule: NTP and the designed run for every size, with one seed.
+
+    NppkitError if a patch side does not divide the base's code grid.
+    """
     run = designed_run(values["kind"], values["levels"], values["patch_size"], values["lam"])
     keys = ("epochs", "warmup_epochs", "decay_fraction", "lr")
     training = dataclasses.replace(base.training, **{key: values[key] for key in keys})
     recipes = list(dict.fromkeys(["ntp", run.recipe]))
-    changes = {"name": name, "training": training, "runs": {size: recipes for size in base.models}}
-    return dataclasses.replace(base, description=f"{run.recipe} over {values['epochs']} epochs, from {base.name}", **changes)
+    changes = {"training": training, "runs": {size: recipes for size in base.models}, "seeds": {}, "weights": {}, "reports": []}
+    words = f"{run.recipe} over {values['epochs']} epochs, from {base.name}"
+    preset = dataclasses.replace(base, name=name, description=words, **changes)
+    preset_runs(preset)
+    return preset

@@ -19,7 +19,8 @@ class LiveTraining:
     """
 
     def __init__(self, controls: dict[str, w.Widget], begin: Callable[..., tuple[int, Iterator[float]]]):
-        self.form, self.begin, self.curves, self.view = Form(controls), begin, {}, w.HTML()
+        self.form, self.begin, self.view = Form(controls), begin, w.HTML()
+        self.count, self.curves = 0, {}
         self.task = Task("Train", lambda: self.form.evaluate(self.prepare))
         self.box = w.VBox([self.form.box, self.task.box, self.view])
 
@@ -27,7 +28,8 @@ class LiveTraining:
         """Begin a training whose curve is kept beside the last two."""
         total, steps = self.begin(**values)
         shown = ", ".join(f"{self.form.controls[name].description} {value}" for name, value in values.items())
-        self.curves = dict([*self.curves.items()][-2:]) | {f"{len(self.curves) + 1}: {shown}": []}
+        self.count += 1
+        self.curves = dict([*self.curves.items()][-2:]) | {f"{self.count}: {shown}": []}
         return total, self.draw(steps, total)
 
     def draw(self, steps: Iterator[float], total: int) -> Iterator[None]:

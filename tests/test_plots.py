@@ -1,0 +1,71 @@
+"""Plots of one image, schedule or run: what is drawn is what is trained (the numbers, not the pixels)."""
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from nppkit import plots
+from nppkit.schedule import multi_scale_segments
+
+
+def test_codes_that_are_close_have_close_colours():
+    """Colours follow the order on the codebook's first principal axis, and each code has its own."""
+    place = torch.tensor([3.0, 1.0, 2.0, 0.0])
+    colours = plots.code_colours(torch.stack([place, 0.01 * place.flip(0)], 1))
+    light = np.array([colours(i)[:3] for i in range(4)]).sum(1)
+    ranks = light.argsort().argsort().tolist()
+    assert ranks in ([3, 1, 2, 0], [0, 2, 1, 3])
+
+
+def test_principal_axes_are_those_of_the_basis():
+    """Coordinates along the direction in which the basis varies most come first; the sign is fixed."""
+    basis = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 0.1])
+    own = plots.principal_axes(basis, basis)
+    assert np.corrcoef(own[:, 0], basis[:, 1])[0, 1] > 0.99
+    np.testing.assert_allclose(own, plots.principal_axes(basis, basis.clone()))
+
+
+def test_each_column_of_the_targets_has_its_window():
+    """At p = 2 on a 4 x 4 grid position 1 is scored on tokens 2, 3, 6, 7: K marks, the chosen column's in another colour."""
+    axes = Figure().subplots()
+    plots.target_matrix(axes, 16, 2, position=1)
+    marks = np.asarray(axes.images[0].get_array())
+    assert marks.shape == (16, 4) and (marks > 0).sum(0).tolist() == [4] * 4
+    assert np.flatnonzero(marks[:, 1] == 2).tolist() == [2, 3, 6, 7] and (marks == 2).sum() == 4
+
+
+def test_windows_veil_what_comes_later():
+    """Four windows, those after the chosen one veiled, and one mark around it."""
+    axes = Figure().subplots()
+    plots.patch_windows(axes, 4, 2, 1, position=1)
+    veils = [p for p in axes.patches if p.get_alpha() == 0.6]
+    assert len(axes.patches) == 4 + 2 + 1 and [veil.get_xy() for veil in veils] == [(-0.5, 1.5), (1.5, 1.5)]
+    assert axes.patches[-1].get_xy() == (1.5, -0.5) and axes.patches[-1].get_width() == 2
+
+
+def test_the_design_ends_at_the_relative_cost():
+    """The cost so far ends at the schedule's cost ratio: 0.625 of next-token prediction for two levels."""
+    segments = multi_scale_segments(10, 2, "1/2")
+    figure = plots.design(segments, np.linspace(0, 1, 50), num_tokens=64)
+    rates, lengths, cost = figure.axes
+    np.testing.assert_allclose(cost.lines[0].get_ydata(), [0, 0.125, 0.625])
+    assert len(rates.lines[0].get_ydata()) == 50 and lengths.patches[0].get_data().values.tolist() == [16, 64]
+
+
+def test_curves_of_several_runs_differ_in_more_than_colour():
+    """A run a line with a style of its own, over the chosen column."""
+    frame = pd.DataFrame({"epoch": [1, 2], "minutes": [3, 5], "loss": [4, 3], "lr": 0.1, "images_per_second": 7})
+    figure = plots.run_curves({"a": frame, "b": frame}, "minutes")
+    first, second = figure.axes[0].lines
+    assert first.get_linestyle() != second.get_linestyle() and list(first.get_xdata()) == [3, 5]
+    assert figure.axes[-1].get_xlabel() == "minutes"
+
+
+def test_the_prediction_marks_the_codes_of_the_patch():
+    """Triangles stand on the predicted probabilities of the K targets."""
+    codes, probabilities = torch.arange(16), torch.linspace(0, 1, 16)
+    colours = plots.code_colours(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))
+    bars = plots.prediction(codes, probabilities, colours, 2, 1).axes[1]
+    assert bars.lines[0].get_xdata().tolist() == [2, 3, 6, 7]
+    np.testing.assert_allclose(bars.lines[0].get_ydata(), probabilities[[2, 3, 6, 7]])
