@@ -14,10 +14,10 @@ GRACE = "--signal=TERM@120"  # seconds between the request to stop and the end o
 
 
 def devices_of(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> tuple[int, int]:
-    """Devices a node, and nodes, that a job computes on: trainings on all, others on one device. 0: the preset's."""
-    if job.notebook != "train":
+    """Devices a node, and nodes, that a job computes on: evaluations on one node, tables on one device. 0: the preset's."""
+    if job.notebook not in ("train", "evaluate"):
         return 1, 1
-    return devices or (preset.gpus if preset.gpu else 1), nodes
+    return devices or (preset.gpus if preset.gpu else 1), nodes if job.notebook == "train" else 1
 
 
 def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[str, int | str]:

@@ -42,13 +42,14 @@ def generate(
     samples: int,
     batch_size: int,
     progress: Callable[[range], Iterable[int]] = iter,
+    draw: Callable = sample_codes,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone."""
     device, pixels, labels = next(model.parameters()).device, [], []
     for start in progress(range(0, samples, batch_size)):
         index = np.arange(start, min(start + batch_size, samples))
         labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed)))
-        codes = sample_codes(model, labels[-1].to(device), config, index)
+        codes = draw(model, labels[-1].to(device), config, index)
         pixels.append(decode_pixels(tokenizer, codes))
     return torch.cat(pixels), torch.cat(labels)
 
@@ -118,6 +119,13 @@ def score(generated: dict[str, Tensor], reference: Reference, kid_subsets: int =
     }
 
 
+def sampling_roles(config: EvaluationConfig, cfg_scale: float) -> dict[str, tuple[SamplingConfig, int]]:
+    """How, and how many images, are sampled at one guidance scale: to select a scale, and to report."""
+    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, compile=config.compile)
+    roles = {"select": (config.select_seed, config.select_samples), "report": (config.report_seed, config.samples)}
+    return {role: (SamplingConfig(cfg_scale=cfg_scale, seed=seed, **shared), n) for role, (seed, n) in roles.items()}
+
+
 def evaluate_guidance(
     model: GPT,
     tokenizer: VQModel,
@@ -128,6 +136,7 @@ def evaluate_guidance(
     image_size: int,
     progress: Callable[[range], Iterable[int]] = iter,
     folder: Path | None = None,
+    draw: Callable = sample_codes,
 ) -> dict[str, float | None]:
     """Metrics at one guidance scale from the reporting seed, and `select_fid` from the selecting seed.
 
@@ -137,12 +146,9 @@ def evaluate_guidance(
     With `config.save_npz` the reported images are written to `folder`. `agreement` is the share of images in whose
     class the extractor's classifier believes, None where its classes are not the data's.
     """
-    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, compile=config.compile)
     found = {}
-    roles = {"select": (config.select_seed, config.select_samples), "report": (config.report_seed, config.samples)}
-    for role, (seed, samples) in roles.items():
-        sampling = SamplingConfig(cfg_scale=cfg_scale, seed=seed, **shared)
-        pixels, labels = generate(model, tokenizer, sampling, samples, config.batch_size, progress)
+    for role, (sampling, samples) in sampling_roles(config, cfg_scale).items():
+        pixels, labels = generate(model, tokenizer, sampling, samples, config.batch_size, progress, draw)
         pixels = resize(pixels, image_size)
         found[role] = extract_features(extractor, pixels)  # the reported images come last and are kept
     if config.save_npz and folder:

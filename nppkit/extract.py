@@ -148,7 +148,7 @@ def _stored_manifest(folder: Path) -> dict | None:
         return None
 
 
-def _open_complete(folder: Path, manifest: dict) -> CodeStore | None:
+def open_complete(folder: Path, manifest: dict) -> CodeStore | None:
     """The store in the folder, if it is whole and the one that the manifest describes."""
     try:
         return CodeStore(folder) if _stored_manifest(folder) == manifest else None
@@ -191,7 +191,7 @@ def extract_codes(
     folder, manifest = Path(folder), _manifest(model, images, crops, image_size, tokenizer_sha256)
     if not 0 <= rank < world_size:
         raise NppkitError(f"rank {rank} is not one of {world_size} processes: count from 0")
-    for open_store in (_open_imported, _open_complete):
+    for open_store in (_open_imported, open_complete):
         if (store := open_store(folder, manifest)) is not None:
             return store
     part, starts = Part(folder, manifest, rank, world_size), range(0, len(images), batch_size)

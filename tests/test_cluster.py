@@ -32,7 +32,9 @@ def test_request_follows_the_plan():
     assert planned > 60 and abs(planned - 2 * half) <= 1
     larger = cluster.request(preset, job(preset, "train GPT-XL_ntp_seed0"), 8)
     assert larger["runtime"] > one["runtime"]
-    assert cluster.request(preset, job(preset, f"evaluate {RUN}"), 8, 2)["gres"] == "gpu:1"
+    sampling = cluster.request(preset, job(preset, f"evaluate {RUN}"), 8, 2)
+    assert sampling["gres"] == "gpu:8" and sampling["nodes"] == 1
+    assert cluster.request(preset, job(preset, "tokenize"), 8, 2)["gres"] == "gpu:1"
 
 
 def test_a_preset_without_gpus_asks_for_none(smoke):
@@ -43,9 +45,10 @@ def test_a_preset_without_gpus_asks_for_none(smoke):
 
 @pytest.mark.parametrize(("place", "words"), [((0, 1), ""), ((4, 1), " -p devices 4"), ((8, 2), " -p devices 8 -p nodes 2")])
 def test_launcher_is_told(smoke, place, words):
-    """Trainings are told their devices and nodes; other jobs have one device."""
+    """Trainings are told their devices and nodes, evaluations their devices; other jobs have one device."""
     assert cluster.parameters(smoke, job(smoke, f"train {RUN}"), *place) == words
-    assert cluster.parameters(smoke, job(smoke, f"evaluate {RUN}"), *place) == ""
+    assert cluster.parameters(smoke, job(smoke, f"evaluate {RUN}"), *place) == words.replace(" -p nodes 2", "")
+    assert cluster.parameters(smoke, job(smoke, "tokenize"), *place) == ""
 
 
 CONF = """

@@ -170,3 +170,14 @@ def test_released_weights_give_the_trained_models_numbers(smoke_home):
     ours, theirs = (json.loads((runs.run_dir(preset, r) / "metrics.json").read_text()) for r in (run, other))
     assert (ours["guidance"], ours["heldout_nll"]) == (theirs["guidance"], theirs["heldout_nll"])
     assert theirs["weights"]["sha256"] == runs.sha256(smoke_home / "weights/c2i.pt")
+
+
+@pytest.mark.slow
+def test_sampling_on_two_devices_gives_the_same_numbers(smoke_home):
+    """The evaluate notebook on two devices draws the same tokens, so every metric is the same to the last digit."""
+    preset = presets.load_preset("smoke")
+    job = runs.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0"))
+    before = json.loads((job.folder / "metrics.json").read_text())
+    launch.execute(job, {"devices": 2, "device": "cpu"})
+    assert json.loads((job.folder / "metrics.json").read_text()) == before
+    assert len(list(runs.checkpoint_dir(preset, runs.Run.parse(before["run"])).glob("drawn_*/manifest.json"))) == 4
