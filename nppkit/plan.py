@@ -195,7 +195,7 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
         wall = f"{total / 86400 / devices:.1f} days on {devices} of them. Computed, not measured; see docs/imagenet.md."
     else:
         body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
-        how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), measured here on synthetic data"
+        how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), processor time measured here"
         wall = f"about {total / 60 / jobs:.0f} with {jobs} at a time. Compilation and metrics come on top."
     return f"{head}{body}\n\n{how}; {wall}"
 

@@ -1,6 +1,7 @@
 """How long things take on this machine: real training steps, samples and tokenizer steps on synthetic data of a preset's shape.
 
-The measured half of the plan. Nothing is read, trained or kept.
+The measured half of the plan. Nothing is read, trained or kept. Times are processor time per thread, which other work on
+the machine disturbs little.
 """
 
 import json
@@ -28,14 +29,19 @@ SECONDS = 0.5  # what is timed at least, over at least three calls
 IMAGES = 100  # sampled at once, at most
 
 
+def clock() -> float:
+    """Processor time of this process per thread: on an idle machine what a clock on the wall says."""
+    return time.process_time() / torch.get_num_threads()
+
+
 def median_seconds(function: Callable, *args: object) -> float:
     """Median time of a call, after one that is not counted."""
     function(*args)
     times = []
     while len(times) < 3 or sum(times) < SECONDS:
-        started = time.perf_counter()
+        started = clock()
         function(*args)
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times)
 
 
@@ -53,6 +59,7 @@ def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10
 
 def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> dict[int, float]:
     """Seconds of one training step at each patch side: batch, forward, backward, clipping and AdamW, without compilation."""
+    torch.compiler.reset()  # a run compiles few shapes; those of many models together would exceed the compiler's limit
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = synthetic_store(folder, preset, run.large)
@@ -73,10 +80,10 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
         model = train.make_model(store, preset.models[run.size], preset.training, run.seed).eval()
         decoder = VQModel(fit.tokenizer_config(preset)).eval()
         evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
-        started = time.perf_counter()
+        started = clock()
         with train.autocast(train.CPU, preset.precision):
             evaluate.generate(model, decoder, SamplingConfig(cfg_scale=scale), n, n)
-        return (time.perf_counter() - started) / n
+        return (clock() - started) / n
 
 
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
@@ -92,12 +99,15 @@ def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
 
 
 def _timed(function: Callable, *args: object) -> float:
-    started = time.perf_counter()
+    started = clock()
     function(*args)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def start_seconds() -> float:
     """Seconds until a job's launcher and kernel have imported what they need."""
     imports = "import nppkit.launch, papermill", "import nppkit.evaluate, nppkit.train"
-    return sum(_timed(subprocess.run, [sys.executable, "-c", line]) for line in imports)
+    started = time.perf_counter()  # processor time of another process is not ours
+    for line in imports:
+        subprocess.run([sys.executable, "-c", line])
+    return time.perf_counter() - started
