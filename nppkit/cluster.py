@@ -10,7 +10,7 @@ MINUTES = 24 * 60  # where no GPU is planned with
 OVERHEAD = 30  # minutes for start, compilation, checkpoints, metrics
 MARGIN = 1.5  # on the planned time; whoever runs out of it saves, and goes on in the next attempt
 MEMORY = 16_000  # MB of host memory for each process
-GRACE = "--signal=TERM@120"  # seconds between the request to stop and the end of the time: a checkpoint of GPT-XXL fits
+GRACE = "--signal=TERM@120"  # seconds between the request to stop and the end of the time
 
 
 def devices_of(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> tuple[int, int]:
@@ -26,25 +26,32 @@ def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[
     asked = {"runtime": MINUTES, "mem_mb": MEMORY * devices, "nodes": nodes, "slurm_extra": GRACE}
     asked["cpus_per_task"] = devices * job.parameters.get("threads", 1)
     if preset.gpu:
-        asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _seconds(preset.source).get(job.name, 0) / (devices * nodes) / 60)
+        asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _planned(preset.source)[0].get(job.name, 0) / (devices * nodes) / 60)
         asked["gres"] = f"gpu:{devices}" if job.notebook in ("tokenize", "train", "evaluate") else ""
     return {key: value for key, value in asked.items() if value != ""}
 
 
 @functools.lru_cache(maxsize=1)
-def _seconds(preset: str) -> dict[str, float]:
-    """Planned seconds of each job on one device."""
+def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of each job on one device, and the images that a device holds at once in each run's training."""
     from nppkit import cost, plan  # only here, because they bring torch
 
     preset = load_preset(preset)
-    table = plan.plan(preset, cost.GPUS[preset.gpu], preset.gpus, cost.UTILISATION)
-    seconds = {row.job: row.train for row in table.itertuples()}
-    for row in table.itertuples():
-        seconds |= {f"train {row.job}": row.train, f"evaluate {row.job}": row.evaluate}
-    return seconds
+    table = plan.plan(preset, cost.GPUS[preset.gpu], preset.gpus, cost.UTILISATION).set_index("job")
+    seconds = table["train"].to_dict()  # of the tokenize jobs
+    for kind in ("train", "evaluate"):
+        seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}
+    held = {
+        name: int(images.split()[0]) for name, images in table["images a device"].items() if isinstance(images, str) and images
+    }
+    return seconds, held
 
 
 def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> str:
-    """The launcher's options for several devices or nodes."""
+    """The launcher's options for several devices or nodes, and for the part of a batch that a device can hold."""
     devices, nodes = devices_of(preset, job, devices, nodes)
-    return f" -p devices {devices}" * (devices > 1) + f" -p nodes {nodes}" * (nodes > 1)
+    words = f" -p devices {devices}" * (devices > 1) + f" -p nodes {nodes}" * (nodes > 1)
+    if preset.gpu and job.notebook == "train":
+        held = _planned(preset.source)[1][job.parameters["run"]]
+        words += f" -p micro_batch {held}" * (held < preset.training.batch_size // (devices * nodes))
+    return words

@@ -419,15 +419,14 @@ def main() -> int:
     a = _arguments()
     torch.set_num_threads(a.threads)
     preset = load_preset(a.preset)
-    run, device = find_run(preset, a.run), pick_device(a.device)
+    run = find_run(preset, a.run)
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
-    options = dict(
-        device=device, precision=a.precision or preset.precision, micro_batch=a.micro_batch, save_seconds=60 * a.save_minutes
-    )
+    options = dict(precision=a.precision or preset.precision, micro_batch=a.micro_batch, save_seconds=60 * a.save_minutes)
     with joined() as processes:
-        trainer = run_trainer(preset, run, model, store, heldout, processes=processes, **options)
+        device = pick_device(a.device)  # this process's own, once it has joined
+        trainer = run_trainer(preset, run, model, store, heldout, device=device, processes=processes, **options)
         trainer.fit(iter if processes.rank else functools.partial(progress, label=run.id))
     return 0
 

@@ -51,6 +51,15 @@ def test_launcher_is_told(smoke, place, words):
     assert cluster.parameters(smoke, job(smoke, "tokenize"), *place) == ""
 
 
+def test_a_batch_that_does_not_fit_is_split():
+    """Where the plan says that a device holds fewer images than its share, the training is told so."""
+    preset = presets.load_preset("imagenet256")
+    assert "micro_batch" not in cluster.parameters(preset, job(preset, f"train {RUN}"), 8)
+    alone = cluster.parameters(preset, job(preset, "train GPT-XXL_ntp_seed0"), 1)
+    held = cluster._planned("imagenet256")[1]["GPT-XXL_ntp_seed0"]
+    assert alone == (f" -p micro_batch {held}" if held < 256 else "") and 0 < held < 256
+
+
 CONF = """
     ClusterName=loop
     SlurmctldHost={host}(127.0.0.1)
