@@ -3,6 +3,7 @@
 On a CPU it is the process's peak resident size, so every patch side is measured in a process of its own.
 """
 
+import ctypes
 import json
 import re
 import subprocess
@@ -30,6 +31,7 @@ def peak(step) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before does not hide what the call needs
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
     before = resident("VmRSS")
     step()

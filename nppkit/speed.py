@@ -59,7 +59,7 @@ def targets_table(report: dict) -> pd.DataFrame:
         met = measured >= bound if sign == ">=" else measured <= bound
         verdict = "not measured" if np.isnan(measured) else "met" if met else "missed"
         load = max(report["rows"].get(row, {}).get("load_average", [float("nan")]))
-        shown = {"target": f"{sign} {bound:g}", "measured": float(f"{measured:.3g}"), "verdict": verdict, "load": load}
+        shown = {"target": f"{sign} {bound:g}", "measured": float(f"{measured:.3g}"), "verdict": verdict, "load": round(load, 1)}
         rows.append({"what": what, **shown})
     return pd.DataFrame(rows).set_index("what")
 
