@@ -70,8 +70,8 @@ bench: env  ## every row of the benchmarks, about 15 minutes of two cores; resul
 lint: env  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-lab: env  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: env  ## JupyterLab on notebooks/start_here.ipynb
+	$(BIN)/jupyter lab notebooks/start_here.ipynb
 
 clean:  ## remove the environment and caches; results and checkpoints stay
 	rm -rf $(VENV) .cache .snakemake .pytest_cache .ruff_cache build *.egg-info

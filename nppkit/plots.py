@@ -33,6 +33,8 @@ def save_figure(figure: Figure, preset: Preset, name: str) -> list[Path]:
 
 def show(figure: Figure) -> None:
     """Display a figure in a notebook, once."""
+    import matplotlib_inline.backend_inline  # noqa: F401  Figure() alone, unlike pyplot, does not load it
+
     display(figure)
     plt.close(figure)
 
@@ -230,7 +232,8 @@ def target_matrix(axes: Axes, num_tokens: int, patch_size: int, position: int | 
     if position is not None:
         marks[targets[position], position] = 2
     axes.imshow(marks, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2, aspect="auto", interpolation="none")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(targets) < 10:
+        axes.set_xticks(range(len(targets)))
     axes.set(xlabel="position in the sequence", ylabel="image token, raster order")
 
 

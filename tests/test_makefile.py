@@ -31,3 +31,9 @@ def test_targets_are_understood(home, target, reports):
     jobs = result.stdout.split("have to be generated:\n")[1].splitlines()[0].strip().split(", ")
     assert {job for job in jobs if job.startswith(("table", "figure"))} == reports
     assert sum(job.startswith("evaluate") for job in jobs) == 5
+
+
+def test_lab_opens_the_start_notebook():
+    """`make lab` begins where a newcomer should."""
+    result = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "jupyter lab notebooks/start_here.ipynb" in result.stdout and (ROOT / "notebooks/start_here.ipynb").is_file()
