@@ -1,0 +1,187 @@
+"""The live notebooks in a real browser: JupyterLab is started and headless Chromium driven through two of them.
+
+Screenshots stay in screenshots/, which git ignores. Without Chromium the tests are skipped and say so.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCREENSHOTS = ROOT / "screenshots"
+CHROMIUM = shutil.which("chromium")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+SHORT = {"start_here": {"epochs: int = 90": "epochs: int = 4"}}
+NAMES = ("start_here", "explore_grouping")
+OVERRIDES = {
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+TIMEOUT = 240_000  # ms; machines of continuous integration are slow and shared
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: apt-get install chromium runs the browser tests"),
+]
+
+
+def copy_notebooks(folder):
+    """The notebooks without outputs, the two trainings short."""
+    for name in NAMES:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+            cell.outputs, cell.execution_count = [], None
+            for long, short in SHORT.get(name, {}).items():
+                cell.source = cell.source.replace(long, short)
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab with settings, kernels and a results home of its own."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name in ("notebooks", "settings", "home/results"):
+        (folder / name).mkdir(parents=True)
+    copy_notebooks(folder / "notebooks")
+    (folder / "settings" / "overrides.json").write_text(json.dumps(OVERRIDES))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+    environment = {**os.environ, **own, "NPPKIT_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    environment.pop("NPPKIT_BATCH", None)
+    options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", f"--port={port}", "--ServerApp.port_retries=0"]
+    options += [f"--ServerApp.root_dir={folder / 'notebooks'}", f"--LabApp.app_settings_dir={folder / 'settings'}"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
+    try:
+        yield wait_for(f"http://127.0.0.1:{port}", server, folder / "log")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(address, server, log):
+    """The address, once it answers."""
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()[-2000:]
+        try:
+            urllib.request.urlopen(f"{address}/api").close()
+            return address
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"JupyterLab does not answer: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make env installs it")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1300, "height": 1500})
+    page.set_default_timeout(TIMEOUT)
+    yield page
+    page.close()
+
+
+def run_all(page, address, name):
+    """Open the notebook, run all its cells, and return its live section. No cell may end in an error."""
+    page.goto(f"{address}/lab/tree/{name}.ipynb?reset")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    finished = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt", has_text=re.compile(r"\[\d+\]"))
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while finished.count() < cells.count() and not failed.count():
+        assert time.monotonic() < deadline, f"{finished.count()} of {cells.count()} cells have run"
+        page.wait_for_timeout(200)
+    assert failed.count() == 0, failed.first.inner_text()[-2000:]
+    assert page.locator(".jp-RenderedImage img").count() > 0, "no static figure"
+    section = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output").last
+    section.locator(".noUi-handle").first.wait_for()
+    section.scroll_into_view_if_needed()
+    return section
+
+
+def row(section, label):
+    """The control with that label."""
+    return section.locator(".widget-inline-hbox", has=section.page.locator(f'label:text-is("{label}")'))
+
+
+def move(section, label, key="ArrowRight", times=1):
+    """Move a slider with the keyboard."""
+    handle = row(section, label).locator(".noUi-handle")
+    for _ in range(times):
+        handle.press(key)
+
+
+def picture(section, index=0):
+    """The picture's data; it changes when another is drawn."""
+    return section.locator(".widget-html img").nth(index).get_attribute("src")
+
+
+def wait_until(page, condition, what):
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        page.wait_for_timeout(100)
+
+
+def moves_the_figure(section, label, key="ArrowRight"):
+    """A slider moved by the keyboard changes the figure."""
+    before = picture(section)
+    move(section, label, key)
+    wait_until(section.page, lambda: picture(section) != before, f"a change of the figure after {label} moved")
+
+
+def keep(page, section, name):
+    """Screenshots of the page's top and of the live section, for people to look at."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    section.screenshot(path=SCREENSHOTS / f"{name}_live.png")
+    page.locator(".jp-Notebook .jp-Cell").first.scroll_into_view_if_needed()
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_start_here(lab, page):
+    """The method, a training on the spot, and a prediction that follows the sliders."""
+    section = run_all(page, lab, "start_here")
+    moves_the_figure(section, "Position")
+    moves_the_figure(section, "Patch side p")
+    keep(page, section, "start_here")
+
+
+def test_explore_grouping(lab, page):
+    """Another position, another patch side, another image."""
+    section = run_all(page, lab, "explore_grouping")
+    moves_the_figure(section, "Position")
+    moves_the_figure(section, "Patch side p")
+    moves_the_figure(section, "Image")
+    assert "K = 16" in section.inner_text()
+    keep(page, section, "explore_grouping")
