@@ -1,5 +1,7 @@
 """Plots of one image, schedule or run: what is drawn is what is trained (the numbers, not the pixels)."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import torch
@@ -69,3 +71,10 @@ def test_the_prediction_marks_the_codes_of_the_patch():
     bars = plots.prediction(codes, probabilities, colours, 2, 1).axes[1]
     assert bars.lines[0].get_xdata().tolist() == [2, 3, 6, 7]
     np.testing.assert_allclose(bars.lines[0].get_ydata(), probabilities[[2, 3, 6, 7]])
+
+
+def test_show_loads_the_notebook_backend(capsys):
+    """A figure made without pyplot is shown as a picture: what registers that is loaded by `show` itself."""
+    sys.modules.pop("matplotlib_inline.backend_inline", None)
+    plots.show(Figure())
+    assert "matplotlib_inline.backend_inline" in sys.modules and "Figure" in capsys.readouterr().out
