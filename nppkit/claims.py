@@ -20,7 +20,7 @@ from nppkit.stats import Interval
 from nppkit.tables import published, row_run
 
 REPRODUCED, NOT_HERE, CONTRADICTED = "reproduced at this scale", "not at this scale", "contradicted by the paper's own table"
-OPEN, NOT_RUN = "no verdict: the interval spans zero", "needs ImageNet: not run here"
+OPEN, NOT_RUN = "no verdict: the interval spans zero", "not run yet"
 
 MARK = "<!-- verdicts -->"  # around the table in README.md
 
