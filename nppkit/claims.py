@@ -51,7 +51,7 @@ def _over_sizes(preset: Preset, key: str, run: Callable, baseline: Callable, **k
 
 
 def _say(name: str, found: dict[str, Interval]) -> str:
-    return f"{name}: " + ", ".join(f"{size} {interval}" for size, interval in found.items())
+    return f"{name}: " + ", ".join(f"{size} {interval}" for size, interval in found.items()) if found else ""
 
 
 def _judge(found: dict[str, Interval], wanted: str, refuted: str) -> str:
