@@ -16,7 +16,7 @@ from nppkit import launch, presets, runs, weights, widgets
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RUNNING = ("tokenize", "train", "evaluate")
-TRAINING = ("start_here",)  # read with outputs, and too slow to be compared with them again
+TRAINING = ("start_here", "npp_in_your_model")  # read with outputs, and too slow to be compared with them again
 ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 READING = [name for name in ALL if name not in RUNNING]
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from nppkit.errors import NppkitError
-from nppkit.widgets import Form, Task, control, live, picture
+from nppkit.widgets import WITHOUT_KERNEL, Form, Task, control, live, picture, show
 
 
 @pytest.fixture
@@ -121,3 +121,9 @@ def test_task_shows_errors_and_refusals():
     refused = Task("Go", lambda: None)
     refused.start()
     assert refused.thread is None
+
+
+def test_every_live_section_has_a_line_without_a_kernel(capsys):
+    """What a page without a kernel shows in a live section's place is said in words."""
+    show(w.HTML("live"))
+    assert WITHOUT_KERNEL in capsys.readouterr().out
