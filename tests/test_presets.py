@@ -90,6 +90,28 @@ def test_bad_settings_are_named(smoke_file, change, message):
         load_preset(smoke_file(change))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("training.steps_per_epoch", value) for value in (0, -1, 2**31)),
+        *(("training.lr", value) for value in (0.0, -1e-3, float("nan"), float("inf"))),
+        *(("training.batch_size", 0), ("training.dropout", 1.5), ("evaluation.top_p", 2.0), ("evaluation.temperature", -1.0)),
+        *(("evaluation.guidance", []), ("evaluation.guidance", [1.5, "x"]), ("runs.B", "ntp"), ("models.B", 7), ("threads", 0)),
+    ],
+)
+def test_values_out_of_range_are_named(smoke_file, setting, value):
+    """A number that is not finite, negative, zero where something is counted, or a table of another kind is refused."""
+
+    def change(content):
+        *sections, key = setting.split(".")
+        for section in sections:
+            content = content[section]
+        content[key] = value
+
+    with pytest.raises(NppkitError, match=setting.split(".")[-1]):
+        load_preset(smoke_file(change))
+
+
 @pytest.mark.parametrize("text", ["{", "- 1", "a: !!python/object/apply:os.system ['true']", ""])
 def test_yaml_that_is_no_preset(tmp_path, text):
     """Broken, foreign and unsafe YAML is refused by file name."""
