@@ -12,10 +12,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from nppkit.errors import NppkitError
-from nppkit.measured import paired, results
+from nppkit.measured import all_results, paired, results
 from nppkit.model import MODELS
 from nppkit.presets import Preset, load_preset
-from nppkit.runs import Run, write_atomic
+from nppkit.runs import Run, preset_runs, write_atomic
 from nppkit.stats import Interval
 from nppkit.tables import published, row_run
 
@@ -195,9 +195,10 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def for_readme(preset: Preset) -> str:
-    """Claims, verdicts and evidence, linked from the repository's root."""
+    """Claims, verdicts and evidence, linked from the repository's root, and how much of the study they rest on."""
     table = verdicts(preset)[["claim", "verdict", "evidence"]]
-    return as_markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
+    text = as_markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
+    return f"{text}\n\n{len(all_results(preset))} of the study's {len(preset_runs(preset))} runs are complete."
 
 
 def main() -> int:
