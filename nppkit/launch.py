@@ -85,7 +85,6 @@ def execute(job: Job, overrides: dict) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
     cell = papermill.iorw.load_notebook_node(str(notebook))
@@ -94,7 +93,6 @@ def execute(job: Job, overrides: dict) -> None:
     os.environ[BATCH] = "1"
     os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
-    options["config"] = Config(KernelManager={"transport": "ipc"})  # no open port, and none that two kernels could want
     gpus = leased(values.get("devices", 1)) if values.get("device") in ("auto", "cuda") else nullcontext()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:

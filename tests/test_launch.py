@@ -2,9 +2,9 @@
 
 import pytest
 
-from nppkit import launch, runs
+from nppkit import launch
 from nppkit.errors import NppkitError
-from nppkit.launch import check_parameters, declared_parameters, execute, find_job, notebook_parameters
+from nppkit.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 
 CELL = 'preset: str = "smoke"  # a preset\nthreads: int = 1\nlr: float = 0.1\nema: bool = False\n'
 
@@ -83,12 +83,3 @@ def test_command_line_prints_one_line(monkeypatch, capsys):
     assert launch.main() == 1
     error = capsys.readouterr().err
     assert error.startswith("error: preset 'nothing' is unknown") and error.count("\n") == 1
-
-
-def test_kernels_open_no_port(home, smoke, monkeypatch):
-    """A job's kernel is spoken to over IPC: other users of the machine cannot connect, and no two kernels want one port."""
-    seen = {}
-    monkeypatch.setattr("papermill.execute_notebook", lambda *args, **options: seen.update(options))
-    monkeypatch.setattr("nppkit.launch.write_record", lambda job: None)
-    execute(runs.tokenize_job(smoke), {})
-    assert seen["config"].KernelManager.transport == "ipc"
