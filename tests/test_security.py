@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 NEVER = {
     r"allow_pickle(?!=False)": "NumPy unpickles only when told to",
     r"torch\.load\((?!.*weights_only=True)": "torch.load without its restricted unpickler",
-    r"yaml\.(?!safe_load|YAMLError)\w+": "YAML other than safe_load",
+    r"yaml\.(?!safe_load|safe_dump|YAMLError)\w+": "YAML other than safe_load",
     r"\bpickle\.(load|Unpick)|import pickle|\bshelve\b|\bmarshal\b": "a format that runs code when it is read",
     r"(?<![\w.])(eval|exec)\(": "text that becomes code",
     r"os\.system|os\.popen|shell=True": "words that a shell would read",
