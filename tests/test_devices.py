@@ -30,7 +30,7 @@ def hold(folder, count, got):
 def start(count):
     """Another process with a lease, and what it has."""
     got = faults.processes.Queue()
-    process = faults.processes.Process(target=hold, args=(devices.FOLDER, count, got))
+    process = faults.processes.Process(target=hold, args=(devices.FOLDER, count, got), daemon=True)
     process.start()
     return process, got
 

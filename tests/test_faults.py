@@ -143,7 +143,7 @@ def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypa
     """While one process writes a run another is refused; the lock of a killed one is gone with it."""
     monkeypatch.setattr(guard.exclusive.__wrapped__, "__defaults__", ("writer", 0.2))
     trainer, ready = test_train.make_trainer(store, tmp_path), faults.processes.Event()
-    first = faults.processes.Process(target=hold, args=(tmp_path / "ckpt", ready))
+    first = faults.processes.Process(target=hold, args=(tmp_path / "ckpt", ready), daemon=True)
     first.start()
     ready.wait()
     with pytest.raises(NppkitError, match="is being written by another process"):
