@@ -156,15 +156,19 @@ def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypa
 CHILD = "import time; from nppkit import guard; guard.GRACE_SECONDS = 1; guard.die_with_parent(); print('ready', flush=True); {}"
 
 
-@pytest.mark.parametrize("obeys", ["time.sleep(600)", "import signal; signal.signal(15, print); time.sleep(600)"])
-def test_child_dies_with_its_parent(obeys):
-    """A process whose parent is killed ends by itself, even if it does not listen to SIGTERM."""
+STUBBORN = "import signal; signal.signal(15, lambda *args: print('told', flush=True)); time.sleep(600)"
+
+
+@pytest.mark.parametrize(("obeys", "says"), [("time.sleep(600)", ""), (STUBBORN, "told\n")])
+def test_child_dies_with_its_parent(obeys, says):
+    """A process whose parent is killed is told by SIGTERM, and ends by itself even if it does not listen."""
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD.format(obeys)!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     (child,) = faults.psutil.Process(process.pid).children()
     process.kill()
     child.wait(60)
+    assert process.stdout.read() == says
 
 
 @pytest.fixture(scope="module")
