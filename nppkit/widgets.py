@@ -4,6 +4,7 @@ Nothing here draws through pyplot or assumes the main thread: JupyterLab may del
 """
 
 import base64
+import functools
 import html
 import io
 import threading
@@ -20,6 +21,23 @@ from nppkit.errors import NppkitError
 WITHOUT_KERNEL = "(live section: run this notebook in JupyterLab to use it)"
 LABEL = {"description_width": "150px"}
 WIDTH = "430px"
+
+
+REACTING = threading.RLock()
+
+
+def in_turn(react: Callable) -> Callable:
+    """Reactions one after the other: each reads the controls when it begins, so the last one shows the newest values.
+
+    JupyterLab may deliver two changes in two threads; drawn side by side, the older picture could end on top.
+    """
+
+    @functools.wraps(react)
+    def reacting(*args, **kwargs):
+        with REACTING:
+            return react(*args, **kwargs)
+
+    return reacting
 
 
 def show(app: w.Widget) -> None:
@@ -91,6 +109,7 @@ def live(controls: dict[str, w.Widget], draw: Callable[..., str], *below: w.Widg
     """
     form, view = Form(controls), w.HTML()
 
+    @in_turn
     def redraw() -> None:
         drawn = form.evaluate(draw)
         view.value = view.value if drawn is None else drawn
@@ -116,6 +135,7 @@ class Task:
         self.stop_button.on_click(lambda _: self.stop())
         self.box = w.HBox([self.start_button, self.stop_button, self.bar, self.status])
 
+    @in_turn
     def start(self) -> None:
         """Prepare, and begin unless it was refused or is going on."""
         if self.thread and self.thread.is_alive():

@@ -1,4 +1,4 @@
-"""The live notebooks in a real browser: JupyterLab is started and headless Chromium driven through two of them.
+"""The live notebooks in a real browser: JupyterLab is started and headless Chromium driven through each.
 
 Screenshots stay in screenshots/, which git ignores. Without Chromium the tests are skipped and say so.
 """
@@ -30,8 +30,8 @@ QUIET = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-SHORT = {"start_here": {"epochs: int = 90": "epochs: int = 4"}}
-NAMES = ("start_here", "explore_grouping")
+SHORT = {"start_here": {"epochs: int = 90": "epochs: int = 4"}, "npp_in_your_model": {"epochs: int = 40": "epochs: int = 4"}}
+NAMES = ("start_here", "npp_in_your_model", "explore_grouping", "explore_schedule", "explore_sampling", "explore_runs")
 OVERRIDES = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -169,12 +169,34 @@ def keep(page, section, name):
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
+def press(section, label):
+    """Press the button of that text. Its accessible name begins with the icon's glyph, so roles and names do not find it."""
+    section.locator("button", has_text=re.compile(rf"^\s*{label}\s*$")).click()
+
+
 def test_start_here(lab, page):
     """The method, a training on the spot, and a prediction that follows the sliders."""
     section = run_all(page, lab, "start_here")
     moves_the_figure(section, "Position")
     moves_the_figure(section, "Patch side p")
     keep(page, section, "start_here")
+
+
+def test_npp_in_your_model(lab, page):
+    """The check at p = 1 passes; a training draws its curve, stops, and explains a lambda that is none."""
+    section = run_all(page, lab, "npp_in_your_model")
+    assert page.get_by_text("the patch loss and its gradients are the model's own").count()
+    move(section, "Epochs of 10 steps", "ArrowLeft", times=3)
+    press(section, "Train")
+    section.locator(".widget-html img").wait_for()
+    press(section, "Stop")
+    section.get_by_text(re.compile("^(stopped|done)$")).wait_for()
+    box = row(section, "Lambda").locator("input")
+    box.fill("3")
+    box.press("Enter")
+    press(section, "Train")
+    section.get_by_text("outside (0, 1)").wait_for()
+    keep(page, section, "npp_in_your_model")
 
 
 def test_explore_grouping(lab, page):
@@ -185,3 +207,61 @@ def test_explore_grouping(lab, page):
     moves_the_figure(section, "Image")
     assert "K = 16" in section.inner_text()
     keep(page, section, "explore_grouping")
+
+
+def test_explore_schedule(lab, page):
+    """Sliders redraw the schedule, a bad lambda is explained beside its field, and the preset is saved."""
+    section = run_all(page, lab, "explore_schedule")
+    moves_the_figure(section, "Epochs T", "ArrowLeft")
+    box = row(section, "Lambda").locator("input")
+    for value, answer in (("2", "outside (0, 1)"), ("2/3", "p = 8 in epochs 0 to 88")):
+        box.fill(value)
+        box.press("Enter")
+        section.get_by_text(answer).first.wait_for()
+    press(section, "Save as preset")
+    section.get_by_text("saved; run it with").wait_for()
+    keep(page, section, "explore_schedule")
+
+
+def test_explore_sampling(lab, page):
+    """Two checkpoints draw the same seed row by row; another guidance scale draws otherwise; Stop stops; completion."""
+    section = run_all(page, lab, "explore_sampling")
+    move(section, "Images", "Home")
+    press(section, "Sample")
+    section.get_by_text("8 of 8 rows drawn").nth(1).wait_for()
+    section.get_by_text("done", exact=True).wait_for()
+    assert picture(section, 0) != picture(section, 1)
+    before = picture(section)
+    move(section, "Guidance scale", times=3)
+    move(section, "Pause a row (s)", "End")
+    press(section, "Sample")
+    wait_until(page, lambda: picture(section) != before and "3 of 8 rows" in section.inner_text(), "the third row")
+    press(section, "Stop")
+    section.get_by_text("stopped", exact=True).wait_for()
+    move(section, "Images", "End")
+    move(section, "Rows given", times=4)
+    move(section, "Pause a row (s)", "Home")
+    press(section, "Sample")
+    section.get_by_text("10 images of").first.wait_for()
+    section.get_by_text("done", exact=True).wait_for()
+    keep(page, section, "explore_sampling")
+
+
+def test_explore_runs(lab, page):
+    """Ticked runs get curves, the table sorts, Follow follows and stops."""
+    section = run_all(page, lab, "explore_runs")
+    for box in section.get_by_role("checkbox").all():
+        box.check()
+    section.locator('img[alt*="curves of GPT-L_ntp_seed0, GPT-L_npp"], img[alt*="curves of GPT-L_npp"]').wait_for()
+    section.get_by_role("button", name="NLL").click()
+    section.get_by_role("button", name="NLL ▲").wait_for()
+    row(section, "Curves over").locator("select").select_option("minutes")
+    section.locator('img[alt$="over minutes"]').wait_for()
+    row(section, "Samples of").locator("select").select_option(index=1)
+    section.locator('img[alt*="samples of"]').wait_for()
+    move(section, "Follow every (s)", "Home")
+    press(section, "Follow")
+    section.locator(".widget-html-content", has_text=re.compile("^running$")).wait_for()
+    press(section, "Stop")
+    section.locator(".widget-html-content", has_text=re.compile("^stopped$")).wait_for()
+    keep(page, section, "explore_runs")

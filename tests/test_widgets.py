@@ -127,3 +127,26 @@ def test_every_live_section_has_a_line_without_a_kernel(capsys):
     """What a page without a kernel shows in a live section's place is said in words."""
     show(w.HTML("live"))
     assert WITHOUT_KERNEL in capsys.readouterr().out
+
+
+def test_the_newest_values_are_drawn_last():
+    """Two changes in two threads: the picture that stays is that of the values that the controls show."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    def draw(level):
+        if level == 2:
+            drawing.set()
+            go_on.wait(10)
+        return f"level {level}"
+
+    slider = control(w.IntSlider, "Level", min=1, max=3, value=1)
+    app = live({"level": slider}, draw)
+    older, newer = (threading.Thread(target=setattr, args=(slider, "value", value)) for value in (2, 3))
+    older.start()
+    assert drawing.wait(10)
+    newer.start()
+    newer.join(0.2)
+    go_on.set()
+    older.join(10)
+    newer.join(10)
+    assert app.children[1].value == "level 3"

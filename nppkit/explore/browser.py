@@ -10,9 +10,10 @@ import pandas as pd
 from PIL import Image
 
 from nppkit import monitor, plots
-from nppkit.widgets import Form, Task, control, picture
+from nppkit.widgets import Form, Task, control, in_turn, picture
 
 RUN_WIDTH, WIDTH = "260px", "72px"  # of the table's columns
+WHOLE = w.Layout(width="max-content", overflow="visible")  # the table scrolls as one
 
 
 class RunBrowser:
@@ -31,7 +32,7 @@ class RunBrowser:
                 "seconds": control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
             }
         )
-        self.header, self.rows, self.ticks = w.HBox(), w.VBox(), {}
+        self.header, self.rows, self.ticks = w.HBox(layout=WHOLE), w.VBox(layout=WHOLE), {}
         self.curves, self.grid, self.running = w.HTML(), w.HTML(), w.HTML()
         self.task = Task("Follow", lambda: (0, self.follow()), icon="refresh")
         for name in ("others", "state"):
@@ -39,11 +40,12 @@ class RunBrowser:
         for name in ("against", "samples"):
             self.form.controls[name].observe(lambda _: self.redraw(), "value")
         self.header.children = [self._sorter(name, RUN_WIDTH if name == "run" else WIDTH) for name in ("run", *self.COLUMNS)]
-        self.box = w.VBox([self.form.box, self.header, self.rows, self.task.box, self.running, self.curves, self.grid])
+        table = w.VBox([self.header, self.rows], layout=w.Layout(overflow="auto"))
+        self.box = w.VBox([self.form.box, table, self.task.box, self.running, self.curves, self.grid])
         self.refresh()
 
     def _sorter(self, name: str, width: str) -> w.Button:
-        button = w.Button(description=name, tooltip=f"sort by {name}", layout=w.Layout(width=width, margin="0"))
+        button = w.Button(description=name, tooltip=f"sort by {name}", layout=column(width))
         button.on_click(lambda _: self.sort(name))
         return button
 
@@ -61,6 +63,7 @@ class RunBrowser:
         self.table = shown.sort_values(self.sort_by, ascending=not self.descending, kind="stable", na_position="last")
         return [runs[i] for i in self.table.index]
 
+    @in_turn
     def refresh(self) -> None:
         """Read everything again. Ticks stay; a home that is none is explained beside its field."""
         found = self.form.evaluate(self.find)
@@ -69,10 +72,10 @@ class RunBrowser:
         self.found = found
         for run in found:
             if run not in self.ticks:
-                self.ticks[run] = w.Checkbox(description=run.name, indent=False, layout=w.Layout(width=RUN_WIDTH, margin="0"))
+                self.ticks[run] = w.Checkbox(description=run.name, indent=False, layout=column(RUN_WIDTH))
                 self.ticks[run].observe(lambda _: self.redraw(), "value")
         cells = [w.HTML(row_html(row)) for row in self.table[list(self.COLUMNS)].itertuples(index=False)]
-        self.rows.children = [w.HBox([self.ticks[run], cell]) for run, cell in zip(found, cells, strict=True)]
+        self.rows.children = [w.HBox([self.ticks[run], cell], layout=WHOLE) for run, cell in zip(found, cells, strict=True)]
         for button, name in zip(self.header.children, ("run", *self.COLUMNS), strict=True):
             button.description = name + (" \u25bc" if self.descending else " \u25b2") * (name == self.sort_by)
         samples, shown = self.form.controls["samples"], [run for run in found if (run / "samples.png").is_file()]
@@ -83,14 +86,16 @@ class RunBrowser:
             samples.value = chosen if chosen in shown else None
         self.redraw()
 
+    @in_turn
     def redraw(self) -> None:
         """Draw the curves of the ticked runs, where each is, and the chosen sample grid."""
         ticked = [run for run in self.found if self.ticks[run].value]
         lines = [f"<b>{html.escape(run.name)}</b>: {monitor.say(monitor.progress_of(run))}" for run in ticked]
         self.running.value = "<br>".join(lines) or "Tick runs to see their curves."
         histories = {curve_name(run, ticked): with_minutes(monitor.read_history(run)) for run in ticked}
-        figure = plots.run_curves(histories, self.form.controls["against"].value) if ticked else None
-        self.curves.value = picture(figure, f"curves of {', '.join(histories)}") if figure else ""
+        against = self.form.controls["against"].value
+        alt = f"curves of {', '.join(histories)} over {against}"
+        self.curves.value = picture(plots.run_curves(histories, against), alt) if ticked else ""
         run = self.form.controls["samples"].value
         self.grid.value = picture(open_pixels(run / "samples.png"), f"samples of {run.name}") if run else ""
 
@@ -99,6 +104,11 @@ class RunBrowser:
         while not self.task.stopping.wait(self.form.controls["seconds"].value):
             self.refresh()
             yield
+
+
+def column(width: str) -> w.Layout:
+    """A column of exactly this width, in the header and in every row."""
+    return w.Layout(width=width, min_width=width, max_width=width, margin="0")
 
 
 def open_pixels(path: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ from nppkit.presets import Preset, load_preset, preset_names, save_preset
 from nppkit.runs import Run, home, preset_runs
 from nppkit.schedule import Segment, cost_ratio, ideal_cost_ratio, learning_rate, ntp_segments
 from nppkit.tables import printed_cost
-from nppkit.widgets import Form, control, explanation, picture
+from nppkit.widgets import Form, control, explanation, in_turn, picture
 
 KINDS = ("next token (NTP)", "one patch side, then tokens", "coarse to fine")
 
@@ -52,12 +52,14 @@ class ScheduleDesigner:
         save = w.VBox([self.base, self.file, self.replace, w.HBox([self.button, self.saved])])
         self.box = w.VBox([self.form.box, self.view, save])
 
+    @in_turn
     def redraw(self) -> None:
         kind, controls = self.form.controls["kind"].value, self.form.controls
         controls["levels"].disabled, controls["patch_size"].disabled = kind != KINDS[2], kind != KINDS[1]
         controls["lam"].disabled = kind == KINDS[0]
         self.view.value = self.form.evaluate(draw_design) or self.view.value
 
+    @in_turn
     def save(self) -> None:
         """Write the preset; what prevents it is explained beside the button."""
         try:
