@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from nppkit.errors import NppkitError
+from nppkit.errors import run_command
 from nppkit.measured import all_results, paired, results
 from nppkit.model import MODELS
 from nppkit.presets import Preset, load_preset
 from nppkit.runs import Run, preset_runs, write_atomic
 from nppkit.stats import Interval
-from nppkit.tables import published, row_run
+from nppkit.tables import markdown, published, row_run
 
 REPRODUCED, NOT_HERE, CONTRADICTED = "reproduced at this scale", "not at this scale", "contradicted by the paper's own table"
 OPEN, NOT_RUN = "no verdict: the interval spans zero", "not run yet"
@@ -190,8 +190,7 @@ def verdicts(preset: Preset) -> pd.DataFrame:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The verdicts as a Markdown table, its evidence as links between notebooks."""
-    lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(table.astype(str))
 
 
 def for_readme(preset: Preset) -> str:
@@ -211,7 +210,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -5,8 +5,6 @@ the manifest last: a folder without one is not a store. A small store may be pac
 """
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nppkit.errors import NppkitError
+from nppkit.npz import read_arrays
 
 CHECK_BYTES = 2**28  # stores up to this size are checked code by code on opening, larger ones batch by batch
 KEYS = ("images", "crops", "grid_size", "vocab_size", "class_names", "tokenizer_sha256", "source_digest", "image_size")
@@ -106,10 +105,9 @@ class CodeStore:
 
 def _open_packed(path: Path) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["codes"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise NppkitError(f"{path} cannot be opened ({error}): extract the codes again") from None
+        return read_arrays(path, ("codes",))["codes"]
+    except NppkitError as error:
+        raise NppkitError(f"{error}: extract the codes again") from None
 
 
 def code_shades(store: CodeStore, pixels: np.ndarray) -> Tensor:
@@ -146,12 +144,3 @@ def _open_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises nearly anything
         raise NppkitError(f"{path} cannot be opened ({' '.join(str(error).split())}): extract the codes again") from None
-
-
-def __getattr__(name: str) -> object:
-    """The tokenize notebook's codes.extract_codes: it lives in nppkit.extract, which imports this module."""
-    if name != "extract_codes":
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    from nppkit.extract import extract_codes
-
-    return extract_codes

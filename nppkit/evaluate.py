@@ -6,7 +6,6 @@ Every result carries its contract (contract.py).
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from nppkit.contract import IS_SPLIT, NEIGHBOURS, measurement
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.features import extract_features, load_extractor
 from nppkit.images import ImageSet, reference_pixels, study_images
 from nppkit.model import GPT
@@ -202,7 +201,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +26,9 @@ from torch import Tensor
 
 from nppkit import fit, noise, runs
 from nppkit.codes import KEYS, UNKNOWN, CodeStore
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.images import CROPS, ImageSet, crop_images, study_images
+from nppkit.npz import save_arrays
 from nppkit.presets import Preset, load_preset
 from nppkit.progress import BATCH, progress
 from nppkit.runs import sha256, tokenizer_dir, write_atomic
@@ -211,12 +211,7 @@ def extract_codes(
 
 def pack(folder: Path) -> None:
     """Turn a complete store's codes.npy into codes.npz, a fraction of its size, which is read into memory as a whole."""
-    temporary, codes = folder / f".codes.npz.{os.getpid()}", np.load(folder / "codes.npy")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, codes=codes)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "codes.npz")
+    save_arrays(folder / "codes.npz", np.savez_compressed, codes=np.load(folder / "codes.npy"))
     (folder / "codes.npy").unlink()
 
 
@@ -438,7 +433,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

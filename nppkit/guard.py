@@ -25,6 +25,8 @@ GRACE_SECONDS = 60.0  # from SIGTERM to SIGKILL: time for a checkpoint
 class Interrupted(NppkitError):
     """The run was asked to stop and has saved its state: the same command goes on."""
 
+    status = REQUEUE
+
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str = "writer", seconds: float = LOCK_SECONDS) -> Iterator[None]:

@@ -20,7 +20,7 @@ import psutil
 
 from nppkit.devices import leased
 from nppkit.errors import NppkitError
-from nppkit.guard import GRACE_SECONDS, REQUEUE, Interrupted, StopRequest, exclusive
+from nppkit.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
 from nppkit.presets import coerce, load_preset
 from nppkit.progress import BATCH
 from nppkit.runs import (
@@ -93,6 +93,7 @@ def execute(job: Job, overrides: dict) -> None:
     os.environ[BATCH] = "1"
     os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
+    options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
     gpus = leased(values.get("devices", 1)) if values.get("device") in ("auto", "cuda") else nullcontext()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
@@ -155,7 +156,7 @@ def main() -> int:
         print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)
-        return REQUEUE if isinstance(error, Interrupted) else 1
+        return error.status
     return 0
 
 

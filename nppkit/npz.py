@@ -1,7 +1,7 @@
 """npz files, read without unpickling anything and written whole or not at all; images in them as ADM's scripts have it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,11 @@ def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         raise NppkitError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
 
 
-def save_arrays(path: Path, **arrays: np.ndarray | str) -> None:
-    """Write an npz file by rename."""
+def save_arrays(path: Path, write: Callable = np.savez, **arrays: np.ndarray | str) -> None:
+    """Write an npz file by rename; `write` may be np.savez_compressed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        write(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

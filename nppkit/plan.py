@@ -9,7 +9,6 @@ are measured here, on the CPU: a few real steps and samples of each model size a
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nppkit import cost, fit
 from nppkit.cost import GPU, GPUS, UTILISATION
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.images import CROPS
 from nppkit.model import GPTConfig
 from nppkit.presets import Preset, load_preset
@@ -222,7 +221,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

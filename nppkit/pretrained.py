@@ -8,7 +8,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from nppkit import launch
 from nppkit.checkpoint import checkpoints
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.images import reference_pixels, study_images
 from nppkit.model import GPT, GPTConfig
 from nppkit.presets import Preset, load_preset
@@ -122,7 +121,4 @@ def encode(tokenizer: VQModel, batches: Iterable[Tensor]) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        make()
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(make)

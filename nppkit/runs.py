@@ -16,7 +16,7 @@ from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.presets import Preset, TrainingConfig, load_preset, settings
 from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
 
@@ -414,7 +414,4 @@ def report_files(preset: Preset, job: Job) -> list[Path]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

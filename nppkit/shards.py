@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nppkit.codes import KEYS, CodeStore
-from nppkit.errors import NppkitError
+from nppkit.errors import run_command
 from nppkit.evaluate import sampling_roles
 from nppkit.extract import Part, open_complete
 from nppkit.guard import die_with_parent
@@ -120,7 +119,4 @@ def main() -> int:
 if __name__ == "__main__":
     if "WORLD_SIZE" in os.environ:
         die_with_parent()
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -164,16 +164,21 @@ def write_table(preset: Preset, name: str, table: pd.DataFrame) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     text = compact(table)
     caption = f"{name.replace('_', ' ')}, preset {preset.name}: {preset.description}"
-    lines = [f"| {' | '.join(cells)} |" for cells in (text.columns, ["---"] * len(text.columns), *text.values.tolist())]
     below = f"Ours: mean and standard deviation over seeds; {table.attrs['contract']}; {floors(preset)}."
     texts = {
         "csv": table.to_csv(index=False),
-        "md": f"{caption}\n\n" + "\n".join(lines) + f"\n\n{below}\n",
+        "md": f"{caption}\n\n{markdown(text)}\n\n{below}\n",
         "tex": text.to_latex(index=False, escape=True, caption=caption),
     }
     for kind, content in texts.items():
         write_atomic(folder / f"{name}.{kind}", content)
     return [folder / f"{name}.{kind}" for kind in texts]
+
+
+def markdown(text: pd.DataFrame) -> str:
+    """A table of text in Markdown."""
+    lines = [text.columns, ["---"] * len(text.columns), *text.values.tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import functools
 import math
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,9 +25,9 @@ from nppkit import noise
 from nppkit.checkpoint import checkpoints, load_newest, save_checkpoint
 from nppkit.codes import CodeStore
 from nppkit.cost import step_flops
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.grouping import group_targets, patch_grid
-from nppkit.guard import REQUEUE, Interrupted, StopRequest, check_space, die_with_parent, exclusive
+from nppkit.guard import Interrupted, StopRequest, check_space, die_with_parent, exclusive
 from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.parallel import ALONE, Processes, joined
@@ -434,8 +433,4 @@ def main() -> int:
 if __name__ == "__main__":
     if "WORLD_SIZE" in os.environ:
         die_with_parent()
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(REQUEUE if isinstance(error, Interrupted) else 1)
+    run_command(main)

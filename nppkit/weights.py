@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, run_command
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.runs import home, located, sha256, write_atomic
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
@@ -275,7 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NppkitError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

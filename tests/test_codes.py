@@ -7,16 +7,8 @@ import pytest
 import torch
 from conftest import write_store
 
-from nppkit import codes, extract
-from nppkit.codes import CodeStore, code_shades
+from nppkit.codes import UNKNOWN, CodeStore, code_shades
 from nppkit.errors import NppkitError
-
-
-def test_notebooks_reach_extraction_through_codes():
-    """codes.extract_codes is the one in extract.py, and other unknown names stay unknown."""
-    assert codes.extract_codes is extract.extract_codes
-    with pytest.raises(AttributeError, match="no attribute nothing"):
-        codes.nothing  # noqa: B018
 
 
 def test_batch(store):
@@ -107,7 +99,7 @@ def test_a_store_that_does_not_fit_is_refused(store, wanted, message):
 
 def test_an_import_that_names_no_tokenizer_is_refused(tmp_path):
     """Codes of an unknown tokenizer are refused where the tokenizer counts, with the option that names it."""
-    store = CodeStore(write_store(tmp_path / "s", tokenizer_sha256=codes.UNKNOWN))
+    store = CodeStore(write_store(tmp_path / "s", tokenizer_sha256=UNKNOWN))
     assert store.require(vocab_size=16) is store
     with pytest.raises(NppkitError, match="does not say which tokenizer made it: import it again with --tokenizer FILE"):
         store.require(tokenizer_sha256="abc")

@@ -352,5 +352,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["config"]["grid_size"] == 16
     assert run("export", out, back) == 0
     assert torch.load(back)["model"].keys() == torch.load(source)["model"].keys()
-    assert run("convert", back, out).startswith(f"error: {back}: weights do not hold the grid size")
-    assert run("fetch", "LlamaGen-XL-256").startswith("error: LlamaGen-XL-256: its weights were not released")
+    assert run("convert", back, out) == 1
+    assert capsys.readouterr().err.startswith(f"error: {back}: weights do not hold the grid size")
+    assert run("fetch", "LlamaGen-XL-256") == 1
+    assert capsys.readouterr().err.startswith("error: LlamaGen-XL-256: its weights were not released")
