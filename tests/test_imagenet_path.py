@@ -17,6 +17,7 @@ from test_features import random_inception
 
 from nppkit import features, launch, presets, runs
 from nppkit.codes import CodeStore
+from nppkit.model import GPT, GPTConfig
 from nppkit.tokenizer import VQConfig, VQModel
 
 pytestmark = pytest.mark.slow
@@ -121,3 +122,40 @@ def test_natural_images_without_a_download(home):
     metrics = json.loads((runs.results_dir(preset) / "runs/GPT-B_npp_L4_lambda1-2_seed0/metrics.json").read_text())
     assert metrics["contract"]["precision"] == "bf16" and metrics["guidance"][0]["agreement"] is None
     assert metrics["contract"]["extractor_sha256"] == features.SHA256["efficientnet-lite0"]
+
+
+def write_releases(home):
+    """imagenet256-eval with two small models, one on the larger grid, and an ADM file of small images."""
+    rng, sizes = np.random.default_rng(0), {"dim": 16, "n_layer": 1, "n_head": 2, "multiple_of": 16}
+    (home / "data").mkdir()
+    arrays = {"arr_0": rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), "mu": rng.normal(size=1280), "sigma": np.eye(1280)}
+    np.savez(home / "data/VIRTUAL_imagenet256_labeled.npz", **arrays)
+    content = yaml.safe_load((presets.FOLDER / "imagenet256-eval.yaml").read_text())
+    content["data"] |= {"image_size": 32}
+    vq = {"ch": 8, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "z_channels": 8, "codebook_size": 32, "norm_groups": 4}
+    content |= {"tokenizer": {"vq": vq, "steps": 20, "batch_size": 4}, "extractor": {"name": "efficientnet-lite0"}}
+    content["evaluation"] |= {"samples": 20, "select_samples": 8, "kid_subsets": 2, "batch_size": 20}
+    content |= {
+        "models": {"B": sizes, "L": sizes},
+        "runs": {"B": ["ntp"], "L-384": ["ntp"]},
+        "threads": 1,
+        "tokenizer_threads": 1,
+    }
+    content["weights"] = {"GPT-B_ntp_seed0": "c2i_8.pt", "GPT-L-384_ntp_seed0": "c2i_12.pt"}
+    for grid in (8, 12):
+        model = GPT(GPTConfig(**sizes, vocab_size=32, num_classes=1000, grid_size=grid))
+        torch.nn.init.normal_(model.output.weight)
+        torch.save({"model": model.state_dict()}, home / f"c2i_{grid}.pt")
+    (home / "released.yaml").write_text(yaml.safe_dump(content))
+    return presets.load_preset(str(home / "released.yaml"))
+
+
+def test_releases_without_training_and_without_images_of_ones_own(home):
+    """ADM's file and weights are enough, on both grids; the table says which rows are releases and which have none."""
+    preset = write_releases(home)
+    launch.ensure(runs.report_job(preset, "table1_main"))
+    text = (runs.results_dir(preset) / "table1_main.md").read_text()
+    assert text.count("| released weights |") == 2 and "| LlamaGen-XXL | 1.4B | weights not released |" in text
+    assert "our FID at the paper's scale (EfficientNet-Lite0 features)" in text and not list(home.rglob("train.ipynb"))
+    metrics = json.loads((runs.results_dir(preset) / "runs/GPT-L-384_ntp_seed0/metrics.json").read_text())
+    assert metrics["heldout_nll"] is None and metrics["weights"]["name"] == "c2i_12.pt"
