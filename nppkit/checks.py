@@ -9,6 +9,7 @@ from nppkit.errors import NppkitError
 
 LARGEST = 2**31  # of all numbers: beyond it, a slip
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # becomes a folder
+REPORT = re.compile(r"(?!(tokenize|train|evaluate)$)[a-z0-9_]+")  # a reading notebook: becomes a path, and a word of a command
 SIZE = re.compile(r"[A-Za-z0-9]+(-384)?")  # of a model, in run ids
 ABOVE_0 = [
     *("image_size", "batch_size", "epochs", "steps_per_epoch", "lr", "grad_clip", "samples", "select_samples"),
@@ -31,6 +32,8 @@ def check_preset(preset: typing.Any) -> None:
     for size, recipes in preset.runs.items():
         _check_list(where, f"runs.{size}", recipes, lambda v: isinstance(v, str))
     _check_table(where, "runs", preset.runs, lambda v: True, SIZE)
+    if preset.reports:
+        _check_list(where, "reports", preset.reports, lambda v: isinstance(v, str) and REPORT.fullmatch(v))
     _check_list(where, "evaluation.guidance", preset.evaluation.guidance, _is_number)
 
 

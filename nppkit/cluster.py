@@ -37,7 +37,7 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     from nppkit import cost, plan  # only here, because they bring torch
 
     preset = load_preset(preset)
-    table = plan.plan(preset, cost.GPUS[preset.gpu], preset.gpus, cost.UTILISATION).set_index("job")
+    table = plan.plan(preset, plan.find_gpu(preset.gpu), preset.gpus, cost.UTILISATION).set_index("job")
     seconds = table["train"].to_dict()  # of the tokenize jobs
     for kind in ("train", "evaluate"):
         seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}

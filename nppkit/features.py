@@ -196,12 +196,15 @@ def check_sha256(path: Path, expected: str) -> str:
 def load_extractor(name: str, weights: str | Path = "", sha256: str = "") -> FeatureExtractorBase:
     """A registered extractor with its weights; its attribute `sha256` is the digest of their file.
 
-    The digest is checked against `sha256`, or that of the published file, before anything is read from the file,
-    because torch-fidelity unpickles Inception's. NppkitError for an unknown name and an unfit file.
+    The digest is checked against `sha256`, or that of the published file, before anything is read from the file.
+    torch-fidelity unpickles Inception's without restriction: a file that holds code is refused before, whatever a
+    preset says its digest is. NppkitError for an unknown name and an unfit file.
     """
     path = weights_file(name, weights)
     digest = check_sha256(path, sha256 or SHA256.get(name, ""))
     try:
+        if name == "inception-v3-compat":
+            torch.load(path, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would run
         extractor = create_feature_extractor(
             name, list(LAYERS[name]), cuda=False, feature_extractor_weights_path=str(path), verbose=False
         )

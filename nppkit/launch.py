@@ -87,6 +87,8 @@ def execute(job: Job, overrides: dict) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
+    if not notebook.is_file():
+        raise NppkitError(f"{notebook} does not exist: a preset's reports are notebooks in that folder")
     cell = papermill.iorw.load_notebook_node(str(notebook))
     source = next(c["source"] for c in cell["cells"] if "parameters" in c["metadata"].get("tags", []))
     values = check_parameters({**job.parameters, **overrides}, declared_parameters(source), f"{job.notebook}.ipynb")

@@ -184,7 +184,7 @@ def text(table: pd.DataFrame, unit: float, name: str) -> str:
 
 def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> str:
     """All that the command prints."""
-    gpu = _gpu(gpu_name) if gpu_name else None
+    gpu = find_gpu(gpu_name) if gpu_name else None
     table = plan(preset, gpu, devices, utilisation)
     total = table[["train", "evaluate"]].iloc[-1].sum()
     head = f"preset {preset.name}: {preset.description}\n\n"
@@ -199,7 +199,8 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
     return f"{head}{body}\n\n{how}; {wall}"
 
 
-def _gpu(name: str) -> GPU:
+def find_gpu(name: str) -> GPU:
+    """The GPU of that name. NppkitError names the known ones."""
     if name not in GPUS:
         raise NppkitError(f"GPU {name!r} is unknown: use one of {', '.join(GPUS)}, or add its data sheet to nppkit/cost.py")
     return GPUS[name]

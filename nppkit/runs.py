@@ -261,7 +261,7 @@ def report_job(preset: Preset, report: str) -> Job:
 
 def reports(preset: Preset) -> tuple[str, ...]:
     """The reading notebooks of a preset: the paper's tables and Figure 1, and what else it asks for."""
-    return (*REPORTS, *preset.reports)
+    return tuple(dict.fromkeys((*REPORTS, *preset.reports)))
 
 
 def graph(preset: Preset) -> list[Job]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -175,7 +176,18 @@ def test_damaged_weights(folder, data):
 SMOKE = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
 PLACES = [(key,) for key in SMOKE] + [(k, kk) for k, v in SMOKE.items() if isinstance(v, dict) for kk in v]
 PLACES += [("models", "B", key) for key in SMOKE["models"]["B"]] + [("tokenizer", "vq", key) for key in SMOKE["tokenizer"]["vq"]]
-PLACES += [("name",), ("seeds",), ("threads",), ("training", "epochs"), ("evaluation", "top_p"), ("data", "path")]
+PLACES += [
+    ("name",),
+    ("seeds",),
+    ("reports",),
+    ("gpu",),
+    ("weights",),
+    ("precision",),
+    ("threads",),
+    ("training", "epochs"),
+    ("evaluation", "top_p"),
+    ("data", "path"),
+]
 
 
 @settings(FEW, max_examples=300)
@@ -196,7 +208,8 @@ def test_presets(folder, place, value):
     except NppkitError as error:
         one_line(error)
     else:
-        assert all(job.folder.resolve().is_relative_to(runs.home() / "results") for job in jobs)
+        assert all(job.record.resolve().is_relative_to(runs.home() / "results") for job in jobs)
+        assert all(shlex.join(words.split()) == words for words in map(runs.launch_arguments, jobs))
         assert preset.training.steps_per_epoch > 0 and preset.training.batch_size > 0 and preset.training.lr > 0
 
 

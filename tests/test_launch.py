@@ -2,7 +2,7 @@
 
 import pytest
 
-from nppkit import launch
+from nppkit import launch, runs
 from nppkit.errors import NppkitError
 from nppkit.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 
@@ -75,6 +75,12 @@ def test_unknown_jobs_are_named(arguments, message):
     """An unknown notebook, preset or run is one line."""
     with pytest.raises(NppkitError, match=message):
         find_job(*arguments)
+
+
+def test_a_report_without_its_notebook_is_named(home, smoke):
+    """A preset's report that is no notebook of the folder is one line, not an error of papermill."""
+    with pytest.raises(NppkitError, match=r"notebooks/nothing\.ipynb does not exist"):
+        launch.execute(runs.report_job(smoke, "nothing"), {})
 
 
 def test_command_line_prints_one_line(monkeypatch, capsys):

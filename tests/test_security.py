@@ -28,7 +28,8 @@ NEVER = {
     r"allow_pickle(?!=False)": "NumPy unpickles only when told to",
     r"torch\.load\((?!.*weights_only=True)": "torch.load without its restricted unpickler",
     r"yaml\.(?!safe_load|safe_dump|YAMLError)\w+": "YAML other than safe_load",
-    r"\bpickle\.(load|Unpick)|import pickle|\bshelve\b|\bmarshal\b": "a format that runs code when it is read",
+    r"(pickle|dill|joblib)\.(load|Unpick)|read_pickle": "a format that runs code when it is read",
+    r"(import|from) (pickle|dill|joblib|shelve|marshal)\b": "a module of such a format",
     r"(?<![\w.])(eval|exec)\(": "text that becomes code",
     r"os\.system|os\.popen|shell=True": "words that a shell would read",
     r"extractall|unpack_archive|tarfile": "archive members that could be written anywhere",
@@ -36,16 +37,16 @@ NEVER = {
 
 
 def sources():
-    """File name -> Python source, of the package, the graph and the notebooks' code cells."""
-    files = {path.name: path.read_text() for path in [*(ROOT / "nppkit").rglob("*.py"), ROOT / "Snakefile"]}
+    """Path -> Python source, of the package, the benchmarks, the graph and the notebooks' code cells."""
+    files = {path: path.read_text() for path in [*ROOT.glob("nppkit/**/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "Snakefile"]}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        files[path.name] = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        files[path] = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
     return files
 
 
 @pytest.mark.parametrize("pattern", NEVER, ids=NEVER.values())
 def test_dangerous_calls_occur_nowhere(pattern):
-    """No source line of package, graph or notebooks holds a call that runs what it reads."""
+    """No source line of package, benchmarks, graph or notebooks holds a call that runs what it reads."""
     found = [(name, line) for name, text in sources().items() for line in text.splitlines() if re.search(pattern, line)]
     assert not found
 
@@ -98,6 +99,15 @@ def test_a_preset_cannot_name_another_folder(tmp_path, name):
     path = tmp_path / "mine.yaml"
     path.write_text((presets.FOLDER / "smoke.yaml").read_text() + f"\nname: {json.dumps(name)}\n")
     with pytest.raises(NppkitError, match="cannot name a folder"):
+        presets.load_preset(str(path))
+
+
+@pytest.mark.parametrize("report", ["../../x", "/tmp/x", "x; touch trace #", "$(touch trace)", "x\n", "", "train", 7])
+def test_a_preset_cannot_name_another_notebook(tmp_path, report):
+    """A preset's reports become paths of notebooks that are run, and words that a shell reads: only plain names pass."""
+    path = tmp_path / "mine.yaml"
+    path.write_text((presets.FOLDER / "smoke.yaml").read_text() + f"\nreports: [gain, {json.dumps(report)}]\n")
+    with pytest.raises(NppkitError, match="preset mine: reports"):
         presets.load_preset(str(path))
 
 
