@@ -174,7 +174,7 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
             if size in files:
-                axes.imshow(np.asarray(Image.open(files[size]))[: rows * side], interpolation="nearest")
+                axes.imshow(np.asarray(Image.open(files[size]).convert("RGB"))[: rows * side], interpolation="nearest")
             axes.set_title(f"{size}, {method}", loc="left", fontsize=8)
     return figure
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from nppkit.grouping import group_targets, patch_grid
@@ -48,6 +49,12 @@ def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
         y, x = (side + gap) * (i // columns), (side + gap) * (i % columns)
         canvas[y : y + side, x : x + side] = image
     return canvas
+
+
+def save_tiles(path: Path, images: Tensor, columns: int, like: Tensor) -> None:
+    """Write the tiled images as PNG: in shades of gray, a third of the bytes, if the images that they are `like` are gray."""
+    picture = Image.fromarray(tile(images, columns))
+    picture.convert("L" if (like == like[:, :1]).all() else "RGB").save(path, optimize=True)
 
 
 def image_grid(axes: Axes, images: Tensor, columns: int) -> None:

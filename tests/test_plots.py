@@ -4,8 +4,10 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from nppkit import plots
 from nppkit.schedule import multi_scale_segments
@@ -78,3 +80,14 @@ def test_show_loads_the_notebook_backend(capsys):
     sys.modules.pop("matplotlib_inline.backend_inline", None)
     plots.show(Figure())
     assert "matplotlib_inline.backend_inline" in sys.modules and "Figure" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gray", "mode"), [(True, "L"), (False, "RGB")])
+def test_saved_tiles_are_gray_like_the_data(tmp_path, gray, mode):
+    """Samples of a model of gray images are saved in gray, whatever small tints the tokenizer leaves; others in colour."""
+    like = torch.randint(256, (4, 1 if gray else 3, 8, 8), dtype=torch.uint8).expand(4, 3, 8, 8)
+    samples = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    plots.save_tiles(tmp_path / "samples.png", samples, 3, like)
+    saved = Image.open(tmp_path / "samples.png")
+    assert saved.mode == mode and np.asarray(saved.convert("RGB")).shape == (18, 28, 3)
+    assert gray or np.array_equal(np.asarray(saved), plots.tile(samples, 3))
