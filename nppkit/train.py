@@ -138,7 +138,7 @@ class Trainer:
     processes: Processes = ALONE
     micro_batch: int = 0  # images that a process computes at once; 0: its whole share of the batch
     save_seconds: float = 600.0
-    keep_last: int = 1
+    keep_last: int = 2  # should the newest be damaged, there is one before it
     keep_best: int = 0  # checkpoints of the lowest held-out likelihood, where one was measured
 
     def __post_init__(self):
@@ -146,6 +146,10 @@ class Trainer:
             patch_grid(self.store.grid_size**2, segment.patch_size)
         if self.config.batch_size < self.processes.size:
             raise NppkitError(f"batch_size {self.config.batch_size} is below {self.processes.size} processes: use fewer devices")
+        if self.save_seconds < 0 or self.keep_last < 1 or self.keep_best < 0:
+            raise NppkitError(
+                f"keep_last {self.keep_last}, keep_best {self.keep_best}: keep 1 or more, and save in 0 or more minutes"
+            )
         self.model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
@@ -247,9 +251,13 @@ class Trainer:
         self.spent = [spent + now - mark for spent, now, mark in zip(self.spent, clock(), self.mark, strict=True)]
         for i, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                step, newest = self.step - len(self.losses) + i, checkpoints(self.checkpoint_folder)[-1:]
-                last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
-                raise NppkitError(f"step {step}: loss {loss}, gradient norm {norm}: lower training.lr; {last}")
+                raise self.not_finite(self.step - len(self.losses) + i, f"loss {loss}, gradient norm {norm}")
+
+    def not_finite(self, step: int, what: str) -> NppkitError:
+        """The error that ends a run which has diverged at that step."""
+        newest = checkpoints(self.checkpoint_folder)[-1:]
+        last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
+        return NppkitError(f"step {step}: {what}: lower training.lr; {last}")
 
     def log(self, segment: Segment, boundary: bool) -> None:
         """Add a history row: means since the last row, and the held-out likelihood at the end of a segment."""
@@ -264,6 +272,8 @@ class Trainer:
         row["heldout_nll"] = math.nan
         if due:
             row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision, processes=self.processes)
+            if len(self.heldout) and not math.isfinite(row["heldout_nll"]):
+                raise self.not_finite(self.step - 1, f"held-out likelihood {row['heldout_nll']}")
         self.history.append(row)
         self.losses, self.norms, self.spent = [], [], [0.0, 0.0]
         if self.processes.rank == 0:
@@ -277,9 +287,12 @@ class Trainer:
         return last["heldout_nll"] if last["step"] == self.step else math.nan
 
     def save(self) -> None:
-        """Write a checkpoint, if this is the first process. NaN never reaches disk."""
+        """Write a checkpoint, if this is the first process. NaN never reaches disk, wherever it came from."""
         self.lap()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        for name, value in (item for group in tensors.values() for item in group.items()):
+            if not value.isfinite().all():
+                raise self.not_finite(self.step - 1, f"{name} holds NaN or Inf")
         state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
         state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent, "score": self.score}
         if self.processes.rank == 0:
@@ -409,7 +422,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="", help="empty: the preset's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--micro-batch", type=int, default=0, help="images that a process computes at once; 0: its share")
-    parser.add_argument("--save-minutes", type=float, default=10.0)
+    parser.add_argument("--save-minutes", type=float, default=10.0, help="between two checkpoints, besides those of segments")
+    parser.add_argument("--keep-last", type=int, default=2, help="checkpoints")
+    parser.add_argument("--keep-best", type=int, default=0, help="checkpoints of the lowest held-out likelihood, besides")
     return parser.parse_args()
 
 
@@ -422,7 +437,8 @@ def main() -> int:
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
-    options = dict(precision=a.precision or preset.precision, micro_batch=a.micro_batch, save_seconds=60 * a.save_minutes)
+    options = dict(precision=a.precision or preset.precision, micro_batch=a.micro_batch)
+    options |= dict(save_seconds=60 * a.save_minutes, keep_last=a.keep_last, keep_best=a.keep_best)
     with joined() as processes:
         device = pick_device(a.device)  # this process's own, once it has joined
         trainer = run_trainer(preset, run, model, store, heldout, device=device, processes=processes, **options)

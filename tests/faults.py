@@ -59,14 +59,14 @@ def die_at(event):
 
 
 def train_until(store_folder, run_folder, event=0, file_limit=0):
-    """Train in this process with a checkpoint after every step; it may die, or be unable to write large files."""
+    """Train in this process with one checkpoint, after every step; it may die, or be unable to write large files."""
     from test_train import make_trainer
 
     if event:
         die_at(event)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    make_trainer(CodeStore(store_folder), run_folder, save_seconds=0.0).fit()
+    make_trainer(CodeStore(store_folder), run_folder, save_seconds=0.0, keep_last=1).fit()
 
 
 def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **changes):

@@ -34,11 +34,11 @@ def wait_for(condition, seconds=120):
 def test_killed_at_random_instants(tmp_path):
     """A run killed again and again, in a step, a write, an fsync, a rename or a removal, ends as if it never was.
 
-    After every kill each checkpoint that can be seen is complete.
+    After every kill each checkpoint that can be seen is complete, and none is older than what was there before.
     """
     store, folder, chance = write_store(tmp_path / "store"), tmp_path / "parts", random.Random(0)
     folder.mkdir()
-    kills = 0
+    kills = newest = 0
     while kills < KILLS:
         by_clock = kills % 4 == 3  # from outside, whatever it is doing; otherwise at a numbered event
         process = faults.start(store, folder, 0 if by_clock else chance.randrange(1, 45))
@@ -50,17 +50,18 @@ def test_killed_at_random_instants(tmp_path):
             parts = test_train.make_trainer(CodeStore(store), folder)
             parts.fit()
             test_train.same(test_train.run(CodeStore(store), tmp_path / f"whole{kills}"), parts)
-            folder = tmp_path / f"parts{kills}"
+            folder, newest = tmp_path / f"parts{kills}", 0
             folder.mkdir()
             continue
         assert process.exitcode == -signal.SIGKILL
         kills += 1
-        for path in checkpoints(folder / "ckpt"):
-            load_checkpoint(path, "digest")
+        steps = [load_checkpoint(path, "digest")[1]["step"] for path in checkpoints(folder / "ckpt")]
+        assert max(steps, default=0) >= newest, "an older checkpoint went before the newer one was there"
+        newest = max(steps, default=0)
     parts = test_train.make_trainer(CodeStore(store), folder)
     parts.fit()
     test_train.same(test_train.run(CodeStore(store), tmp_path / "whole"), parts)
-    assert [path.name for path in (folder / "ckpt").glob("*step*")] == ["step_00000024"]
+    assert checkpoints(folder / "ckpt")[-1].name == "step_00000024" and not list((folder / "ckpt").glob(".step*"))
 
 
 @pytest.mark.slow
@@ -181,9 +182,9 @@ def long_run(tmp_path_factory):
         command = [sys.executable, "-m", "nppkit.launch", "train", "--preset", str(path), "--run", RUN]
         folder = runs.run_dir(preset, runs.Run.parse(RUN))
 
-        def begin():
+        def begin(*parameters):
             before = faults.last_step(folder / "history.csv")
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen([*command, *parameters], stderr=subprocess.PIPE, text=True)
             wait_for(lambda: faults.last_step(folder / "history.csv") not in (0, before) or process.poll() is not None)
             assert process.poll() is None, process.stderr.read()
             return process
@@ -198,7 +199,7 @@ def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
     """SIGTERM to a launcher: a checkpoint, status 75, no process left, no completion record, the executed notebook there.
 
     A second launcher of the same run is refused meanwhile. After SIGKILL the kernel stops by itself, and the same
-    command goes on from the checkpoint.
+    command goes on from the checkpoint; how often it saves and how much it keeps may change.
     """
     begin, home, preset, folder = long_run
     process = begin()
@@ -210,8 +211,9 @@ def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
     wait_for(lambda: not faults.of_home(home))
     (saved,) = checkpoints(runs.checkpoint_dir(preset, runs.Run.parse(RUN)))
     assert int(saved.name[5:]) > 0 and not (folder / "train.record.json").exists() and (folder / "train.ipynb").exists()
-    process = begin()
+    process = begin("-p", "save_minutes", "0", "-p", "keep_last", "4")
     assert faults.last_step(folder / "history.csv") > int(saved.name[5:])
+    wait_for(lambda: len(checkpoints(saved.parent)) >= 4)
     process.kill()
     process.wait()
     wait_for(lambda: not faults.of_home(home))
@@ -242,9 +244,35 @@ def test_what_is_not_finite_stops_and_is_not_saved(store, tmp_path, which, value
         trainer.model.output.weight.register_hook(lambda gradient: gradient * bad())
     with pytest.raises(NppkitError, match=r"step 7: loss .*the last good checkpoint is .*step_00000007"):
         trainer.fit()
-    (path,) = checkpoints(tmp_path / "ckpt")
-    tensors, _ = load_checkpoint(path, "digest")
-    assert all(torch.isfinite(t).all() for group in tensors.values() for t in group.values())
+    for path in checkpoints(tmp_path / "ckpt"):
+        tensors, _ = load_checkpoint(path, "digest")
+        assert all(torch.isfinite(t).all() for group in tensors.values() for t in group.values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
+    """NaN that comes into weights or moments after a step whose loss was finite does not reach the disk either."""
+    for kind in ("weight", "moment"):
+        trainer = test_train.make_trainer(store, tmp_path / kind, save_seconds=0.0)
+        ordinary = trainer.train_step
+
+        def step_and_break(step, patch_size, ordinary=ordinary, trainer=trainer, kind=kind):
+            ordinary(step, patch_size)
+            tensor = trainer.model.norm.weight
+            if step == 7:
+                (tensor if kind == "weight" else trainer.optimizer.state[tensor]["exp_avg"]).data[0] = float("nan")
+
+        trainer.train_step = step_and_break
+        with pytest.raises(NppkitError, match=r"step 7: \S*norm.weight holds NaN or Inf: .*checkpoint is .*step_00000007"):
+            trainer.fit()
+        assert checkpoints(tmp_path / kind / "ckpt")[-1].name == "step_00000007"
+
+
+def test_a_likelihood_that_is_not_finite_stops(store, tmp_path, monkeypatch):
+    """Weights whose held-out likelihood is NaN are those of a diverged run: they are not saved as its last good ones."""
+    monkeypatch.setattr(test_train.train, "heldout_nll", lambda *args, **kwargs: float("nan"))
+    with pytest.raises(NppkitError, match=r"step 5: held-out likelihood nan: .*no checkpoint was written yet"):
+        test_train.make_trainer(store, tmp_path).fit()
+    assert not checkpoints(tmp_path / "ckpt")
 
 
 def test_checkpoints_come_by_the_clock(store, tmp_path, monkeypatch):
@@ -257,3 +285,33 @@ def test_checkpoints_come_by_the_clock(store, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "save", lambda: saved.append(trainer.step))
     trainer.fit()
     assert {6, 12, 24} < set(saved) and len(saved) < 20
+
+
+def test_last_and_best_are_kept(store, tmp_path, monkeypatch):
+    """A run keeps its newest checkpoints, two unless said otherwise, and those of the lowest held-out likelihood besides."""
+    likelihoods = iter([3.0, 1.0, 2.0, 2.5, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(test_train.train, "heldout_nll", lambda *args, **kwargs: next(likelihoods))
+    config = test_train.dataclasses.replace(test_train.CONFIG, heldout_every=1, log_every=3)
+    test_train.make_trainer(store, tmp_path, config, keep_best=1).fit()
+    assert [path.name for path in checkpoints(tmp_path / "ckpt")] == ["step_00000006", "step_00000021", "step_00000024"]
+    for wrong in ({"keep_last": 0}, {"keep_best": -1}, {"save_seconds": -1.0}):
+        with pytest.raises(NppkitError, match="keep 1 or more"):
+            test_train.make_trainer(store, tmp_path, **wrong)
+
+
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+DEADLINE = f"""
+import subprocess, sys
+from nppkit import launch
+launch.GRACE_SECONDS = 0.5
+kernel = subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE)
+kernel.stdout.readline()
+launch.stop_kernels()
+print(kernel.wait(60))
+"""
+
+
+def test_a_kernel_that_does_not_stop_is_ended():
+    """After SIGTERM a kernel has a deadline for its checkpoint; one that ignores it is killed."""
+    result = subprocess.run([sys.executable, "-c", DEADLINE], capture_output=True, text=True, check=True)
+    assert int(result.stdout) == -signal.SIGKILL

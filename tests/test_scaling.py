@@ -43,9 +43,8 @@ def one(tmp_path_factory):
 
 
 def last(folder):
-    """Tensors and state of a run's only checkpoint."""
-    (path,) = checkpoints(folder / "ckpt")
-    return load_checkpoint(path, "digest")
+    """Tensors and state of a run's newest checkpoint."""
+    return load_checkpoint(checkpoints(folder / "ckpt")[-1], "digest")
 
 
 def assert_same_run(found, expected):
@@ -157,4 +156,4 @@ def test_torchrun_ends_with_its_notebook(home):
         status = process.wait(120)
         wait_for(lambda: not faults.of_home(home))
         assert status == (guard.REQUEUE if kill == signal.SIGTERM else -signal.SIGKILL), process.stderr.read()
-        assert len(checkpoints(folder)) == 1
+        assert checkpoints(folder)

@@ -1,5 +1,6 @@
 """Training: pure data order, the step, exact resume."""
 
+import argparse
 import dataclasses
 import math
 from collections import Counter
@@ -70,9 +71,21 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("stops", [(12,), (7,), (6,), (1, 13, 23)], ids=["half", "mid-epoch", "boundary", "thrice"])
-def test_resume_is_exact(store, tmp_path, stops):
-    """N + restart + N steps equal 2N steps bit for bit, also mid-epoch, on a segment boundary, and after three restarts."""
+def test_resume_is_exact(store, tmp_path, stops, monkeypatch):
+    """N + restart + N steps equal 2N steps bit for bit, also mid-epoch, on a segment boundary, and after three restarts.
+
+    Weights, optimiser and history are the same, and each step's batch and learning rate.
+    """
+    steps = []
+
+    def noted(trainer, step):
+        steps.append((step, trainer.learning_rate(step), *(tensor.tolist() for tensor in batch(trainer, step))))
+        return batch(trainer, step)
+
+    batch = train.Trainer.batch
+    monkeypatch.setattr(train.Trainer, "batch", noted)
     same(run(store, tmp_path / "whole"), run(store, tmp_path / "parts", stops))
+    assert len(steps) == 48 and steps[:24] == steps[24:]
 
 
 @pytest.mark.slow
@@ -80,6 +93,19 @@ def test_resume_is_exact_when_compiled(store, tmp_path):
     """The same with torch.compile."""
     config = dataclasses.replace(CONFIG, compile=True)
     same(run(store, tmp_path / "whole", config=config), run(store, tmp_path / "parts", (9,), config=config))
+
+
+def test_command_line_says_how_often_to_save(store, home, smoke, monkeypatch):
+    """--save-minutes, --keep-last and --keep-best reach the trainer; without them it saves every ten minutes and keeps two."""
+    monkeypatch.setattr(train, "CodeStore", lambda folder: store)
+    made = []
+    monkeypatch.setattr(train, "run_trainer", lambda *args, **options: made.append(options) or argparse.Namespace(fit=print))
+    words = ["--save-minutes", "2", "--keep-last", "5", "--keep-best", "1"]
+    for extra in ([], words):
+        monkeypatch.setattr("sys.argv", ["train", "smoke", "GPT-B_ntp_seed0", *extra])
+        assert train.main() == 0
+    found = [[options[key] for key in ("save_seconds", "keep_last", "keep_best")] for options in made]
+    assert found == [[600.0, 2, 0], [120.0, 5, 1]]
 
 
 def test_seeds_differ(store, tmp_path):
