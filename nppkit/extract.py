@@ -31,7 +31,7 @@ from nppkit.images import CROPS, ImageSet, crop_images, study_images
 from nppkit.npz import save_arrays
 from nppkit.presets import Preset, load_preset
 from nppkit.progress import BATCH, progress
-from nppkit.runs import sha256, tokenizer_dir, write_atomic
+from nppkit.runs import replacing, sha256, tokenizer_dir, write_atomic
 from nppkit.tokenizer import TOKENIZERS, VQModel, to_model_range, to_pixels
 from nppkit.train import pick_device
 
@@ -88,11 +88,14 @@ class Part:
 
     def write(self, start: int, codes: np.ndarray) -> None:
         """Codes (b, crops, N) of the images from `start` on; they are on disk before they are noted."""
-        with open(self.path, "r+b") as file:
-            file.seek(self.offset + 2 * start * math.prod(self.shape[1:]))
-            file.write(codes.astype("<u2").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "r+b") as file:
+                file.seek(self.offset + 2 * start * math.prod(self.shape[1:]))
+                file.write(codes.astype("<u2").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise NppkitError(f"{self.path} could not be written ({error}): free some space; what it holds is kept") from None
         if self.ranges and self.ranges[-1][1] == start:
             self.ranges[-1][1] = start + len(codes)
         else:
@@ -131,10 +134,8 @@ def _publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> No
     """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
     if _stored_manifest(folder) != manifest:
         (folder / "manifest.json").unlink(missing_ok=True)
-    temporary = folder / f".labels.npy.{os.getpid()}"
-    with open(temporary, "wb") as file:
+    with replacing(folder / "labels.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, labels)
-    temporary.replace(folder / "labels.npy")
     with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
         part.replace(folder / "codes.npy")
         (folder / "codes.npz").unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """npz files, read without unpickling anything and written whole or not at all; images in them as ADM's scripts have it."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nppkit.errors import NppkitError
+from nppkit.runs import replacing
 
 
 def npz_keys(path: str | Path) -> list[str]:
@@ -33,13 +33,9 @@ def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def save_arrays(path: Path, write: Callable = np.savez, **arrays: np.ndarray | str) -> None:
-    """Write an npz file by rename; `write` may be np.savez_compressed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+    """Write an npz file whole or not at all; `write` may be np.savez_compressed."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_npz(path: str | Path) -> Tensor:

@@ -4,6 +4,7 @@ tokenize -> train -> evaluate -> tables and figure. A job's configuration holds 
 its result, including its upstream jobs' configurations, so its digest says whether a result is current.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -11,10 +12,13 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from nppkit.errors import NppkitError, run_command
 from nppkit.presets import Preset, TrainingConfig, load_preset, settings
@@ -279,18 +283,28 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is either the old or the new one, also after a power cut. NppkitError if the disk is full."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut.
+
+    NppkitError if the disk is full; nothing half written is left.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
+        raise NppkitError(f"{path} could not be written ({' '.join(str(error).split())}): free some space") from None
+    finally:
         temporary.unlink(missing_ok=True)
-        raise NppkitError(f"{path} could not be written ({error}): free some space") from None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_record(job: Job) -> None:

@@ -7,7 +7,6 @@ and converted once to safetensors with a JSON file beside it. `export` writes wh
 import argparse
 import dataclasses
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from nppkit.errors import NppkitError, run_command
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
-from nppkit.runs import home, located, sha256, write_atomic
+from nppkit.runs import home, located, replacing, sha256, write_atomic
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
@@ -216,9 +215,8 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
     about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": name}
     about |= {"config": dataclasses.asdict(config), "parameters": count_parameters(model)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    save_file({key: value.contiguous() for key, value in state.items()}, temporary)
-    temporary.replace(out)
+    with replacing(out) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
     write_atomic(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     return about
 
@@ -242,9 +240,8 @@ def export(checkpoint: str | Path, out: str | Path) -> None:
     checkpoint, out = Path(checkpoint), Path(out)
     state, _ = read_state(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    torch.save({"model": state}, temporary)
-    temporary.replace(out)
+    with replacing(out) as temporary:
+        torch.save({"model": state}, temporary)
 
 
 def main() -> int:

@@ -1,5 +1,8 @@
 """Checkpoints: complete or absent, refused by name when damaged."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -41,6 +44,17 @@ def test_damaged_is_named_and_the_one_before_used(tmp_path, file, damage):
         load_checkpoint(path.parent, "d")
     with pytest.warns(UserWarning, match="step_00000002"):
         assert load_newest(tmp_path, "d")[1]["step"] == 1
+
+
+def test_durable_before_it_is_seen(tmp_path, monkeypatch):
+    """Every file and the folder are synced before the rename shows them, and the rename before the older checkpoint goes."""
+    old, events, replace = save(tmp_path, 1), [], Path.replace
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda descriptor: events.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "replace", lambda path, target: events.append(path.name[:6]) or replace(path, target))
+    new = save(tmp_path, 2)
+    seen, gone = events.index(".step_"), events.index(old.name[:6])
+    assert {path.stat().st_ino for path in (*new.iterdir(), new)} <= set(events[:seen])
+    assert tmp_path.stat().st_ino in events[seen:gone] and checkpoints(tmp_path) == [new]
 
 
 def test_other_configuration_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import write_store
 
+from nppkit import codes
 from nppkit.codes import UNKNOWN, CodeStore, code_shades
 from nppkit.errors import NppkitError
 
@@ -34,6 +35,35 @@ def test_code_beyond_the_vocabulary_is_refused(tmp_path):
     array[2, 1, 3] = 16
     np.save(folder / "codes.npy", array)
     with pytest.raises(NppkitError, match="code 16 is beyond the vocabulary of 16"):
+        CodeStore(folder)
+
+
+def test_codes_of_a_large_store_are_checked_batch_by_batch(tmp_path, monkeypatch):
+    """A store too large to be looked at whole names a code that the vocabulary lacks when a batch holds it."""
+    folder = write_store(tmp_path / "s")
+    array = np.load(folder / "codes.npy")
+    array[2, 1, 3] = 16
+    np.save(folder / "codes.npy", array)
+    monkeypatch.setattr(codes, "CHECK_BYTES", 0)
+    large = CodeStore(folder)
+    large.batch(np.array([2]), np.array([0]))
+    with pytest.raises(NppkitError, match="code 16 is beyond the vocabulary of 16"):
+        large.batch(np.array([0, 2]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros(10), "labels.npy holds float64, not integers"),
+        (np.full(10, -1), "a label is outside the 3 classes"),
+        (np.full(10, 3), "a label is outside the 3 classes"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels, message):
+    """Labels that are not integers, negative, or beyond the classes are refused by name."""
+    folder = write_store(tmp_path / "s")
+    np.save(folder / "labels.npy", labels)
+    with pytest.raises(NppkitError, match=message):
         CodeStore(folder)
 
 

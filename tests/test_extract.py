@@ -245,6 +245,24 @@ def test_unfit_arguments_and_a_full_disk_are_named(model, images, tmp_path, monk
     assert not contents(tmp_path)
 
 
+def test_a_disk_that_fills_up_is_named(model, images, tmp_path, encoded, monkeypatch):
+    """When a batch of codes can no longer be written it is one line, and what was written before is not encoded again."""
+    sync, count = os.fsync, iter(range(100))
+
+    def full(descriptor):
+        if next(count) == 4:  # two for each batch: the codes, and the note that they are there
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(NppkitError, match=r"\.part could not be written .*No space left.*what it holds is kept"):
+            run(model, images, tmp_path)
+    encoded.clear()
+    run(model, images, tmp_path)
+    assert len(encoded) == BATCHES - 2 and contents(tmp_path).keys() == {"codes.npy", "labels.npy", "manifest.json"}
+
+
 def llamagen(folder, n=6, crops=10, tokens=16, vocab=16384, seed=0):
     """LlamaGen's two folders, with random codes; returns them and the codes (n, crops, tokens)."""
     codes = np.random.default_rng(seed).integers(0, vocab, (n, crops, tokens))

@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import faults
 import pytest
@@ -315,3 +317,14 @@ def test_a_kernel_that_does_not_stop_is_ended():
     """After SIGTERM a kernel has a deadline for its checkpoint; one that ignores it is killed."""
     result = subprocess.run([sys.executable, "-c", DEADLINE], capture_output=True, text=True, check=True)
     assert int(result.stdout) == -signal.SIGKILL
+
+
+def test_the_documented_tests_exist():
+    """Every line of the tables in docs/reliability.md names a test, and every test that it names exists."""
+    folder = Path(__file__).parent
+    rows = [row for row in (folder.parent / "docs" / "reliability.md").read_text().splitlines() if row.startswith("| ")]
+    for row in (row for row in rows if not row.endswith("| test |")):
+        named = re.findall(r"(test_\w+\.py)::(test_\w+)", row)
+        assert named, row
+        for file, name in named:
+            assert f"def {name}(" in (folder / file).read_text(), (file, name)

@@ -112,9 +112,20 @@ def test_values_out_of_range_are_named(smoke_file, setting, value):
         load_preset(smoke_file(change))
 
 
-@pytest.mark.parametrize("text", ["{", "- 1", "a: !!python/object/apply:os.system ['true']", ""])
+def test_code_in_yaml_does_not_run(tmp_path):
+    """A preset that would call a function is refused by file name, and the function is not called."""
+    path, trace = tmp_path / "evil.yaml", tmp_path / "trace"
+    path.write_text(f"name: !!python/object/apply:os.mkdir ['{trace}']\n")
+    with pytest.raises(NppkitError, match=r"evil\.yaml is not valid YAML"):
+        load_preset(str(path))
+    assert not trace.exists()
+    yaml.unsafe_load(path.read_text())
+    assert trace.exists(), "the payload works, so its absence above means something"
+
+
+@pytest.mark.parametrize("text", ["{", "- 1", ""])
 def test_yaml_that_is_no_preset(tmp_path, text):
-    """Broken, foreign and unsafe YAML is refused by file name."""
+    """Broken and foreign YAML is refused by file name."""
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(NppkitError, match=r"bad\.yaml"):
         load_preset(str(tmp_path / "bad.yaml"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from fractions import Fraction
 
 import pytest
@@ -153,8 +154,6 @@ def reasons(preset):
 
 def test_valid_records_count(chain, smoke):
     """A finished chain is complete, whatever the file times say."""
-    import os
-
     for job in chain:
         os.utime(job.record, (0, 0))
     assert reasons(smoke) == [False, False, False]
@@ -193,6 +192,20 @@ def test_half_written_record(chain, content):
     """A damaged record is no record."""
     chain[1].record.write_text(content)
     assert "damaged" in runs.why_incomplete(chain[1])
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    """It is synced before the rename shows it; when the disk is full the old one stays, and nothing half written beside it."""
+    path, events, replace = tmp_path / "file", [], os.replace
+    monkeypatch.setattr(runs.os, "fsync", lambda descriptor: events.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(runs.os, "replace", lambda old, new: events.append("shown") or replace(old, new))
+    runs.write_atomic(path, "old")
+    assert events == [path.stat().st_ino, "shown"]
+    for error in (OSError(28, "No space left on device"), RuntimeError("unexpected pos\n64")):
+        with pytest.raises(NppkitError, match=r"file could not be written .*free some space"), runs.replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise error
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
 
 
 def test_stale_records_are_set_aside_not_lost(chain, smoke, changed):
