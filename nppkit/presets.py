@@ -47,7 +47,9 @@ class TokenizerConfig:
     @property
     def downsampling(self) -> int:
         """Image pixels to a code, along one side."""
-        return {"VQ-16": 16, "VQ-8": 8}.get(self.name, 1) if self.name else 2 ** (len(self.vq.get("ch_mult", [1])) - 1)
+        if self.name:
+            return {"VQ-16": 16, "VQ-8": 8}.get(self.name, 1)
+        return 2 ** (len(self.vq.get("ch_mult", (1, 1, 2, 2, 4))) - 1)  # without ch_mult it has VQ-16's
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class Preset:
             raise NppkitError(
                 f"preset {self.name}: data.image_size {self.data.image_size} is not a multiple of the tokenizer's {pixels}"
             )
+        if self.extractor.name == "digits" and not self.extractor.steps:
+            raise NppkitError(f"preset {self.name}: extractor.steps is 0, and the digit classifier is trained here: set it")
         if e.common_guidance not in e.guidance:
             raise NppkitError(f"preset {self.name}: evaluation.common_guidance {e.common_guidance} is not in {e.guidance}")
         if self.precision not in ("fp32", "bf16"):

@@ -125,8 +125,13 @@ def seed_count(preset: Preset, run: Run) -> int:
 
 
 def check_patches(preset: Preset, run: Run) -> None:
-    """NppkitError if a patch side of the run does not divide its code grid."""
-    grid = image_size(preset, run.large) // preset.tokenizer.downsampling
+    """NppkitError if the tokenizer does not divide the run's image side, or a patch side its code grid."""
+    side, pixels = image_size(preset, run.large), preset.tokenizer.downsampling
+    if side % pixels:
+        raise NppkitError(
+            f"run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: change data.image_size"
+        )
+    grid = side // pixels
     for segment in run.segments(preset.training.epochs):
         if grid % segment.patch_size:
             raise NppkitError(

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from nppkit.presets import FOLDER
 from nppkit.runs import REPORTS
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,31 @@ def test_targets_are_understood(home, target, reports):
     jobs = result.stdout.split("have to be generated:\n")[1].splitlines()[0].strip().split(", ")
     assert {job for job in jobs if job.startswith(("table", "figure"))} == reports
     assert sum(job.startswith("evaluate") for job in jobs) == 5
+
+
+BAD = {
+    "preset 'mine.yaml' is unknown": None,
+    "lambda 3/2 is outside (0, 1)": {"runs": {"B": ["npp_p2_lambda3-2"]}},
+    "patch side 16 does not divide the 8 x 8 code grid": {"runs": {"B": ["npp_L5_lambda1-2"]}},
+    "image side 54 is not a multiple of the tokenizer's 4": {
+        "data": {"image_size": 36, "heldout": 100, "limit": 600},
+        "runs": {"B-384": ["ntp"]},
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_presets_end_in_one_line_before_any_work(tmp_path, message):
+    """What is wrong with a preset is one line of Snakemake's output, without a traceback, and nothing is written."""
+    if BAD[message]:
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(yaml.safe_load((FOLDER / "smoke.yaml").read_text()) | BAD[message]))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
+    command += ["--workflow-profile", "none", "--config", "preset=mine.yaml"]
+    env = {**os.environ, "NPPKIT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([str(word) for word in command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    lines = (result.stdout + result.stderr).splitlines()
+    assert result.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.yaml", ".snakemake"}
 
 
 def test_lab_opens_the_start_notebook():

@@ -11,6 +11,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from PIL import Image
 
 from nppkit import launch, presets, runs, weights, widgets
 
@@ -162,6 +163,23 @@ def test_launcher_leaves_a_failed_notebook_and_no_record(smoke_home, monkeypatch
     with pytest.raises(launch.NppkitError, match=r"failed: NppkitError: device 'gpu9'.*train\.ipynb"):
         launch.execute(job, {"device": "gpu9"})
     assert (job.folder / "train.ipynb").exists() and not job.record.exists()
+
+
+def test_an_unreadable_image_stops_before_any_work(home):
+    """A bad file in the image folder ends the tokenize job in one line that names it, before anything is trained or written."""
+    folder = home / "images" / "digit"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (32, 32)).save(folder / f"{i}.png")
+    (folder / "1.png").write_text("no image")
+    data = {"source": "folder", "path": "images", "image_size": 32, "heldout": 1}
+    content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text()) | {"data": data}
+    (home / "mine.yaml").write_text(yaml.safe_dump(content))
+    job = runs.tokenize_job(presets.load_preset(str(home / "mine.yaml")))
+    with pytest.raises(launch.NppkitError, match=r"tokenize failed: NppkitError: 1 of 3 images in .*1\.png") as error:
+        launch.execute(job, {"threads": 1})
+    assert "\n" not in str(error.value)
+    assert {path.name for path in job.folder.iterdir() if not path.name.startswith(".")} == {"tokenize.ipynb"}
 
 
 def test_committed_outputs_are_reproduced(tmp_path):

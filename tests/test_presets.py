@@ -82,6 +82,7 @@ def test_unknown_preset(name):
         (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),
         (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
         (lambda c: c["tokenizer"].update(name="VQ-32"), "tokenizer.name 'VQ-32' is unknown"),
+        (lambda c: c["extractor"].update(steps=0), "extractor.steps is 0"),
     ],
 )
 def test_bad_settings_are_named(smoke_file, change, message):

@@ -1,0 +1,108 @@
+"""Training of the tokenizer and of the digit classifier, and what they are made from."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nppkit import fit, noise
+from nppkit.errors import NppkitError
+from nppkit.images import mnist_images
+from nppkit.presets import TokenizerConfig, load_preset, preset_names
+from nppkit.tokenizer import VQConfig
+
+TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
+
+
+def rates(steps):
+    """The learning rate of each step, of one at most."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, found = fit._one_cycle(optimizer, 1.0, steps), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("steps", [*range(1, 32), 300])
+def test_one_cycle_of_any_length(steps):
+    """Every number of steps has a schedule, ten among them: it ends near 0, and from ten on it rises for a tenth first."""
+    found = rates(steps)
+    assert len(found) == steps and abs(found[-1]) < 1e-3
+    if steps >= 10:
+        top = int(np.argmax(found))
+        assert found[top] > 0.95 and found[0] == pytest.approx(0.04) and abs(top + 1 - max(2, steps / 10)) <= 1
+        assert found[:top] == sorted(found[:top]) and found[top:] == sorted(found[top:], reverse=True)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """All crops of forty digits."""
+    return fit.all_crops(mnist_images().subset(np.arange(0, 5000, 125)), "shift", 32)
+
+
+def test_tokenizer_learns(pixels):
+    """Reconstructions get better, more than one code is used, and the same seed gives the same weights."""
+    model, history = fit.fit_tokenizer(pixels, TINY_VQ, 40, 8, 4e-3, 0)
+    assert [row["step"] for row in history] == list(range(1, 41)) and not model.training
+    assert np.mean([row["l1"] for row in history[-5:]]) < 0.6 * history[0]["l1"]
+    assert len(model.encode(fit.to_model_range(pixels[:, 0])).unique()) > 4
+    again, _ = fit.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 0)
+    twice, _ = fit.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 0)
+    other, _ = fit.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 1)
+    states = [list(m.state_dict().values()) for m in (again, twice, other)]
+    assert all(map(torch.equal, *states[:2])) and not all(map(torch.equal, states[0], states[2]))
+
+
+def test_unused_codes_move_to_latents(pixels):
+    """A code that nothing used becomes a latent of the batch, a used one stays, and counting starts again."""
+    torch.manual_seed(0)
+    model = fit.VQModel(TINY_VQ)
+    before, used = model.quantize.embedding.weight.detach().clone(), torch.ones(16)
+    used[[3, 7]] = 0
+    images = fit.to_model_range(pixels[:4, 0])
+    fit._revive(model, images, used, 0, 0)
+    after, latents = model.quantize.embedding.weight, model.latent(images).permute(0, 2, 3, 1).flatten(0, 2)
+    moved = (after != before).any(1).nonzero()[:, 0].tolist()
+    assert moved == [3, 7] and not used.any()
+    assert all((latents - after[code]).abs().sum(1).min() < 1e-6 for code in moved)
+
+
+def test_batches_are_pure(pixels):
+    """A batch depends on its key alone: its crops are those of the images at the indices that come with it."""
+    images, index = fit._batch(pixels, 6, 0, 5)
+    crops = noise.integers(pixels.shape[1], 0, 5, noise.CROP, np.arange(6))
+    assert torch.equal(images, pixels[index, crops]) and torch.equal(fit._batch(pixels, 6, 0, 5)[0], images)
+    assert not torch.equal(fit._batch(pixels, 6, 0, 6)[0], images)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_know_their_downsampling(name):
+    """A preset divides image sides by what its tokenizer really divides them by."""
+    preset = load_preset(name)
+    assert preset.tokenizer.downsampling == fit.tokenizer_config(preset).downsampling
+
+
+def test_downsampling_without_multipliers():
+    """A tokenizer whose sizes do not say its channel multipliers has VQ-16's, in the preset too."""
+    assert TokenizerConfig(vq={"ch": 64}).downsampling == VQConfig(ch=64).downsampling == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, r"tokenizer needs weights \(a file\) or steps"),
+        ({"vq": {"channels": 8}}, "tokenizer.vq: .*channels"),
+        ({"vq": {"ch": 9, "ch_mult": [1, 1, 2]}}, "tokenizer ch 9 is not a multiple of norm_groups 32"),
+        ({"weights": "absent.pt"}, r"absent\.pt does not exist"),
+    ],
+)
+def test_tokenizers_that_cannot_be(smoke, tmp_path, home, changes, message):
+    """Neither weights nor steps, unknown or impossible sizes, a missing file: refused before anything is trained or written."""
+    preset = dataclasses.replace(smoke, tokenizer=dataclasses.replace(smoke.tokenizer, **changes))
+    with pytest.raises(NppkitError, match=message):
+        fit.prepare_tokenizer(preset, None, tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer").exists()
