@@ -26,7 +26,7 @@ for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
 
 rule all:
     input:
-        [runs.report_job(PRESET, report).record for report in runs.reports(PRESET)],
+        [job.record for job in JOBS],
 
 
 for job in JOBS:

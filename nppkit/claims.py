@@ -15,9 +15,10 @@ from nppkit.errors import run_command
 from nppkit.measured import all_results, paired, results
 from nppkit.model import MODELS
 from nppkit.presets import Preset, load_preset
+from nppkit.rows import published, row_run
 from nppkit.runs import Run, preset_runs, write_atomic
 from nppkit.stats import Interval
-from nppkit.tables import markdown, published, row_run
+from nppkit.tables import markdown
 
 REPRODUCED, NOT_HERE, CONTRADICTED = "reproduced at this scale", "not at this scale", "contradicted by the paper's own table"
 OPEN, NOT_RUN = "no verdict: the interval spans zero", "not run yet"

@@ -10,10 +10,9 @@ import pandas as pd
 from nppkit.contract import check_one_contract
 from nppkit.errors import NppkitError
 from nppkit.presets import Preset
+from nppkit.rows import PUBLISHED
 from nppkit.runs import Run, evaluate_job, preset_runs, run_dir, seed_count, tokenizer_dir, why_incomplete
 from nppkit.stats import Interval, interval, pooled_deviation
-
-PUBLISHED = Path(__file__).parent / "published"  # the paper's values
 
 
 def read_json(path: Path) -> dict:

@@ -264,8 +264,17 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
 def report_job(preset: Preset, report: str) -> Job:
     """One table or figure."""
     outputs = tuple(f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",)))
-    upstream = tuple(evaluate_job(preset, run) for run in preset_runs(preset))
+    upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
     return Job(report, report, {"preset": preset.source}, results_dir(preset), outputs, upstream, {"report": report})
+
+
+def report_runs(preset: Preset, report: str) -> list[Run]:
+    """The preset's runs that a report needs: of a table its rows', of Figure 1 Table 5's, of others all."""
+    from nppkit.rows import table_runs  # only here, because it needs this module
+
+    table = re.match(r"table(\d)", report.replace("figure1_", "table5_"))
+    wanted = table_runs(int(table[1])) if table else None
+    return [run for run in preset_runs(preset) if wanted is None or replace(run, seed=0) in wanted]
 
 
 def reports(preset: Preset) -> tuple[str, ...]:

@@ -4,43 +4,22 @@ The published values are the paper's, in nppkit/published; ours are read from re
 systems that are not trained here are quoted, rows that a preset does not train say "not run".
 """
 
-import re
-from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
 
 from nppkit.contract import check_one_contract, contract_line
 from nppkit.cost import rule_gflops
-from nppkit.measured import PUBLISHED, contrasts, floors, mean, paired, results
+from nppkit.measured import contrasts, floors, mean, paired, results
 from nppkit.model import MODELS, GPTConfig
 from nppkit.presets import Preset
+from nppkit.rows import published, row_run
 from nppkit.runs import Run, preset_runs, results_dir, seed_count, write_atomic
 from nppkit.schedule import cost_ratio, ideal_cost_ratio
 from nppkit.stats import deviation
 
-MODEL = re.compile(r"LlamaGen-(?P<size>B|L|XL|XXL)(?P<large> \(384\))?(?P<npp> \+ NPP.*)?")
 NAMES = {"fid": "FID", "inception_score": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
 EPOCHS = 300
-
-
-def published(number: int) -> pd.DataFrame:
-    """Table `number` as the paper prints it; text columns stay text."""
-    text = {"model": str, "type": str, "parameters": str, "lambda": str}
-    return pd.read_csv(PUBLISHED / f"table{number}.csv", dtype=text, keep_default_na=True)
-
-
-def row_run(row: pd.Series) -> Run | None:
-    """The run that a published row describes, or None for a system that is not trained here."""
-    match = MODEL.fullmatch(row["model"])
-    if not match:
-        return None
-    run = {"size": match["size"], "large": bool(match["large"])}
-    if match["npp"]:
-        run["lam"] = row["lambda"] if pd.notna(row.get("lambda")) else Fraction(1, 2)
-        levels = row.get("levels", 2)
-        run |= {"patch_size": int(row["patch_size"])} if pd.notna(row.get("patch_size")) else {"levels": int(levels)}
-    return Run(**run)
 
 
 def printed_cost(run: Run) -> float | None:

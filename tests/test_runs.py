@@ -10,8 +10,8 @@ import pytest
 from nppkit import runs
 from nppkit.errors import NppkitError
 from nppkit.presets import FOLDER, load_preset, preset_names
+from nppkit.rows import published, row_run, table_runs
 from nppkit.runs import Run
-from nppkit.tables import published, row_run
 
 IDS = {
     "GPT-L_npp_p2_lambda2-3_seed0": Run("L", patch_size=2, lam=Fraction(2, 3)),
@@ -114,6 +114,21 @@ def test_presets_keep_the_papers_schedule(name):
     """Every preset has 300 schedule epochs, one of warm-up, and decays over the last fifth."""
     t = load_preset(name).training
     assert (t.epochs, t.warmup_epochs, t.decay_fraction, t.end_lr) == (300, 1, 0.2, 1e-5)
+
+
+def test_tables_need_their_rows_alone(home):
+    """A table waits for its rows' runs, all seeds, each size's baseline among them; Figure 1 for Table 5's; others for all."""
+    study = load_preset("study")
+    needs = {
+        job.name: {up.parameters["run"] for up in job.upstream} for job in runs.graph(study) if job.name in runs.reports(study)
+    }
+    sides = ["npp_p2_lambda1-2", "npp_p2_lambda2-3", "npp_p2_lambda3-4", "npp_p2_lambda4-5", "ntp"]
+    assert needs["table3_lambda"] == {f"GPT-L_{recipe}_seed{seed}" for recipe in sides for seed in range(3)}
+    assert needs["figure1_cost_vs_fid"] == needs["table5_cost"] != needs["table1_main"]
+    assert needs["gain"] == {run.id for run in runs.preset_runs(study)}
+    for number in range(1, 6):
+        found = table_runs(number)
+        assert {Run(run.size, large=run.large) for run in found} <= found
 
 
 def test_demo_sizes_grow():
