@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from nppkit import guard
 from nppkit.errors import NppkitError
@@ -53,14 +53,50 @@ class Processes:
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes; alone, the model itself."""
+    def replicate(self, model: nn.Module, shard: bool = False) -> nn.Module:
+        """The model with gradients averaged over the processes (DDP, or FSDP to `shard` it); alone, the model itself."""
         if self.size == 1:
             return model
+        if shard:
+            return _sharded(model, self.size)
         return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, whole and on the CPU, in the first process; all must ask. One after the other: two may not fit a GPU."""
+        gathered = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.rank == 0:
+                gathered[name] = full.cpu()
+        return gathered
 
 
 ALONE = Processes()
+
+
+def _sharded(model: nn.Module, size: int) -> nn.Module:
+    """The model with every weight and gradient split over the processes; a block's weights are whole while it computes."""
+    from torch.distributed.device_mesh import init_device_mesh  # here, because importing them takes a second
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(next(model.parameters()).device.type, (size,))
+    for part in (*model.layers, model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together from all processes, which must all ask; another one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """The inverse: of a whole tensor what this process holds of one `like` it, on the same device."""
+    if not hasattr(like, "device_mesh"):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # every process has read the file
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from nppkit.grouping import group_targets, patch_grid
 from nppkit.guard import Interrupted, StopRequest, check_space, die_with_parent, exclusive
 from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
-from nppkit.parallel import ALONE, Processes, joined
+from nppkit.parallel import ALONE, Processes, joined, part_of, whole
 from nppkit.presets import Preset, TrainingConfig, load_preset
 from nppkit.progress import progress
 from nppkit.runs import Run, checkpoint_dir, find_run, tokenizer_dir, train_job, write_atomic
@@ -136,6 +136,7 @@ class Trainer:
     device: torch.device = CPU
     precision: str = "fp32"
     processes: Processes = ALONE
+    shard: bool = False  # weights, gradients and AdamW's moments split over the processes, not repeated in each
     micro_batch: int = 0  # images that a process computes at once; 0: its whole share of the batch
     save_seconds: float = 600.0
     keep_last: int = 2  # should the newest be damaged, there is one before it
@@ -150,11 +151,13 @@ class Trainer:
             raise NppkitError(
                 f"keep_last {self.keep_last}, keep_best {self.keep_best}: keep 1 or more, and save in 0 or more minutes"
             )
+        if self.shard and self.config.batch_size % self.processes.size:  # all must compute as many pieces
+            raise NppkitError(f"shard: {self.processes.size} processes do not divide batch_size {self.config.batch_size}")
         self.model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
-        self.optimizer = make_optimizer(self.model, self.config)
-        self.replica = self.processes.replicate(self.model)
+        self.replica = self.processes.replicate(self.model, self.shard)
+        self.optimizer = make_optimizer(self.model, self.config)  # of what this process holds of the weights
         self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.pending = []  # loss and gradient norm of steps since the last look, still on the device
@@ -219,8 +222,8 @@ class Trainer:
         return sum(parts[1:], start=parts[0])
 
     def exchange_gradients(self, now: bool) -> AbstractContextManager:
-        """Let the processes average their gradients in this backward pass, or not yet."""
-        return nullcontext() if now or self.processes == ALONE else self.replica.no_sync()
+        """Let the processes average their gradients in this backward pass, or not yet; always, where none has room for all."""
+        return nullcontext() if now or self.shard or self.processes == ALONE else self.replica.no_sync()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of the global batch, which is the same for any number of processes."""
@@ -246,7 +249,7 @@ class Trainer:
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
         self.losses += self.processes.total([float(loss) for loss, _ in self.pending])
-        self.norms += [float(norm) for _, norm in self.pending]
+        self.norms += [float(whole(norm)) for _, norm in self.pending]
         self.pending = []
         self.spent = [spent + now - mark for spent, now, mark in zip(self.spent, clock(), self.mark, strict=True)]
         for i, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
@@ -295,6 +298,7 @@ class Trainer:
                 raise self.not_finite(self.step - 1, f"{name} holds NaN or Inf")
         state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
         state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent, "score": self.score}
+        tensors = {group: self.processes.gather(named) for group, named in tensors.items()}
         if self.processes.rank == 0:
             save_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.keep_last, self.keep_best)
         self.mark = clock()
@@ -321,7 +325,8 @@ class Trainer:
         tensors, state = found
         if state["data"] != self.data_digest:
             raise NppkitError(f"checkpoints in {self.checkpoint_folder} were trained on other codes: remove them")
-        self.model.load_state_dict(tensors["model"])
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: part_of(value, own[name]) for name, value in tensors["model"].items()})
         load_optimizer(self.optimizer, self.model, tensors["optimizer"])
         for key in ("step", "losses", "norms", "spent", "history"):
             setattr(self, key, state[key])
@@ -360,7 +365,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[s
     for key, value in tensors.items():
         kind, name = key.split(".", 1)
         p = parameters[name]
-        optimizer.state[p][kind] = value if kind == "step" else value.to(p.device)
+        optimizer.state[p][kind] = value.to(p.device) if kind == "step" else part_of(value, p)
 
 
 @torch.inference_mode()
@@ -378,9 +383,11 @@ def heldout_nll(
     """
     was_training, total = model.training, 0.0
     model.eval()
-    for start in range(0, len(store), batch_size)[processes.rank :: processes.size]:
-        index = np.arange(start, min(start + batch_size, len(store)))
-        codes, labels = (t.to(device) for t in store.batch(index, np.zeros_like(index)))
+    for start in range(0, len(store), batch_size * processes.size):
+        together = np.arange(start, min(start + batch_size * processes.size, len(store)))
+        index = together[processes.share(len(together))]
+        some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
+        codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
         with autocast(device, precision):
             total += npp_loss(model, codes, labels, 1).item() * len(index)
     model.train(was_training)
@@ -422,6 +429,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="", help="empty: the preset's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--micro-batch", type=int, default=0, help="images that a process computes at once; 0: its share")
+    parser.add_argument("--shard", action="store_true", help="split weights and AdamW's moments over the processes (FSDP)")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two checkpoints, besides those of segments")
     parser.add_argument("--keep-last", type=int, default=2, help="checkpoints")
     parser.add_argument("--keep-best", type=int, default=0, help="checkpoints of the lowest held-out likelihood, besides")
@@ -437,7 +445,7 @@ def main() -> int:
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
-    options = dict(precision=a.precision or preset.precision, micro_batch=a.micro_batch)
+    options = dict(precision=a.precision or preset.precision, shard=a.shard, micro_batch=a.micro_batch)
     options |= dict(save_seconds=60 * a.save_minutes, keep_last=a.keep_last, keep_best=a.keep_best)
     with joined() as processes:
         device = pick_device(a.device)  # this process's own, once it has joined

@@ -84,7 +84,11 @@ def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **chan
             yield step
 
     with joined() as together, contextlib.suppress(Interrupted):
-        test_train.make_trainer(CodeStore(store_folder), run_folder, config, processes=together, **changes).fit(progress)
+        trainer = test_train.make_trainer(CodeStore(store_folder), run_folder, config, processes=together, **changes)
+        if changes.get("shard"):
+            for parameter in trainer.model.parameters():
+                assert parameter.to_local().numel() * size == parameter.numel(), "this process holds more than its part"
+        trainer.fit(progress)
 
 
 def train_together(size, *args, **changes):

@@ -62,20 +62,21 @@ def assert_same_run(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "micro_batch"), [(1, 3), (2, 0), (4, 1)])
-def test_weights_do_not_depend_on_the_number_of_processes(one, tmp_path, size, micro_batch):
-    """1, 2 and 4 processes, with and without accumulation of gradients, end at the same weights and the same files."""
+@pytest.mark.parametrize(("size", "micro_batch", "shard"), [(1, 3, 0), (2, 0, 0), (4, 1, 0), (2, 3, 1), (4, 0, 1)])
+def test_weights_do_not_depend_on_the_number_of_processes(one, tmp_path, size, micro_batch, shard):
+    """1, 2 and 4 processes, accumulating gradients or not, sharded (FSDP) or not, end at the same weights and files."""
     store, *expected = one
-    faults.train_together(size, store, tmp_path, micro_batch=micro_batch)
+    faults.train_together(size, store, tmp_path, micro_batch=micro_batch, shard=bool(shard))
     assert_same_run(last(tmp_path), expected)
 
 
 @pytest.mark.slow
-def test_resume_on_another_number_of_processes(one, tmp_path):
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
+def test_resume_on_another_number_of_processes(one, tmp_path, shard):
     """Two processes, then one, then two, stopped by SIGTERM to one of them, end where one process ends."""
     store, *expected = one
     for size, stop_before in ((2, 7), (1, 15), (2, 0)):
-        faults.train_together(size, store, tmp_path, stop_before)
+        faults.train_together(size, store, tmp_path, stop_before, shard=shard and size > 1)
         assert last(tmp_path)[1]["step"] == (stop_before or 24)
     assert_same_run(last(tmp_path), expected)
 
