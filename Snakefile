@@ -19,6 +19,7 @@ except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
 LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {shlex.quote(config.get('preset', 'demo'))}"
 PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
+SHARD = bool(config.get("shard", False))
 
 for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
     print(line, file=sys.stderr)
@@ -43,7 +44,7 @@ for job in JOBS:
         message:
             job.name
         params:
-            command=LAUNCH.format(runs.launch_arguments(job)) + cluster.parameters(PRESET, job, *PLACES),
+            command=LAUNCH.format(runs.launch_arguments(job)) + cluster.parameters(PRESET, job, *PLACES, SHARD),
         resources:
             **cluster.request(PRESET, job, *PLACES),
         shell:

@@ -47,11 +47,15 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     return seconds, held
 
 
-def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> str:
-    """The launcher's options for several devices or nodes, and for the part of a batch that a device can hold."""
+def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1, shard: bool = False) -> str:
+    """The launcher's options for several devices or nodes, and for the part of a batch that a device can hold.
+
+    That part is reckoned without `shard`, which leaves room for more.
+    """
     devices, nodes = devices_of(preset, job, devices, nodes)
     words = f" -p devices {devices}" * (devices > 1) + f" -p nodes {nodes}" * (nodes > 1)
+    words += " -p shard true" * (shard and job.notebook == "train")
     if preset.gpu and job.notebook == "train":
-        held = _planned(preset.source)[1][job.parameters["run"]]
+        held = max(1, _planned(preset.source)[1][job.parameters["run"]])  # 0 would be the whole share
         words += f" -p micro_batch {held}" * (held < preset.training.batch_size // (devices * nodes))
     return words

@@ -6,9 +6,9 @@ The train notebook starts the same command when it is given more than one device
 itself. Within Slurm, `nodes` are the job's: one torchrun on each, started by srun.
 """
 
-import collections
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ from nppkit.progress import BATCH
 
 MAX_RESTARTS = 3  # of all processes, after one was lost
 PORT = 29577  # where the nodes of one run meet
+ERROR = re.compile(r"error: |(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # one of nppkit's, or a traceback's last line
 
 
 @dataclass(frozen=True)
@@ -132,33 +133,36 @@ def _first_node(nodes: int) -> str:
 
 
 def run(arguments: list[str], log: Path) -> None:
-    """Run a command, print its lines as they come and keep them in `log`. NppkitError with the last lines if it fails.
+    """Run a command, print its lines as they come and keep them in `log`. NppkitError with its last error if it fails.
 
     SIGTERM is passed on, and raises Interrupted when the command has ended.
     """
-    last = collections.deque(maxlen=20)
+    last = ""  # of its errors; torchrun's own account of them, which follows, says less
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, BATCH: "1"})
     with open(log, "w") as file, subprocess.Popen(arguments, **options) as process, guard.StopRequest(process.terminate) as stop:
         try:
             for line in process.stdout:
                 print(line, end="", flush=True)
                 print(line, end="", file=file, flush=True)
-                last.append(line)
+                last = line if ERROR.match(line) else last
         except BaseException:  # interrupted by hand
             process.terminate()
             raise
     if stop.requested:
         raise guard.Interrupted(f"stopped after SIGTERM; the same command goes on (log: {log})")
     if process.returncode:
-        errors = [line for line in last if line.startswith("error:")] or list(last)[-1:]
-        raise NppkitError(f"torchrun failed with status {process.returncode}: {''.join(errors[:1]).strip()} (read {log})")
+        raise NppkitError(f"torchrun failed with status {process.returncode}: {last.strip()} (read {log})")
 
 
 def main() -> None:
-    """torchrun, but it ends with its parent: python -m nppkit.parallel --nproc-per-node 8 -m nppkit.train ..."""
+    """torchrun, but it ends with its parent, and its workers find each other after a restart.
+
+    python -m nppkit.parallel --nproc-per-node 8 -m nppkit.train ...
+    """
     from torch.distributed.run import main as torchrun
 
     guard.die_with_parent()
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else restarted workers read each other's addresses of the last time
     torchrun()
 
 

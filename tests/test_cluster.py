@@ -49,6 +49,8 @@ def test_launcher_is_told(smoke, place, words):
     assert cluster.parameters(smoke, job(smoke, f"train {RUN}"), *place) == words
     assert cluster.parameters(smoke, job(smoke, f"evaluate {RUN}"), *place) == words.replace(" -p nodes 2", "")
     assert cluster.parameters(smoke, job(smoke, "tokenize"), *place) == ""
+    sharded = [cluster.parameters(smoke, job(smoke, name), *place, True) for name in (f"train {RUN}", f"evaluate {RUN}")]
+    assert sharded == [f"{words} -p shard true", words.replace(" -p nodes 2", "")]
 
 
 def test_a_batch_that_does_not_fit_is_split():

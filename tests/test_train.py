@@ -168,6 +168,15 @@ def test_constant_learning_rate(store, tmp_path):
     assert {row["lr"] for row in run(store, tmp_path / "run", config=config).history} == {CONFIG.lr}
 
 
+def test_optimizer_comes_back_on_the_device(store, tmp_path):
+    """All of AdamW's state is where the weights are, its step count too: the fused kernel of a GPU reads it there."""
+    trainer = run(store, tmp_path / "run")
+    saved, model = train.optimizer_tensors(trainer.optimizer, trainer.model), trainer.model.to("meta")
+    trainer.optimizer.state.clear()
+    train.load_optimizer(trainer.optimizer, model, saved)
+    assert {value.device.type for state in trainer.optimizer.state.values() for value in state.values()} == {"meta"}
+
+
 def test_optimizer_reset(store, tmp_path, monkeypatch):
     """AdamW counts its steps through all segments, or from each segment's start; also when stopped on the boundary."""
     reset = dataclasses.replace(CONFIG, reset_optimizer=True)
