@@ -198,6 +198,14 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:4000])
 
 
+def flipped(path):
+    """A PNG of which one byte of the pixels is another: its header is in order, its checksum is not."""
+    Image.effect_noise((200, 200), 90).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def bomb(path):
     """A PNG whose header promises 10,000 x 10,000 pixels, of which Pillow itself would only warn."""
     Image.new("L", (1, 1)).save(path)
@@ -211,6 +219,7 @@ def bomb(path):
     ("name", "write", "early"),
     [
         ("truncated.jpg", truncated, False),
+        ("flipped.png", flipped, True),
         ("bomb.png", bomb, True),
         ("thin.png", lambda path: Image.new("RGB", (1, 500)).save(path), True),
         ("text.jpg", lambda path: path.write_text("no image"), True),
