@@ -293,12 +293,12 @@ class Trainer:
         """Write a checkpoint, if this is the first process. NaN never reaches disk, wherever it came from."""
         self.lap()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
-        for name, value in (item for group in tensors.values() for item in group.items()):
-            if not value.isfinite().all():
-                raise self.not_finite(self.step - 1, f"{name} holds NaN or Inf")
         state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
         state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent, "score": self.score}
         tensors = {group: self.processes.gather(named) for group, named in tensors.items()}
+        bad = next((name for group in tensors.values() for name, value in group.items() if not value.isfinite().all()), "")
+        if self.processes.any(bool(bad))[0]:  # the first process has seen them whole; all stop
+            raise self.not_finite(self.step - 1, f"{bad or 'a weight or moment'} holds NaN or Inf")
         if self.processes.rank == 0:
             save_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.keep_last, self.keep_best)
         self.mark = clock()
