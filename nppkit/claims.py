@@ -21,7 +21,7 @@ from nppkit.stats import Interval
 from nppkit.tables import markdown
 
 REPRODUCED, NOT_HERE, CONTRADICTED = "reproduced at this scale", "not at this scale", "contradicted by the paper's own table"
-OPEN, NOT_RUN = "no verdict: the interval spans zero", "not run yet"
+OPEN, ONE_SEED, NOT_RUN = "no verdict: the interval spans zero", "no verdict: one seed", "not run yet"
 
 MARK = "<!-- verdicts -->"  # around the table in README.md
 
@@ -62,7 +62,11 @@ def _judge(found: dict[str, Interval], wanted: str, refuted: str) -> str:
         return NOT_RUN
     if refuted in verdicts:
         return NOT_HERE
-    return REPRODUCED if wanted in verdicts else OPEN
+    return REPRODUCED if wanted in verdicts else _open(found)
+
+
+def _open(found: dict[str, Interval]) -> str:
+    return OPEN if any(interval.n > 1 for interval in found.values()) else ONE_SEED
 
 
 def cost(preset: Preset) -> Finding:
@@ -89,7 +93,7 @@ def other_metrics(preset: Preset) -> Finding:
     numbers = f"intervals below zero: {', '.join(fallen) or 'none'}; above: {', '.join(risen) or 'none'}"
     if not found:
         return Finding(NOT_RUN, "")
-    return Finding(NOT_HERE if fallen else REPRODUCED if risen else OPEN, numbers)
+    return Finding(NOT_HERE if fallen else REPRODUCED if risen else _open(found), numbers)
 
 
 def parameters(preset: Preset) -> Finding:

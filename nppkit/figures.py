@@ -173,6 +173,7 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
         for axes, size in zip(line, sizes, strict=False):
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
+            axes.spines[:].set_visible(False)
             if size in files:
                 axes.imshow(np.asarray(Image.open(files[size]).convert("RGB"))[: rows * side], interpolation="nearest")
             axes.set_title(f"{size}, {method}", loc="left", fontsize=8)

@@ -6,7 +6,7 @@ import pytest
 from test_tables import finish
 
 from nppkit import claims
-from nppkit.claims import CONTRADICTED, NOT_HERE, NOT_RUN, OPEN, REPRODUCED
+from nppkit.claims import CONTRADICTED, NOT_HERE, NOT_RUN, ONE_SEED, OPEN, REPRODUCED
 from nppkit.runs import Run
 
 NPP = Run("B", patch_size=2, lam="1/2")
@@ -14,7 +14,7 @@ NPP = Run("B", patch_size=2, lam="1/2")
 
 @pytest.fixture
 def judged(home, smoke):
-    """Three seeds of B with the given FIDs of both methods (and whatever else), judged: judged(ntp, npp) -> verdicts."""
+    """Up to three seeds of B with the given FIDs of both methods (and whatever else), judged: judged(ntp, npp) -> verdicts."""
 
     def judge(ntp, npp, **values):
         preset = dataclasses.replace(smoke, seeds={"B": 3})
@@ -34,11 +34,12 @@ def test_nothing_is_claimed_without_results(home, smoke):
 
 
 @pytest.mark.parametrize(
-    ("npp", "verdict"), [([9.0, 19.1, 29.0], REPRODUCED), ([11.0, 21.1, 31.0], NOT_HERE), ([9.0, 22.0, 30.0], OPEN)]
+    ("npp", "verdict"),
+    [([9.0, 19.1, 29.0], REPRODUCED), ([11.0, 21.1, 31.0], NOT_HERE), ([9.0, 22.0, 30.0], OPEN), ([9.0], ONE_SEED)],
 )
 def test_fid(judged, npp, verdict):
-    """FID: lower in every seed is reproduced, higher is not, and differences of both signs give no verdict."""
-    assert judged([10.0, 20.0, 30.0], npp)[1] == verdict
+    """FID: lower in every seed is reproduced, higher is not, and differences of both signs, and one seed, give no verdict."""
+    assert judged([10.0, 20.0, 30.0][: len(npp)], npp)[1] == verdict
 
 
 def test_cost(judged):
