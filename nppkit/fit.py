@@ -1,5 +1,6 @@
 """Training of the two small frozen networks: the tokenizer and the digit classifier."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,8 +16,8 @@ from nppkit import noise
 from nppkit.errors import NppkitError
 from nppkit.features import DigitClassifier
 from nppkit.images import CROPS, ImageSet, crop_images, some_images
-from nppkit.presets import Preset
-from nppkit.runs import located
+from nppkit.presets import Preset, settings
+from nppkit.runs import located, sha256, write_atomic
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel, to_model_range
 from nppkit.weights import find, load_weights
 
@@ -118,14 +119,17 @@ def prepare_tokenizer(
 ) -> tuple[VQModel, list[dict]]:
     """The preset's tokenizer, saved in `folder`: loaded from its weights file, or trained. Returns it and its history.
 
-    It trains on all crops of as many random images as fit 4 GB, which are held in memory.
+    It trains on all crops of as many random images as fit 4 GB, which are held in memory. One that was trained from the
+    same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes stay.
     """
-    t = preset.tokenizer
+    t, weights, origin = preset.tokenizer, folder / "tokenizer.safetensors", folder / "tokenizer.origin"
     config = tokenizer_config(preset)
     if t.weights:
         model, history = VQModel(config), []
         load_weights(model, find(t.weights))
     elif t.steps:
+        if origin.is_file() and weights.is_file() and origin.read_text() == _origin(preset, train, weights):
+            return load_tokenizer(folder), []
         crops, size = preset.data.crops, preset.data.image_size
         fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
         pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
@@ -133,9 +137,17 @@ def prepare_tokenizer(
     else:
         raise NppkitError(f"preset {preset.name}: tokenizer needs weights (a file) or steps (to train one)")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "tokenizer.safetensors")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
     (folder / "tokenizer.json").write_text(json.dumps(asdict(config)) + "\n")
+    if history:
+        write_atomic(origin, _origin(preset, train, weights))
     return model.eval(), history
+
+
+def _origin(preset: Preset, images: ImageSet, weights: Path) -> str:
+    """What a tokenizer was trained from and on, and its file, as digests."""
+    source = json.dumps([settings(preset.data), settings(preset.tokenizer), images.digest], sort_keys=True)
+    return f"{hashlib.sha256(source.encode()).hexdigest()} {sha256(weights)}"
 
 
 def tokenizer_config(preset: Preset) -> VQConfig:

@@ -106,3 +106,18 @@ def test_tokenizers_that_cannot_be(smoke, tmp_path, home, changes, message):
     with pytest.raises(NppkitError, match=message):
         fit.prepare_tokenizer(preset, None, tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed):
+    """Made from the same settings and images it is loaded; other settings, other images or an altered file train it anew."""
+    few, images = changed(smoke, "tokenizer.steps", 2), mnist_images().subset(np.arange(0, 5000, 125))
+    other = images.subset(np.arange(39))
+    model, history = fit.prepare_tokenizer(few, images, tmp_path)
+    again, nothing = fit.prepare_tokenizer(few, images, tmp_path)
+    assert len(history) == 2 and nothing == [] and not again.training
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    for preset, source in ((few, other), (changed(few, "tokenizer.seed", 5), other)):
+        assert len(fit.prepare_tokenizer(preset, source, tmp_path)[1]) == 2
+    weights = tmp_path / "tokenizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert [len(fit.prepare_tokenizer(preset, source, tmp_path)[1]) for _ in range(2)] == [2, 0]

@@ -5,6 +5,7 @@ runs. Only the numbers of images and steps are small.
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -59,8 +60,11 @@ def write_preset(home):
     return presets.load_preset(str(home / "tiny.yaml"))
 
 
-def command(*arguments):
-    subprocess.run([sys.executable, "-m", "nppkit.extract", *map(str, arguments)], check=True)
+def commands(*lines):
+    """Run extraction's command with each line of arguments, side by side, a thread each."""
+    start = [sys.executable, "-m", "nppkit.extract"]
+    started = [subprocess.Popen([*start, *map(str, line)], env={**os.environ, "OMP_NUM_THREADS": "1"}) for line in lines]
+    assert [process.wait() for process in started] == [0] * len(lines)
 
 
 def import_again(store, home):
@@ -71,7 +75,7 @@ def import_again(store, home):
         np.save(home / "imagenet256_codes" / f"{i}.npy", codes[None].astype(np.int64))
         np.save(home / "imagenet256_labels" / f"{i}.npy", np.array([label]))
     (store.folder / "manifest.json").unlink()
-    command("import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder)
+    commands(["import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder])
 
 
 def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
@@ -79,8 +83,8 @@ def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # two threads that spin would starve each other on a busy machine
     write_files(home)
     preset = write_preset(home)
-    for rank in (0, 1):
-        command("codes", "--preset", home / "tiny.yaml", "--rank", rank, "--world-size", 2, "--batch-size", 4)
+    share = ["codes", "--preset", home / "tiny.yaml", "--world-size", 2, "--batch-size", 4, "--rank"]
+    commands([*share, 0], [*share, 1])
     extracted = CodeStore(runs.tokenizer_dir(preset) / "train")
     assert extracted.codes.shape == (9, 1, 256) and extracted.vocab_size == 16384 and extracted.num_classes == 3
     codes = np.array(extracted.codes)

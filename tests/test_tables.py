@@ -144,6 +144,7 @@ def test_written_files(partly_run):
     assert "FID 3.25 of 500 reconstructed" in md.read_text() and "0.5 of 250" in md.read_text()
     assert "200 samples" in md.read_text() and "eeee" in md.read_text()
     assert "preset smoke" in md.read_text() and "preset smoke" in tex.read_text()
+    assert tex.read_text().count("LlamaGen-") == len(table) and "our FID (digit features)" in tex.read_text()
 
 
 def test_cost_audit_finds_the_three_rows():

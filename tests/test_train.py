@@ -262,6 +262,27 @@ def test_measured_flops_are_counted_not_derived(store, tmp_path):
     assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in trainer.history))
 
 
+def test_seconds_are_those_of_the_steps(store, tmp_path, monkeypatch):
+    """The history's clocks run while steps train, and stand still for compilation, likelihoods and checkpoints."""
+    now = [0.0]
+
+    def takes(owner, name, seconds):
+        function = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            now[0] += seconds
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    monkeypatch.setattr(train, "clock", lambda: (now[0], now[0] / 2))
+    takes(train.Trainer, "train_step", 1)
+    for owner, name in ((train.Trainer, "warm_up"), (train, "heldout_nll"), (train, "save_checkpoint")):
+        takes(owner, name, 1000)
+    cost = run(store, tmp_path / "run").measured_cost()
+    assert now[0] > 6000 and (cost["seconds"], cost["cpu_seconds"]) == (24, 12)
+
+
 def test_released_weights(store, tmp_path, home, smoke):
     """A run whose weights the preset names is that file's model, in eval mode; another size is refused by name."""
     torch.manual_seed(1)
