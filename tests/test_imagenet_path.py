@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from test_features import random_inception
 
-from nppkit import features, launch, presets, runs
+from nppkit import extract, features, launch, presets, runs
 from nppkit.codes import CodeStore
 from nppkit.model import GPT, GPTConfig
 from nppkit.tokenizer import VQConfig, VQModel
@@ -60,14 +60,15 @@ def write_preset(home):
     return presets.load_preset(str(home / "tiny.yaml"))
 
 
-def commands(*lines):
-    """Run extraction's command with each line of arguments, side by side, a thread each."""
-    start = [sys.executable, "-m", "nppkit.extract"]
-    started = [subprocess.Popen([*start, *map(str, line)], env={**os.environ, "OMP_NUM_THREADS": "1"}) for line in lines]
-    assert [process.wait() for process in started] == [0] * len(lines)
+def extract_in_two_shares(home):
+    """Extraction's command, twice side by side, a thread each."""
+    share = [sys.executable, "-m", "nppkit.extract", "codes", "--preset", str(home / "tiny.yaml"), "--batch-size", "4"]
+    share += ["--world-size", "2", "--rank"]
+    started = [subprocess.Popen([*share, rank], env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in ("0", "1")]
+    assert [process.wait() for process in started] == [0, 0]
 
 
-def import_again(store, home):
+def import_again(store, home, monkeypatch):
     """Write a store's codes as LlamaGen's files, remove it, and import the files in its place."""
     for name in ("imagenet256_codes", "imagenet256_labels"):
         (home / name).mkdir()
@@ -75,20 +76,22 @@ def import_again(store, home):
         np.save(home / "imagenet256_codes" / f"{i}.npy", codes[None].astype(np.int64))
         np.save(home / "imagenet256_labels" / f"{i}.npy", np.array([label]))
     (store.folder / "manifest.json").unlink()
-    commands(["import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder])
+    words = ["import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder]
+    monkeypatch.setattr(sys, "argv", ["extract", *map(str, words)])
+    assert extract.main() == 0
 
 
 def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     """Extract in two shares, import LlamaGen's files, train GPT-B by patches and tokens, sample, evaluate, tabulate."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # two threads that spin would starve each other on a busy machine
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # two take four times the processor time for a Frechet distance
     write_files(home)
     preset = write_preset(home)
-    share = ["codes", "--preset", home / "tiny.yaml", "--world-size", 2, "--batch-size", 4, "--rank"]
-    commands([*share, 0], [*share, 1])
+    extract_in_two_shares(home)
     extracted = CodeStore(runs.tokenizer_dir(preset) / "train")
     assert extracted.codes.shape == (9, 1, 256) and extracted.vocab_size == 16384 and extracted.num_classes == 3
     codes = np.array(extracted.codes)
-    import_again(extracted, home)
+    import_again(extracted, home, monkeypatch)
     launch.ensure(runs.report_job(preset, "table1_main"))
     imported = CodeStore(runs.tokenizer_dir(preset) / "train")
     assert imported.manifest["imported"] and np.array_equal(imported.codes, codes)
