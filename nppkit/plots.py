@@ -21,6 +21,8 @@ from nppkit.schedule import Segment, learning_rate
 
 plt.style.use(Path(__file__).parent / "style.mplstyle")
 
+VEIL = ListedColormap([(1, 1, 1, 0), (1, 1, 1, 0.6)])  # over what a position does not see
+
 
 def save_figure(figure: Figure, preset: Preset, name: str) -> list[Path]:
     """Write figures/<preset>/<name>.png and .pdf."""
@@ -220,15 +222,15 @@ def code_grid(axes: Axes, codes: Tensor, colours: ListedColormap, patch_size: in
 
 def patch_windows(axes: Axes, grid: int, patch_size: int, cell: float, position: int | None = None) -> None:
     """Outline the p x p windows of a grid whose cells are `cell` wide, veil those after `position`, and mark that one."""
-    side = patch_grid(grid * grid, patch_size)
-    for i in range(side * side):
-        corner = (i % side * patch_size * cell - 0.5, i // side * patch_size * cell - 0.5)
-        axes.add_patch(Rectangle(corner, patch_size * cell, patch_size * cell, fill=False, edgecolor="white", linewidth=1.2))
-        if position is not None and i > position:
-            axes.add_patch(Rectangle(corner, patch_size * cell, patch_size * cell, color="white", alpha=0.6, linewidth=0))
+    side, width = patch_grid(grid * grid, patch_size), patch_size * cell
+    edges, end = np.arange(side + 1) * width - 0.5, grid * cell - 0.5
+    axes.hlines(edges, -0.5, end, color="white", linewidth=1.2)
+    axes.vlines(edges, -0.5, end, color="white", linewidth=1.2)
     if position is not None:
-        corner = (position % side * patch_size * cell - 0.5, position // side * patch_size * cell - 0.5)
-        axes.add_patch(Rectangle(corner, patch_size * cell, patch_size * cell, fill=False, edgecolor="#D55E00", linewidth=2.5))
+        later = (np.arange(side * side) > position).reshape(side, side)
+        axes.imshow(later, cmap=VEIL, vmin=0, vmax=1, extent=(-0.5, end, end, -0.5), interpolation="nearest")
+        corner = (edges[position % side], edges[position // side])
+        axes.add_patch(Rectangle(corner, width, width, fill=False, edgecolor="#D55E00", linewidth=2.5))
 
 
 def target_matrix(axes: Axes, num_tokens: int, patch_size: int, position: int | None = None) -> None:
@@ -239,14 +241,14 @@ def target_matrix(axes: Axes, num_tokens: int, patch_size: int, position: int | 
     if position is not None:
         marks[targets[position], position] = 2
     axes.imshow(marks, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2, aspect="auto", interpolation="none")
-    if len(targets) < 10:
-        axes.set_xticks(range(len(targets)))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="position in the sequence", ylabel="image token, raster order")
 
 
 def grouping(image: Tensor, codes: Tensor, colours: ListedColormap, patch_size: int, position: int) -> Figure:
     """An image (3, S, S) and its codes (N,) cut into patches; what one position sees and what it is scored on."""
-    figure = Figure(figsize=(9, 3.1))
+    figure = Figure(figsize=(9, 3.1), layout="none")  # drawn at every move of a slider: no search for margins
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15, top=0.91, wspace=0.15)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
     left.imshow(image.permute(1, 2, 0), interpolation="nearest")
     grid = patch_grid(len(codes), 1)
@@ -261,8 +263,8 @@ def grouping(image: Tensor, codes: Tensor, colours: ListedColormap, patch_size: 
 
 def patch_embeddings(vocabulary: Tensor, patches: Tensor, mine: Tensor, colours: ListedColormap, position: int) -> Figure:
     """Patch embeddings (m, C) of many images and of this one (n, C), on the principal axes of the token embeddings (V, C)."""
-    figure = Figure(figsize=(4.5, 3.1))
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 3.1), layout="none")
+    axes = figure.add_axes((0.12, 0.15, 0.55, 0.82))
     axes.scatter(*principal_axes(patches, vocabulary).T, s=3, color="0.75", label="patches of 100 images", rasterized=True)
     tokens = principal_axes(vocabulary, vocabulary)
     axes.scatter(*tokens.T, c=np.arange(colours.N), cmap=colours, s=14, label="the codes' own embeddings")
@@ -300,7 +302,8 @@ def all_sides(codes: Tensor, colours: ListedColormap, patch_sizes: tuple[int, ..
 
 def prediction(codes: Tensor, probabilities: Tensor, colours: ListedColormap, patch_size: int, position: int) -> Figure:
     """What one position predicts, (V,), and the K codes of its patch, marked in the image's codes (N,) and below the bars."""
-    figure = Figure(figsize=(9, 2.8))
+    figure = Figure(figsize=(9, 2.8), layout="none")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.16, top=0.9, wspace=0.22)
     left, right = figure.subplots(1, 2, width_ratios=(1, 2.2))
     code_grid(left, codes, colours, patch_size, position)
     left.set_title("the patch to predict", loc="left")

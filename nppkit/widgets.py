@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import ipywidgets as w
 import numpy as np
 from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -55,14 +56,18 @@ def control(kind: type[w.Widget], label: str, **settings) -> w.Widget:
 
 def picture(source: Figure | np.ndarray, alt: str, scale: int = 1) -> str:
     """HTML of a figure, or of uint8 pixels (H, W, 3) enlarged `scale` times; `alt` says in words what it shows."""
-    buffer = io.BytesIO()
-    if isinstance(source, Figure):
-        source.savefig(buffer, format="png", dpi=100)
-    else:
-        image = Image.fromarray(source)
-        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, format="png")
+    buffer, image = io.BytesIO(), Image.fromarray(drawn(source) if isinstance(source, Figure) else source)
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """A figure's pixels, uint8 (H, W, 3), drawn once; savefig draws it twice."""
+    figure.set_dpi(100)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 class Form:
@@ -107,12 +112,14 @@ def live(controls: dict[str, w.Widget], draw: Callable[..., str], *below: w.Widg
 
     A refused value is explained beside its control, and the last picture stays.
     """
-    form, view = Form(controls), w.HTML()
+    form, view, shown = Form(controls), w.HTML(), {}
 
     @in_turn
     def redraw() -> None:
-        drawn = form.evaluate(draw)
-        view.value = view.value if drawn is None else drawn
+        if shown == form.values:  # a control that moves another one reports after it
+            return
+        shown.update(form.values)
+        view.value = form.evaluate(draw) or view.value
 
     form.observe(redraw)
     redraw()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nppkit import monitor, pretrained
+from nppkit import monitor, plots, pretrained
 from nppkit.cost import GPUS, gpu_hours
 from nppkit.errors import NppkitError
 from nppkit.explore import browser, designer, method, playground, training
@@ -49,6 +49,16 @@ def test_grouping_explorer_shows_what_is_trained(digits):
     assert controls["Position"].value == 3 and "Position 3 of 4" in view.value
     controls["Image"].value = 1
     assert view.value != first
+
+
+def test_a_move_of_a_slider_is_one_drawing(digits, monkeypatch):
+    """Also where it moves another: a larger patch side takes the position along, and what is seen is drawn once."""
+    pixels, _, codes, tokenizer, gpt = digits
+    controls, view = parts(method.grouping_explorer(pixels, codes, tokenizer, gpt))
+    drawn, draw = [], plots.grouping
+    monkeypatch.setattr(plots, "grouping", lambda *values: drawn.append(values[-2:]) or draw(*values))
+    controls["Patch side p"].value = 8
+    assert drawn == [(8, 0)] and "Position 0 of 1" in view.value
 
 
 def test_prediction_explorer_shows_the_models_loss(digits):

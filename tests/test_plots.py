@@ -40,12 +40,14 @@ def test_each_column_of_the_targets_has_its_window():
 
 
 def test_windows_veil_what_comes_later():
-    """Four windows, those after the chosen one veiled, and one mark around it."""
+    """Lines around four windows, those after the chosen one veiled, and one mark around it."""
     axes = Figure().subplots()
     plots.patch_windows(axes, 4, 2, 1, position=1)
-    veils = [p for p in axes.patches if p.get_alpha() == 0.6]
-    assert len(axes.patches) == 4 + 2 + 1 and [veil.get_xy() for veil in veils] == [(-0.5, 1.5), (1.5, 1.5)]
-    assert axes.patches[-1].get_xy() == (1.5, -0.5) and axes.patches[-1].get_width() == 2
+    rows, columns = ([line[0].tolist() for line in lines.get_segments()] for lines in axes.collections)
+    assert rows == [[-0.5, y] for y in (-0.5, 1.5, 3.5)] and columns == [[x, -0.5] for x in (-0.5, 1.5, 3.5)]
+    (veil,), (mark,) = axes.images, axes.patches
+    assert veil.get_array().tolist() == [[False, False], [True, True]] and veil.get_extent() == [-0.5, 3.5, 3.5, -0.5]
+    assert mark.get_xy() == (1.5, -0.5) and mark.get_width() == 2
 
 
 def test_the_design_ends_at_the_relative_cost():
