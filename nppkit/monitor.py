@@ -4,6 +4,7 @@ so a run may be another process's, or another machine's on a shared disk.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nppkit.schedule import Segment, segment_at
 
 COLUMNS = ("step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second")
 QUIET_SECONDS = 120  # a history not written for this long, or for ten of its rows, belongs to a run that has stopped
+SEEN: dict[Path, tuple] = {}  # what was read from a file, and the state that the file was in
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,27 @@ def find_runs(homes: list[Path]) -> list[Path]:
     return [path for path in folders if (path / "config.json").is_file() or (path / "history.csv").is_file()]
 
 
+def read_once(path: Path, read: Callable[[Path], object]) -> object:
+    """read(path), again only after the file has changed: a browser of many runs looks at all of them every few seconds."""
+    now = path.stat()
+    state = (now.st_mtime_ns, now.st_size, now.st_ino)
+    if path not in SEEN or SEEN[path][0] != state:
+        SEEN[path] = (state, read(path))
+    return SEEN[path][1]
+
+
 def read_history(run: Path) -> pd.DataFrame:
-    """The rows that the run has logged; empty before the first."""
+    """The rows that the run has logged, shared by all who ask; empty before the first."""
     try:
-        return pd.read_csv(run / "history.csv")
+        return read_once(run / "history.csv", pd.read_csv)
     except (OSError, ValueError):
         return pd.DataFrame(columns=list(COLUMNS), dtype=float)
 
 
 def read_settings(run: Path, name: str = "config.json") -> dict:
-    """A JSON file of the run; empty where it is missing or being replaced."""
+    """A JSON file of the run, shared by all who ask; empty where it is missing or being replaced."""
     try:
-        return json.loads((run / name).read_text())
+        return read_once(run / name, lambda path: json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
 

@@ -235,6 +235,15 @@ def test_browser_sorts_ticks_and_shows_samples(runs):
     assert f"samples of {PAIR[1].name}" in runs.grid.value
 
 
+def test_the_tables_rows_stay_when_it_is_read_again(runs):
+    """Following for hours makes no widgets, and whoever is at a checkbox stays there."""
+    before = dict(zip(runs.table["run"], runs.rows.children, strict=True))
+    runs.sort("minutes")
+    runs.sort("minutes")
+    assert dict(zip(runs.table["run"], runs.rows.children, strict=True)) == before
+    assert "evaluated" in runs.rows.children[0].children[1].value
+
+
 def test_browser_adds_other_homes(runs, tmp_path):
     """A folder on a shared disk joins the table; one that is none is explained beside the field."""
     (tmp_path / "results/other/runs/GPT-B_ntp_seed7").mkdir(parents=True)

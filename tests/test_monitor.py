@@ -67,6 +67,21 @@ def test_half_written_files_are_no_error(tmp_path):
     assert monitor.read_history(run).empty and monitor.progress_of(run).step == 0
 
 
+def test_only_what_changed_is_read_again(tmp_path, monkeypatch):
+    """A second look at all runs opens no file; a grown history is read again, and no other."""
+    first, second = write_run(tmp_path, 40), write_run(tmp_path, 80, "b", metrics={"guidance": []})
+    monitor.run_table([first, second])
+    opened, read_csv = [], pd.read_csv
+    monkeypatch.setattr(pd, "read_csv", lambda path: opened.append(path) or read_csv(path))
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("a configuration was read again"))
+    monitor.run_table([first, second])
+    assert opened == []
+    with (first / "history.csv").open("a") as history:
+        history.write("50,5.0,1,0.1,2.25,30.0,50.0\n")
+    assert monitor.run_table([first, second])["loss"].tolist() == [2.25, 2.5]
+    assert opened == [first / "history.csv"]
+
+
 def test_run_table(tmp_path):
     """A row a run with its metrics at the guidance scale that the selecting seed chose."""
     rows = [{"cfg_scale": 1.0, "select_fid": 3, "fid": 3.1}, {"cfg_scale": 2.0, "select_fid": 2, "fid": 4.5}]

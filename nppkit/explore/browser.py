@@ -12,14 +12,15 @@ from PIL import Image
 from nppkit import monitor, plots
 from nppkit.widgets import Form, Task, control, in_turn, picture
 
-RUN_WIDTH, WIDTH = "260px", "72px"  # of the table's columns
+WIDTHS = {"run": "236px", "state": "76px", "preset": "76px"}  # of the table's columns
+WIDTH = "60px"  # of a column of numbers
 WHOLE = w.Layout(width="max-content", overflow="visible")  # the table scrolls as one
 
 
 class RunBrowser:
     """A sortable table of all runs, curves of the ticked ones, one run's samples, and runs that are training, followed."""
 
-    COLUMNS = ("state", "epoch", "p", "loss", "NLL", "FID", "IS", "recall", "at scale", "minutes", "preset")
+    COLUMNS = ("state", "epoch", "loss", "NLL", "FID", "IS", "recall", "at scale", "minutes", "preset")
 
     def __init__(self, homes: list[Path]):
         self.homes, self.sort_by, self.descending, self.found = homes, "run", False, []
@@ -32,20 +33,20 @@ class RunBrowser:
                 "seconds": control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
             }
         )
-        self.header, self.rows, self.ticks = w.HBox(layout=WHOLE), w.VBox(layout=WHOLE), {}
+        self.header, self.rows, self.ticks, self.lines = w.HBox(layout=WHOLE), w.VBox(layout=WHOLE), {}, {}
         self.curves, self.grid, self.running = w.HTML(), w.HTML(), w.HTML()
         self.task = Task("Follow", lambda: (0, self.follow()), icon="refresh")
         for name in ("others", "state"):
             self.form.controls[name].observe(lambda _: self.refresh(), "value")
         for name in ("against", "samples"):
             self.form.controls[name].observe(lambda _: self.redraw(), "value")
-        self.header.children = [self._sorter(name, RUN_WIDTH if name == "run" else WIDTH) for name in ("run", *self.COLUMNS)]
+        self.header.children = [self._sorter(name) for name in ("run", *self.COLUMNS)]
         table = w.VBox([self.header, self.rows], layout=w.Layout(overflow="auto"))
         self.box = w.VBox([self.form.box, table, self.task.box, self.running, self.curves, self.grid])
         self.refresh()
 
-    def _sorter(self, name: str, width: str) -> w.Button:
-        button = w.Button(description=name, tooltip=f"sort by {name}", layout=column(width))
+    def _sorter(self, name: str) -> w.Button:
+        button = w.Button(description=name, tooltip=f"sort by {name}", layout=column(name))
         button.on_click(lambda _: self.sort(name))
         return button
 
@@ -71,11 +72,11 @@ class RunBrowser:
             return
         self.found = found
         for run in found:
-            if run not in self.ticks:
-                self.ticks[run] = w.Checkbox(description=run.name, indent=False, layout=column(RUN_WIDTH))
-                self.ticks[run].observe(lambda _: self.redraw(), "value")
-        cells = [w.HTML(row_html(row)) for row in self.table[list(self.COLUMNS)].itertuples(index=False)]
-        self.rows.children = [w.HBox([self.ticks[run], cell], layout=WHOLE) for run, cell in zip(found, cells, strict=True)]
+            if run not in self.lines:
+                self._add_row(run)
+        for run, row in zip(found, self.table[list(self.COLUMNS)].to_dict("records"), strict=True):
+            self.lines[run].children[1].value = row_html(row)
+        self.rows.children = [self.lines[run] for run in found]
         for button, name in zip(self.header.children, ("run", *self.COLUMNS), strict=True):
             button.description = name + (" \u25bc" if self.descending else " \u25b2") * (name == self.sort_by)
         samples, shown = self.form.controls["samples"], [run for run in found if (run / "samples.png").is_file()]
@@ -85,6 +86,12 @@ class RunBrowser:
             samples.options = options
             samples.value = chosen if chosen in shown else None
         self.redraw()
+
+    def _add_row(self, run: Path) -> None:
+        """Its widgets stay when the table is read again: the focus does not jump, and nothing piles up."""
+        self.ticks[run] = w.Checkbox(description=run.name, tooltip=str(run), indent=False, layout=column("run"))
+        self.ticks[run].observe(lambda _: self.redraw(), "value")
+        self.lines[run] = w.HBox([self.ticks[run], w.HTML()], layout=WHOLE)
 
     @in_turn
     def redraw(self) -> None:
@@ -106,9 +113,10 @@ class RunBrowser:
             yield
 
 
-def column(width: str) -> w.Layout:
-    """A column of exactly this width, in the header and in every row."""
-    return w.Layout(width=width, min_width=width, max_width=width, margin="0")
+def column(name: str) -> w.Layout:
+    """The exact width of a column, in the header and in every row."""
+    width = WIDTHS.get(name, WIDTH)
+    return w.Layout(width=width, min_width=width, max_width=width, margin="0", padding="0")
 
 
 def open_pixels(path: Path) -> np.ndarray:
@@ -116,10 +124,11 @@ def open_pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def row_html(row: tuple) -> str:
-    """The cells of one run as HTML, as wide as the header's buttons."""
-    cells = (f'<span style="display:inline-block;width:{WIDTH};text-align:center">{cell(value)}</span>' for value in row)
-    return f'<div style="white-space:nowrap">{"".join(cells)}</div>'
+def row_html(row: dict[str, object]) -> str:
+    """The cells of one run as HTML, as wide as the header's buttons; a long word is broken."""
+    style = "display:inline-block;vertical-align:middle;text-align:center;overflow-wrap:anywhere;white-space:normal"
+    cells = (f'<span style="{style};width:{WIDTHS.get(name, WIDTH)}">{cell(value)}</span>' for name, value in row.items())
+    return f'<div style="white-space:nowrap;line-height:1.2">{"".join(cells)}</div>'
 
 
 def cell(value: object) -> str:
