@@ -1,16 +1,45 @@
 """Plots of one image, schedule or run: what is drawn is what is trained (the numbers, not the pixels)."""
 
+import itertools
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from nppkit import plots
 from nppkit.schedule import multi_scale_segments
+
+SEEN_BY = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
+    "everyone": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopes": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopes": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopes": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab_colours(colours, seen_by):
+    """CIE L*a*b* (n, 3) of sRGB colours (n, 3), as these people see them; a difference of 2.3 is just noticed."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4) @ np.transpose(SEEN_BY[seen_by])
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(linear.clip(1e-3, 1) @ np.transpose(xyz) / [0.9505, 1, 1.089]).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+@pytest.mark.parametrize("people", SEEN_BY)
+def test_colour_blind_readers_tell_lines_and_codes_apart(people):
+    """Any two line colours differ by five times what is just noticed, and codes in the colours' order get ever lighter."""
+    lines = np.array([to_rgb(colour) for colour in plt.rcParams["axes.prop_cycle"].by_key()["color"]])
+    for a, b in itertools.combinations(lab_colours(lines, people), 2):
+        assert np.linalg.norm(a - b) > 12
+    colours = plots.code_colours(torch.arange(128.0)[:, None])(np.arange(128))[:, :3]
+    lightness = lab_colours(colours, people)[:, 0]
+    assert (np.diff(lightness) * np.sign(lightness[-1] - lightness[0]) > 0.1).all()
 
 
 def test_codes_that_are_close_have_close_colours():
