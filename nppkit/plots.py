@@ -248,7 +248,7 @@ def target_matrix(axes: Axes, num_tokens: int, patch_size: int, position: int | 
 def grouping(image: Tensor, codes: Tensor, colours: ListedColormap, patch_size: int, position: int) -> Figure:
     """An image (3, S, S) and its codes (N,) cut into patches; what one position sees and what it is scored on."""
     figure = Figure(figsize=(9, 3.1), layout="none")  # drawn at every move of a slider: no search for margins
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15, top=0.91, wspace=0.15)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15, top=0.91, wspace=0.24)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
     left.imshow(image.permute(1, 2, 0), interpolation="nearest")
     grid = patch_grid(len(codes), 1)

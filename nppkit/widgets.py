@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import ipywidgets as w
 import numpy as np
-from IPython.display import display
+from IPython.display import Javascript, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -22,7 +22,10 @@ from nppkit.errors import NppkitError
 WITHOUT_KERNEL = "(live section: run this notebook in JupyterLab to use it)"
 LABEL = {"description_width": "150px"}
 WIDTH = "430px"
-
+# JupyterLab takes keys from a focused control for itself: the down arrow on a menu goes to the next cell, B adds one, M turns
+# this one into text (jupyter-widgets/ipywidgets#3912). An element with this attribute keeps them; those above it do not count.
+OWN_KEYS = """document.addEventListener("focusin", event =>
+  event.target.closest(".jupyter-widgets") && event.target.setAttribute("data-lm-suppress-shortcuts", "true"))"""
 
 REACTING = threading.RLock()
 
@@ -42,8 +45,10 @@ def in_turn(react: Callable) -> Callable:
 
 
 def show(app: w.Widget) -> None:
-    """Display a live section; a page without a kernel shows one line in its place."""
-    bundle = app._repr_mimebundle_(include=None, exclude=None)
+    """Display a live section whose controls keep their keys; a page without a kernel shows one line in its place."""
+    keys = w.Output()
+    keys.append_display_data(Javascript(OWN_KEYS))
+    bundle = w.VBox([app, keys])._repr_mimebundle_(include=None, exclude=None)
     display({**bundle, "text/plain": WITHOUT_KERNEL}, raw=True)
 
 
@@ -75,7 +80,7 @@ class Form:
 
     def __init__(self, controls: dict[str, w.Widget]):
         self.controls, self.changed = controls, next(iter(controls))
-        self.notes = {name: w.HTML() for name in controls}
+        self.notes = {name: w.HTML(bounds(c)) for name, c in controls.items()}
         self.box = w.VBox([w.HBox([c, self.notes[name]]) for name, c in controls.items()])
         for name, c in controls.items():
             c.observe(lambda _, name=name: setattr(self, "changed", name), "value")
@@ -86,8 +91,8 @@ class Form:
 
     def evaluate(self, function: Callable[..., object]) -> object | None:
         """function(**values); a NppkitError is explained beside the control that it names, or the one changed last."""
-        for note in self.notes.values():
-            note.value = ""
+        for name, note in self.notes.items():
+            note.value = bounds(self.controls[name])
         try:
             return function(**self.values)
         except NppkitError as error:
@@ -100,6 +105,11 @@ class Form:
         """Call `react` after every change of a control."""
         for c in self.controls.values():
             c.observe(lambda _: react(), "value")
+
+
+def bounds(c: w.Widget) -> str:
+    """What explains that a number typed beyond them becomes the nearest one; a slider shows its own."""
+    return f"{c.min:,} to {c.max:,}" if isinstance(c, w.BoundedIntText) else ""
 
 
 def explanation(message: str) -> str:

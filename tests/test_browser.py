@@ -124,7 +124,7 @@ def run_all(page, address, name):
         page.wait_for_timeout(200)
     assert failed.count() == 0, failed.first.inner_text()[-2000:]
     assert page.locator(".jp-RenderedImage img").count() > 0, "no static figure"
-    section = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output").last
+    section = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output").first
     section.locator(".noUi-handle").first.wait_for()
     section.scroll_into_view_if_needed()
     return section
@@ -170,8 +170,22 @@ def keep(page, section, name):
 
 
 def press(section, label):
-    """Press the button of that text. Its accessible name begins with the icon's glyph, so roles and names do not find it."""
-    section.locator("button", has_text=re.compile(rf"^\s*{label}\s*$")).click()
+    """Press the button of that text with the keyboard. Its accessible name begins with the icon's glyph: no role finds it."""
+    section.locator("button", has_text=re.compile(rf"^\s*{label}\s*$")).press("Enter")
+
+
+CONTROLS = "input, select, textarea, button, .noUi-handle, [contenteditable='true']"  # the last: a slider's number
+FOCUSED = f'live => [...live.querySelectorAll("{CONTROLS}")].indexOf(document.activeElement)'
+REACHABLE = f'live => [...live.querySelectorAll("{CONTROLS}")].flatMap((c, i) => c.disabled || !c.offsetParent ? [] : [i])'
+
+
+def all_reached_by_tab(section):
+    """Tab goes from the first control through all others in order, leaving out those that are off."""
+    on = section.evaluate(REACHABLE)
+    section.locator(CONTROLS).nth(on[0]).focus()
+    for control in on:
+        assert section.evaluate(FOCUSED) == control, section.locator(CONTROLS).nth(control).evaluate("c => c.outerHTML")
+        section.page.keyboard.press("Tab")
 
 
 def test_start_here(lab, page):
@@ -179,6 +193,7 @@ def test_start_here(lab, page):
     section = run_all(page, lab, "start_here")
     moves_the_figure(section, "Position")
     moves_the_figure(section, "Patch side p")
+    all_reached_by_tab(section)
     keep(page, section, "start_here")
 
 
@@ -196,16 +211,19 @@ def test_npp_in_your_model(lab, page):
     box.press("Enter")
     press(section, "Train")
     section.get_by_text("outside (0, 1)").wait_for()
+    all_reached_by_tab(section)
     keep(page, section, "npp_in_your_model")
 
 
 def test_explore_grouping(lab, page):
-    """Another position, another patch side, another image."""
+    """Another position, another patch side, another image; a letter at a slider is no command to JupyterLab."""
     section = run_all(page, lab, "explore_grouping")
+    move(section, "Position", "m")
     moves_the_figure(section, "Position")
     moves_the_figure(section, "Patch side p")
     moves_the_figure(section, "Image")
     assert "K = 16" in section.inner_text()
+    all_reached_by_tab(section)
     keep(page, section, "explore_grouping")
 
 
@@ -220,6 +238,7 @@ def test_explore_schedule(lab, page):
         section.get_by_text(answer).first.wait_for()
     press(section, "Save as preset")
     section.get_by_text("saved; run it with").wait_for()
+    all_reached_by_tab(section)
     keep(page, section, "explore_schedule")
 
 
@@ -244,24 +263,28 @@ def test_explore_sampling(lab, page):
     press(section, "Sample")
     section.get_by_text("10 images of").first.wait_for()
     section.get_by_text("done", exact=True).wait_for()
+    all_reached_by_tab(section)
     keep(page, section, "explore_sampling")
 
 
 def test_explore_runs(lab, page):
-    """Ticked runs get curves, the table sorts, Follow follows and stops."""
+    """With the keyboard alone: ticked runs get curves, the table sorts, menus choose, Follow follows and stops."""
     section = run_all(page, lab, "explore_runs")
     for box in section.get_by_role("checkbox").all():
-        box.check()
+        box.press("Space")
     section.locator('img[alt*="curves of GPT-L_ntp_seed0, GPT-L_npp"], img[alt*="curves of GPT-L_npp"]').wait_for()
-    section.get_by_role("button", name="NLL").click()
+    table = section.locator(".widget-vbox", has=page.get_by_role("button", name="preset")).last
+    assert table.evaluate("t => t.scrollWidth <= t.clientWidth"), "the table scrolls sideways"
+    section.get_by_role("button", name="NLL").press("Enter")
     section.get_by_role("button", name="NLL ▲").wait_for()
-    row(section, "Curves over").locator("select").select_option("minutes")
+    row(section, "Curves over").locator("select").press("ArrowDown")
     section.locator('img[alt$="over minutes"]').wait_for()
-    row(section, "Samples of").locator("select").select_option(index=1)
+    row(section, "Samples of").locator("select").press("ArrowDown")
     section.locator('img[alt*="samples of"]').wait_for()
     move(section, "Follow every (s)", "Home")
     press(section, "Follow")
     section.locator(".widget-html-content", has_text=re.compile("^running$")).wait_for()
     press(section, "Stop")
     section.locator(".widget-html-content", has_text=re.compile("^stopped$")).wait_for()
+    all_reached_by_tab(section)
     keep(page, section, "explore_runs")

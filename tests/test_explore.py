@@ -228,7 +228,7 @@ def test_browser_sorts_ticks_and_shows_samples(runs):
     ascending = list(runs.table["NLL"])
     runs.sort("NLL")
     assert ascending == sorted(ascending) and list(runs.table["NLL"]) == ascending[::-1]
-    assert runs.curves.value == "" and runs.grid.value == ""
+    assert runs.curves.value == "" and runs.grid.value == "" and runs.form.controls["samples"].label == "none"
     runs.ticks[PAIR[0]].value = True
     assert "<img" in runs.curves.value and "evaluated, step 1200 of 1200" in runs.running.value
     runs.form.controls["samples"].value = PAIR[1]

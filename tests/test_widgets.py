@@ -38,6 +38,15 @@ def test_a_refusal_is_explained_beside_the_control_it_names(form, message, besid
     assert not any(note.value for note in form.notes.values())
 
 
+def test_a_typed_number_has_its_bounds_beside_it():
+    """A number beyond them becomes the nearest one, and the reader sees why; also after a refusal."""
+    form = Form({"seed": control(w.BoundedIntText, "Seed", min=0, max=10**6)})
+    form.controls["seed"].value = -5
+    form.evaluate(refuse("seed 0 is taken"))
+    assert "is taken" in form.notes["seed"].value
+    assert form.evaluate(lambda seed: seed) == 0 and form.notes["seed"].value == "0 to 1,000,000"
+
+
 def test_a_refusal_that_names_none_stands_beside_the_last_change(form):
     """The reader looks where the hand was; what the value says is text, not markup."""
     form.observe(lambda: form.evaluate(refuse("<b>nothing is left")))

@@ -13,7 +13,8 @@ from nppkit import monitor, plots
 from nppkit.widgets import Form, Task, control, in_turn, picture
 
 WIDTHS = {"run": "236px", "state": "76px", "preset": "76px"}  # of the table's columns
-WIDTH = "60px"  # of a column of numbers
+WIDTH = "58px"  # of a column of numbers
+NO_RUN = ("none", "")  # None as a value would leave the menu blank
 WHOLE = w.Layout(width="max-content", overflow="visible")  # the table scrolls as one
 
 
@@ -29,7 +30,7 @@ class RunBrowser:
                 "others": control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
                 "state": control(w.Dropdown, "Show", options=["all", "running", "stopped", "trained", "evaluated"]),
                 "against": control(w.Dropdown, "Curves over", options=["epoch", "minutes"]),
-                "samples": control(w.Dropdown, "Samples of", options=["none"]),
+                "samples": control(w.Dropdown, "Samples of", options=[NO_RUN]),
                 "seconds": control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
             }
         )
@@ -80,11 +81,11 @@ class RunBrowser:
         for button, name in zip(self.header.children, ("run", *self.COLUMNS), strict=True):
             button.description = name + (" \u25bc" if self.descending else " \u25b2") * (name == self.sort_by)
         samples, shown = self.form.controls["samples"], [run for run in found if (run / "samples.png").is_file()]
-        options = [("none", None), *((f"{run.name} ({run.parents[1].name}, {run.parents[3].name})", run) for run in shown)]
+        options = [NO_RUN, *((f"{run.name} ({run.parents[1].name}, {run.parents[3].name})", run) for run in shown)]
         if tuple(options) != samples.options:
             chosen = samples.value
             samples.options = options
-            samples.value = chosen if chosen in shown else None
+            samples.value = chosen if chosen in shown else ""
         self.redraw()
 
     def _add_row(self, run: Path) -> None:
