@@ -241,7 +241,7 @@ def target_matrix(axes: Axes, num_tokens: int, patch_size: int, position: int | 
     if position is not None:
         marks[targets[position], position] = 2
     axes.imshow(marks, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2, aspect="auto", interpolation="none")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set(xlabel="position in the sequence", ylabel="image token, raster order")
 
 

@@ -68,6 +68,14 @@ def test_each_column_of_the_targets_has_its_window():
     assert np.flatnonzero(marks[:, 1] == 2).tolist() == [2, 3, 6, 7] and (marks == 2).sum() == 4
 
 
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_positions_are_whole_numbers(patch_size):
+    """Also where a single position is the whole image."""
+    axes = Figure().subplots()
+    plots.target_matrix(axes, 64, patch_size)
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
 def test_windows_veil_what_comes_later():
     """Lines around four windows, those after the chosen one veiled, and one mark around it."""
     axes = Figure().subplots()
