@@ -129,13 +129,15 @@ def check_patches(preset: Preset, run: Run) -> None:
     side, pixels = image_size(preset, run.large), preset.tokenizer.downsampling
     if side % pixels:
         raise NppkitError(
-            f"run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: change data.image_size"
+            f"preset {preset.name}: run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: "
+            "change data.image_size"
         )
     grid = side // pixels
     for segment in run.segments(preset.training.epochs):
         if grid % segment.patch_size:
             raise NppkitError(
-                f"run {run.id}: patch side {segment.patch_size} does not divide the {grid} x {grid} code grid: use fewer levels"
+                f"preset {preset.name}: run {run.id}: patch side {segment.patch_size} does not divide the {grid} x {grid} "
+                f"code grid ({pixels} pixels a code): use fewer levels, or a shorter tokenizer.vq.ch_mult"
             )
 
 

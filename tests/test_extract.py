@@ -391,7 +391,7 @@ def preset(home, model):
         "data: {source: mnist, image_size: 32, crops: shift, heldout: 5, limit: 20}\n"
         f"tokenizer: {{weights: {home / 'vq.safetensors'}, vq: {{ch: 4, ch_mult: [1, 1, 1], num_res_blocks: 1, z_channels: 8,"
         " codebook_size: 16, norm_groups: 2}}\n"
-        "description: tiny\nextractor: {}\ntraining: {}\nevaluation: {}\n"
+        "description: tiny\nextractor: {steps: 1}\ntraining: {}\nevaluation: {}\n"
         "models: {B: {dim: 16, n_layer: 1, n_head: 1}}\nruns: {B: [ntp]}\n"
     )
     return path
