@@ -75,9 +75,8 @@ def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **chan
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    config = dataclasses.replace(
-        test_train.CONFIG, dropout=0.0, batch_size=8, grad_clip=0.3
-    )  # about half of the steps are clipped
+    clip = 0.3  # about half of the steps are clipped
+    config = dataclasses.replace(test_train.CONFIG, dropout=0.0, batch_size=8, grad_clip=clip)
 
     def progress(steps):
         for step in steps:

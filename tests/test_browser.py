@@ -142,6 +142,13 @@ def move(section, label, key="ArrowRight", times=1):
         handle.press(key)
 
 
+def fill(section, label, value):
+    """Type into a field."""
+    box = row(section, label).locator("input")
+    box.fill(value)
+    box.press("Enter")
+
+
 def picture(section, index=0):
     """The picture's data; it changes when another is drawn."""
     return section.locator(".widget-html img").nth(index).get_attribute("src")
@@ -188,63 +195,56 @@ def all_reached_by_tab(section):
         section.page.keyboard.press("Tab")
 
 
-def test_start_here(lab, page):
+@pytest.fixture
+def section(lab, page, request):
+    """The live section of the notebook that the test is called after; in the end Tab reaches all its controls."""
+    name = request.node.name.removeprefix("test_")
+    section = run_all(page, lab, name)
+    yield section
+    keep(page, section, name)
+    all_reached_by_tab(section)
+
+
+def test_start_here(section):
     """The method, a training on the spot, and a prediction that follows the sliders."""
-    section = run_all(page, lab, "start_here")
     moves_the_figure(section, "Position")
     moves_the_figure(section, "Patch side p")
-    all_reached_by_tab(section)
-    keep(page, section, "start_here")
 
 
-def test_npp_in_your_model(lab, page):
+def test_npp_in_your_model(section):
     """The check at p = 1 passes; a training draws its curve, stops, and explains a lambda that is none."""
-    section = run_all(page, lab, "npp_in_your_model")
-    assert page.get_by_text("the patch loss and its gradients are the model's own").count()
+    assert section.page.get_by_text("the patch loss and its gradients are the model's own").count()
     move(section, "Epochs of 10 steps", "ArrowLeft", times=3)
     press(section, "Train")
     section.locator(".widget-html img").wait_for()
     press(section, "Stop")
     section.get_by_text(re.compile("^(stopped|done)$")).wait_for()
-    box = row(section, "Lambda").locator("input")
-    box.fill("3")
-    box.press("Enter")
+    fill(section, "Lambda", "3")
     press(section, "Train")
     section.get_by_text("outside (0, 1)").wait_for()
-    all_reached_by_tab(section)
-    keep(page, section, "npp_in_your_model")
 
 
-def test_explore_grouping(lab, page):
+def test_explore_grouping(section):
     """Another position, another patch side, another image; a letter at a slider is no command to JupyterLab."""
-    section = run_all(page, lab, "explore_grouping")
     move(section, "Position", "m")
     moves_the_figure(section, "Position")
     moves_the_figure(section, "Patch side p")
     moves_the_figure(section, "Image")
     assert "K = 16" in section.inner_text()
-    all_reached_by_tab(section)
-    keep(page, section, "explore_grouping")
 
 
-def test_explore_schedule(lab, page):
+def test_explore_schedule(section):
     """Sliders redraw the schedule, a bad lambda is explained beside its field, and the preset is saved."""
-    section = run_all(page, lab, "explore_schedule")
     moves_the_figure(section, "Epochs T", "ArrowLeft")
-    box = row(section, "Lambda").locator("input")
     for value, answer in (("2", "outside (0, 1)"), ("2/3", "p = 8 in epochs 0 to 88")):
-        box.fill(value)
-        box.press("Enter")
+        fill(section, "Lambda", value)
         section.get_by_text(answer).first.wait_for()
     press(section, "Save as preset")
     section.get_by_text("saved; run it with").wait_for()
-    all_reached_by_tab(section)
-    keep(page, section, "explore_schedule")
 
 
-def test_explore_sampling(lab, page):
+def test_explore_sampling(section):
     """Two checkpoints draw the same seed row by row; another guidance scale draws otherwise; Stop stops; completion."""
-    section = run_all(page, lab, "explore_sampling")
     move(section, "Images", "Home")
     press(section, "Sample")
     section.get_by_text("8 of 8 rows drawn").nth(1).wait_for()
@@ -254,7 +254,7 @@ def test_explore_sampling(lab, page):
     move(section, "Guidance scale", times=3)
     move(section, "Pause a row (s)", "End")
     press(section, "Sample")
-    wait_until(page, lambda: picture(section) != before and "3 of 8 rows" in section.inner_text(), "the third row")
+    wait_until(section.page, lambda: picture(section) != before and "3 of 8 rows" in section.inner_text(), "the third row")
     press(section, "Stop")
     section.get_by_text("stopped", exact=True).wait_for()
     move(section, "Images", "End")
@@ -263,17 +263,14 @@ def test_explore_sampling(lab, page):
     press(section, "Sample")
     section.get_by_text("10 images of").first.wait_for()
     section.get_by_text("done", exact=True).wait_for()
-    all_reached_by_tab(section)
-    keep(page, section, "explore_sampling")
 
 
-def test_explore_runs(lab, page):
+def test_explore_runs(section):
     """With the keyboard alone: ticked runs get curves, the table sorts, menus choose, Follow follows and stops."""
-    section = run_all(page, lab, "explore_runs")
     for box in section.get_by_role("checkbox").all():
         box.press("Space")
     section.locator('img[alt*="curves of GPT-L_ntp_seed0, GPT-L_npp"], img[alt*="curves of GPT-L_npp"]').wait_for()
-    table = section.locator(".widget-vbox", has=page.get_by_role("button", name="preset")).last
+    table = section.locator(".widget-vbox", has=section.page.get_by_role("button", name="preset")).last
     assert table.evaluate("t => t.scrollWidth <= t.clientWidth"), "the table scrolls sideways"
     section.get_by_role("button", name="NLL").press("Enter")
     section.get_by_role("button", name="NLL ▲").wait_for()
@@ -286,5 +283,3 @@ def test_explore_runs(lab, page):
     section.locator(".widget-html-content", has_text=re.compile("^running$")).wait_for()
     press(section, "Stop")
     section.locator(".widget-html-content", has_text=re.compile("^stopped$")).wait_for()
-    all_reached_by_tab(section)
-    keep(page, section, "explore_runs")
