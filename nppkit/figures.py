@@ -165,18 +165,20 @@ def figure3(schedules: dict[str, tuple[Segment, ...]], steps_per_epoch: int, bas
 
 
 def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) -> Figure:
-    """Sample grids of runs: method -> model size -> its samples.png, of which the first rows (of `side` pixels) are shown."""
+    """Sample grids of runs: method -> model size -> its samples.png, of which the first rows (of `side` pixels) are shown.
+
+    A column for each method, a line for each size.
+    """
     sizes = list(dict.fromkeys(size for grid in grids.values() for size in grid))
-    shape = dict(nrows=len(grids), ncols=max(1, len(sizes)), squeeze=False)
-    figure, panels = plt.subplots(**shape, figsize=(2.6 * shape["ncols"], 1.1 * len(grids) + 0.3))
-    for line, (method, files) in zip(panels, grids.items(), strict=True):
-        for axes, size in zip(line, sizes, strict=False):
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            axes.spines[:].set_visible(False)
+    shape = dict(nrows=max(1, len(sizes)), ncols=len(grids), squeeze=False)
+    figure, panels = plt.subplots(**shape, figsize=(3.6 * shape["ncols"], 1.28 * shape["nrows"]))
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for size, line in zip(sizes, panels, strict=False):
+        for axes, (method, files) in zip(line, grids.items(), strict=True):
+            axes.set_title(f"{size}, {method}", loc="left")
             if size in files:
-                axes.imshow(np.asarray(Image.open(files[size]).convert("RGB"))[: rows * side], interpolation="nearest")
-            axes.set_title(f"{size}, {method}", loc="left", fontsize=8)
+                axes.imshow(np.asarray(Image.open(files[size]).convert("RGB"))[: rows * side], interpolation="none")
     return figure
 
 

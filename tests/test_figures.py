@@ -86,12 +86,14 @@ def test_figure3_draws_the_schedule():
 
 
 def test_figure4_places_the_grids(tmp_path):
-    """A panel for every run that exists, methods below each other."""
+    """A line for each size, methods side by side; a run that does not exist leaves its place empty."""
     for name, value in (("a", 10), ("b", 200)):
         Image.fromarray(np.full((68, 100, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
-    figure = figures.figure4({"NTP": {"B": tmp_path / "a.png"}, "NPP": {"B": tmp_path / "b.png"}}, rows=1)
-    shown = [axes.images[0].get_array() for axes in figure.axes]
-    assert [int(image.max()) for image in shown] == [10, 200] and shown[0].shape[0] == 34
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    figure = figures.figure4({"NTP": {"B": a, "L": b}, "NPP": {"B": b}}, rows=1)
+    shown = [[int(image.get_array().max()) for image in axes.images] for axes in figure.axes]
+    assert shown == [[10], [200], [200], []] and figure.axes[0].images[0].get_array().shape[0] == 34
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["B, NTP", "B, NPP", "L, NTP", "L, NPP"]
 
 
 def test_curves_average_over_seeds():
