@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nppkit import noise
 from nppkit.errors import NppkitError
-from nppkit.features import DigitClassifier
+from nppkit.features import DigitClassifier, load_extractor
 from nppkit.images import CROPS, ImageSet, crop_images, some_images
+from nppkit.npz import npz_keys
 from nppkit.presets import Preset, settings
 from nppkit.runs import located, sha256, write_atomic
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel, to_model_range
@@ -161,6 +162,16 @@ def tokenizer_config(preset: Preset) -> VQConfig:
         raise NppkitError(f"preset {preset.name}: tokenizer.vq: {error}") from None
     config.grid_size(preset.data.image_size)
     return config
+
+
+def check_inputs(preset: Preset, side: int) -> None:
+    """NppkitError for what would stop a tokenize job only after its trainings: grid, extractor's weights, reference."""
+    tokenizer_config(preset).grid_size(side)
+    e = preset.extractor
+    if e.name != "digits":
+        load_extractor(e.name, located(e.weights), e.sha256)
+    if preset.evaluation.reference:
+        npz_keys(located(preset.evaluation.reference))
 
 
 def load_tokenizer(folder: Path) -> VQModel:

@@ -19,6 +19,7 @@ from nppkit.errors import NppkitError
 from nppkit.npz import read_npz
 from nppkit.presets import DataConfig
 
+END_OF_JPEG = b"\xff\xd9"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
@@ -59,8 +60,8 @@ def mnist_images() -> ImageSet:
 def folder_images(path: str | Path, check: bool = True) -> ImageSet:
     """A folder of class folders (the layout of ImageNet). The digest covers relative paths and sizes.
 
-    NppkitError names a missing or empty folder and, with `check`, counts the files that are no images and names some.
-    What is damaged further in is found when it is loaded, and named then.
+    NppkitError names a missing or empty folder and, with `check`, counts the files that are no whole images and names some.
+    A flaw in the middle of a JPEG is found when it is loaded, and named then.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -105,13 +106,23 @@ def _opened(file: Path) -> Image.Image:
 
 
 def _why_unreadable(file: Path) -> str:
-    """Empty if the file's structure is that of an image."""
+    """Empty if the file is a whole image: PNG by its checksums, JPEG by its end, others, and JPEG with more after it, decoded."""
     try:
         with _opened(file) as image:
+            kind = image.format
             image.verify()
+        if kind != "PNG" and not (kind == "JPEG" and _tail(file).endswith(END_OF_JPEG)):
+            _opened(file).convert("RGB")
         return ""
     except Exception as error:
         return " ".join(str(error).split())
+
+
+def _tail(file: Path) -> bytes:
+    """The file's last bytes, without the padding that some programs leave."""
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - 64))
+        return content.read().rstrip(b"\0")
 
 
 def torchvision_images(name: str, root: str | Path) -> ImageSet:

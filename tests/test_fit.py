@@ -1,6 +1,7 @@
 """Training of the tokenizer and of the digit classifier, and what they are made from."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -121,3 +122,21 @@ def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed
     weights = tmp_path / "tokenizer.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert [len(fit.prepare_tokenizer(preset, source, tmp_path)[1]) for _ in range(2)] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("tokenizer.vq", {"ch": 9}, "tokenizer ch 9"),
+        ("extractor.name", "vgg", r"extractor.name 'vgg' is unknown"),
+        ("extractor.name", "inception-v3-compat", r"cannot be downloaded"),
+        ("evaluation.reference", "absent.npz", r"absent\.npz cannot be read as npz"),
+    ],
+)
+def test_inputs_are_checked_before_the_trainings(smoke, home, changed, monkeypatch, setting, value, message):
+    """What a tokenize job needs after its trainings is looked at before them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(home))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("offline")))
+    fit.check_inputs(smoke, 32)
+    with pytest.raises(NppkitError, match=message):
+        fit.check_inputs(changed(smoke, setting, value), 32)

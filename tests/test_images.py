@@ -215,23 +215,33 @@ def bomb(path):
     path.write_bytes(content)
 
 
+def test_more_after_the_end_of_a_jpeg(folder):
+    """A JPEG that is whole is accepted, whatever programs left behind its end."""
+    Image.new("RGB", (40, 30)).save(folder / "dog" / "more.jpg")
+    whole = (folder / "dog" / "more.jpg").read_bytes()
+    for i, more in enumerate((b"\0" * 9, b"more than one would expect" * 9)):
+        (folder / "dog" / f"more{i}.jpg").write_bytes(whole + more)
+    assert len(folder_images(folder)) == 7
+
+
 @pytest.mark.parametrize(
-    ("name", "write", "early"),
+    ("name", "write"),
     [
-        ("truncated.jpg", truncated, False),
-        ("flipped.png", flipped, True),
-        ("bomb.png", bomb, True),
-        ("thin.png", lambda path: Image.new("RGB", (1, 500)).save(path), True),
-        ("text.jpg", lambda path: path.write_text("no image"), True),
-        ("empty.jpg", lambda path: path.touch(), True),
+        ("truncated.jpg", truncated),
+        ("truncated.webp", truncated),
+        ("truncated.bmp", truncated),
+        ("flipped.png", flipped),
+        ("bomb.png", bomb),
+        ("thin.png", lambda path: Image.new("RGB", (1, 500)).save(path)),
+        ("text.jpg", lambda path: path.write_text("no image")),
+        ("empty.jpg", lambda path: path.touch()),
     ],
 )
-def test_unreadable_images_are_counted_and_named(folder, name, write, early):
-    """What is no image, too large or too thin is counted and named at the start, a truncated one when it is loaded."""
+def test_unreadable_images_are_counted_and_named(folder, name, write):
+    """What is no image, not whole, too large or too thin is counted and named at the start, and when it is loaded."""
     write(folder / "dog" / name)
-    if early:
-        with pytest.raises(NppkitError, match=f"1 of 5 images in .*{name}"):
-            folder_images(folder)
+    with pytest.raises(NppkitError, match=f"1 of 5 images in .*{name}"):
+        folder_images(folder)
     images = folder_images(folder, check=False)
     with pytest.raises(NppkitError, match=f"image .*{name} cannot be read"):
         for i in range(len(images)):
