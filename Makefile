@@ -6,6 +6,7 @@ PRESET ?= demo
 CORES ?= $(shell nproc)
 PROFILE ?= default
 RUN ?=
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
@@ -25,7 +26,7 @@ help:  ## this list
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 env: $(BIN)/.installed  ## create the environment in VENV

@@ -8,9 +8,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
-def pins() -> set[str]:
+def pins(*extras: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+    return {*project["dependencies"], *(pin for extra in extras for pin in project["optional-dependencies"][extra])}
 
 
 def normal(pin: str) -> str:
@@ -21,14 +21,14 @@ def test_environment_yml_has_the_pins():
     """conda users get what the Makefile installs: same Python, same versions."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert set(listed) - {"--editable ."} == pins()
+    assert set(listed) - {"--editable ."} == pins("dev")
     assert "python=3.11" in environment["dependencies"]
 
 
 def test_constraints_agree_with_the_pins():
     """The lock file of indirect dependencies holds every direct pin unchanged."""
     locked = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    assert {normal(pin) for pin in pins()} <= locked
+    assert {normal(pin) for pin in pins("dev", "slurm")} <= locked
 
 
 def test_every_pin_says_why():
