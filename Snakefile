@@ -4,8 +4,8 @@
 #   snakemake --workflow-profile profiles/slurm --config preset=imagenet256 nodes=2
 #
 # A job is complete when its record is valid for today's configuration and results (nppkit/runs.py). Records
-# are the only declared outputs, because Snakemake deletes declared outputs before it runs a job again, and
-# profiles/default makes a missing record the only reason to run one: file times say nothing in a fresh clone.
+# are the only declared outputs, because Snakemake deletes declared outputs before it runs a job again. A missing
+# record is the only reason to run one: file times say nothing in a fresh clone, hence ancient().
 
 import shlex
 import sys
@@ -36,7 +36,7 @@ for job in JOBS:
         name:
             runs.rule_name(job)
         input:
-            [upstream.record for upstream in job.upstream],
+            [ancient(upstream.record) for upstream in job.upstream],
         output:
             job.record,
         threads: job.parameters.get("threads", 1)

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +49,19 @@ def test_no_result_without_a_record(name):
     folders = {runs.run_dir(preset, run).name for run in runs.preset_runs(preset)}
     for path in (ROOT / "results" / name / "runs").glob("*/metrics.json"):
         assert path.parent.name in folders and (path.parent / "evaluate.record.json").exists(), path
+
+
+def test_a_clone_trains_no_complete_run(tmp_path):
+    """Snakemake takes committed records as done, also where a clone made the tokenizer's the newest file."""
+    shutil.copytree(ROOT / "results/study_8x8", tmp_path / "results/study_8x8")
+    os.utime(tmp_path / "results/study_8x8/tokenizer/tokenize.record.json")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--workflow-profile", "profiles/default"]
+    env = {**os.environ, "NPPKIT_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [*command, "--config", "preset=study_8x8"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    planned = result.stdout.split("Reasons:")[1].split("missing provenance")[0]
+    assert "table1" in planned and "evaluate_" not in planned and "train_" not in planned
 
 
 @pytest.mark.parametrize("change", ["delete", "alter"])
