@@ -31,7 +31,7 @@ def measure() -> dict:
     cases = {"eager": lambda: step(npp_loss), "yardstick": bench.yardstick(), "compiled": lambda: step(fast)}
     cases["clip"] = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     cases["optimizer"] = optimizer.step
-    times = bench.interleaved(cases, repeats=2)
+    times = bench.interleaved(cases, repeats=5)
     flops, product = model_flops(model.config, BATCH), bench.gflops(2 * bench.SIDE**3, times["yardstick"])
     rates = {f"{name}_of_yardstick": bench.gflops(flops, times[name]) / product for name in ("eager", "compiled")}
     return {"yardstick_gflops": product, "flops": flops, **rates, "seconds": {k: bench.summary(v) for k, v in times.items()}}

@@ -160,35 +160,22 @@ class ClassEmbedding(nn.Module):
 
 
 class KVCache:
-    """Keys and values of one layer for every position so far, in blocks of BLOCK positions.
-
-    Attention of one position reads all of it, and a CPU reads a contiguous block about twice as fast as the
-    first T positions of every head in one tensor of all positions.
-    """
-
-    BLOCK = 32
+    """Keys and values of one layer for every position so far."""
 
     def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
-        self.shape = (2, batch_size, c.kv_heads, self.BLOCK, c.head_dim)
-        self.device, self.dtype = device, dtype
-        self.blocks, self.length = [], 0
+        self.kv = torch.empty((2, batch_size, c.kv_heads, c.block_size, c.head_dim), device=device, dtype=dtype)
+        self.length = 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add one position's k and v (B, kv heads, 1, D), and attend to all of them from q (B, H, 1, D)."""
-        block, row = divmod(self.length, self.BLOCK)
-        if row == 0:
-            self.blocks.append(torch.zeros(self.shape, device=self.device, dtype=self.dtype))
-        self.blocks[block][:, :, :, row] = torch.stack([k, v]).squeeze(3)
+        self.kv[:, :, :, self.length] = torch.stack([k, v]).squeeze(3)
         self.length += 1
-        scale = q.shape[-1] ** -0.5
-        grouped = q.reshape(*k.shape[:2], -1, q.shape[-1]) * scale  # (B, kv heads, query heads of each, D)
-        scores = torch.cat([grouped @ keys.mT for keys, _ in self.blocks], -1)[..., : self.length]
-        p = F.pad(scores.softmax(-1), (0, self.BLOCK - 1 - row)).split(self.BLOCK, -1)
-        return sum(part @ values for part, (_, values) in zip(p, self.blocks, strict=True)).view_as(q)
+        seen = self.kv[:, :, :, : self.length].unbind()
+        return F.scaled_dot_product_attention(q, *seen, enable_gqa=q.shape[1] != k.shape[1])
 
 
 class StaticKVCache(nn.Module):
-    """Keys and values of one layer in one tensor of all N positions: static shapes, for a step that is compiled."""
+    """The same with static shapes, for a step that is compiled: attention reads all N positions, and masks."""
 
     def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
