@@ -64,6 +64,13 @@ def targets_table(report: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("what")
 
 
+def machines_table() -> pd.DataFrame:
+    """Every target with what each machine of a committed report measured."""
+    tables = {machine: targets_table(load_report(machine)) for machine in report_names()}
+    targets = next(iter(tables.values()))["target"]
+    return pd.DataFrame({"target": targets} | {machine: found["measured"] for machine, found in tables.items()})
+
+
 def fit_patch_cost(sides: list[int], seconds: list[float]) -> tuple[float, float]:
     """a and b of t(p) = a + b / p**2, by least squares of the relative errors."""
     sides, seconds = np.asarray(sides, float), np.asarray(seconds)

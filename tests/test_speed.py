@@ -48,6 +48,15 @@ def test_targets_table(reports):
     assert table["load"].max() == 1.5
 
 
+def test_machines_table(reports):
+    """A column for each machine's figures beside the targets; what one did not measure is missing in its column alone."""
+    (speed.REPORTS / "other.json").write_text(json.dumps({"rows": {"step": {"compiled_of_yardstick": 0.8}}}))
+    table = speed.machines_table()
+    assert list(table) == ["target", "box", "other"]
+    assert table.loc["step, compiled: FLOP rate against the yardstick"].tolist() == [">= 0.85", 0.9, 0.8]
+    assert table["box"].notna().sum() == 4 and table["other"].notna().sum() == 1
+
+
 def test_unknown_machine(reports):
     """A machine without a report is named, with those that have one."""
     with pytest.raises(NppkitError, match="machine 'other' has no report in results/bench: use box, or make bench"):
