@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from nppkit.runs import (
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 KERNEL_START_SECONDS = 300
+KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
 KERNEL_DIED = "its kernel died (out of memory, or killed)"
 
 
@@ -83,7 +85,6 @@ def execute(job: Job, overrides: dict) -> None:
     NppkitError if the notebook fails or another process writes this job; Interrupted after SIGTERM.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
@@ -99,12 +100,27 @@ def execute(job: Job, overrides: dict) -> None:
     gpus = leased(values.get("devices", 1)) if values.get("device") in ("auto", "cuda") else nullcontext()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
-            papermill.execute_notebook(notebook, executed, values, **options)
-        except (PapermillExecutionError, DeadKernelError) as error:
-            reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else KERNEL_DIED
+            with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
+        except (PapermillExecutionError, RuntimeError) as error:
+            reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
             kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
             raise kind(f"{job.name} failed: {reason} (read {executed})") from None
         write_record(job)
+
+
+def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
+    """Run a notebook, again where its kernel ended before it could say anything. RuntimeError if the kernel dies later."""
+    from nbclient.exceptions import DeadKernelError
+
+    for start in range(1, KERNEL_STARTS + 1):
+        try:
+            run()
+            return
+        except DeadKernelError:
+            raise RuntimeError(KERNEL_DIED) from None
+        except RuntimeError as error:  # jupyter_client's
+            if "before replying" not in str(error) or stop.requested or start == KERNEL_STARTS:
+                raise RuntimeError(f"its kernel did not start ({error})") from None
 
 
 def stop_kernels() -> None:

@@ -1,5 +1,6 @@
 """The launcher: parameters are checked data, records are written last."""
 
+import nbformat
 import pytest
 
 from nppkit import launch, runs
@@ -81,6 +82,40 @@ def test_a_report_without_its_notebook_is_named(home, smoke):
     """A preset's report that is no notebook of the folder is one line, not an error of papermill."""
     with pytest.raises(NppkitError, match=r"notebooks/nothing\.ipynb does not exist"):
         launch.execute(runs.report_job(smoke, "nothing"), {})
+
+
+KERNEL = """
+from pathlib import Path
+starts = Path(__file__).with_name("starts")
+starts.write_text(f"{starts.read_text()}1" if starts.exists() else "1")
+assert len(starts.read_text()) > FAILURES, "port in use"
+import sys
+sys.path.remove(str(Path(__file__).parent))
+import runpy
+runpy.run_module("ipykernel_launcher", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("failures", "done"), [(2, True), (99, False)])
+def test_a_kernel_that_ends_at_its_start_is_started_again(tmp_path, monkeypatch, failures, done):
+    """As when another process takes its port: the job is done nevertheless, or fails in one line after some starts."""
+    cells = [nbformat.v4.new_code_cell(source) for source in ("preset: str = ''", "open('../made.txt', 'w').close()")]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for folder in ("notebooks", "bin"):
+        (tmp_path / folder).mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks/make.ipynb")
+    (tmp_path / "bin/ipykernel_launcher.py").write_text(KERNEL.replace("FAILURES", str(failures)))
+    monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bin"))
+    job = runs.Job("make", "make", {}, tmp_path, ("made.txt",), (), {})
+    if done:
+        launch.execute(job, {})
+    else:
+        with pytest.raises(NppkitError, match=r"^make failed: its kernel did not start \(Kernel died before replying.*\) \(read"):
+            launch.execute(job, {})
+    assert job.record.exists() == (tmp_path / "made.txt").exists() == done
+    assert len((tmp_path / "bin/starts").read_text()) == min(failures + 1, launch.KERNEL_STARTS)
 
 
 def test_command_line_prints_one_line(monkeypatch, capsys):
