@@ -71,10 +71,15 @@ def difference_columns(preset: Preset, run: Run | None) -> dict:
 
 
 def cost_columns(preset: Preset, run: Run, printed: float, rows: list[dict]) -> dict:
-    """Relative training cost: printed, by formula (ideal, and with integer boundaries), and measured on the step and clock."""
+    """Relative training cost: printed, by formula (ideal, and with integer boundaries), and measured on the step and clock.
+
+    Measured costs are those of the seeds that both runs have: of two seeds, one may have run on another machine.
+    """
     segments = run.segments(EPOCHS)
     ideal = 1.0 if run.lam is None else ideal_cost_ratio([s.patch_size for s in segments], run.lam)
     baseline = results(preset, Run(run.size, large=run.large))
+    seeds = {row["seed"] for row in rows} & {row["seed"] for row in baseline}
+    rows, baseline = ([row for row in found if row["seed"] in seeds] for found in (rows, baseline))
     measured = {"FLOPs": "flops", "time": "seconds", "CPU time": "cpu_seconds"}
     return {
         "cost printed": printed,

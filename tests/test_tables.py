@@ -85,6 +85,16 @@ def test_measured_cost_is_not_the_formula(home, smoke):
     assert row["cost measured time"] == pytest.approx(0.98) and row["cost measured FLOPs"] == pytest.approx(0.95)
 
 
+def test_measured_cost_is_of_common_seeds(home, smoke):
+    """A seed that only the baseline has, on a machine three times as slow, does not enter the ratio."""
+    preset = dataclasses.replace(smoke, seeds={"B": 2})
+    finish(preset, Run("B"), seconds=50.0, flops=2e12)
+    finish(preset, Run("B", seed=1), seconds=150.0, flops=2e12)
+    finish(preset, Run("B", patch_size=2, lam="1/2"), seconds=30.0, flops=1e12)
+    row = tables.make_table(preset, 2).iloc[1]
+    assert row["ours"] == "1 seed" and row["cost measured time"] == pytest.approx(0.6)
+
+
 def test_own_metrics_never_look_like_imagenet(partly_run):
     """With digit features no column of ours is called plain FID, IS, precision or recall."""
     for number in (1, 2, 3, 4, 5):
