@@ -85,6 +85,7 @@ def execute(job: Job, overrides: dict) -> None:
     NppkitError if the notebook fails or another process writes this job; Interrupted after SIGTERM.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
@@ -101,26 +102,28 @@ def execute(job: Job, overrides: dict) -> None:
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
             with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
-        except (PapermillExecutionError, RuntimeError) as error:
-            reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
-            kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
-            raise kind(f"{job.name} failed: {reason} (read {executed})") from None
-        write_record(job)
+        except PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            reason = KERNEL_DIED
+        except RuntimeError as error:
+            reason = f"its kernel did not start ({error})"
+        else:
+            write_record(job)
+            return
+    kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
+    raise kind(f"{job.name} failed: {reason} (read {executed})")
 
 
 def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
-    """Run a notebook, again where its kernel ended before it could say anything. RuntimeError if the kernel dies later."""
-    from nbclient.exceptions import DeadKernelError
-
+    """Run a notebook, again where its kernel ended before it could say anything."""
     for start in range(1, KERNEL_STARTS + 1):
         try:
             run()
             return
-        except DeadKernelError:
-            raise RuntimeError(KERNEL_DIED) from None
-        except RuntimeError as error:  # jupyter_client's
+        except RuntimeError as error:  # jupyter_client's, which has no class of its own
             if "before replying" not in str(error) or stop.requested or start == KERNEL_STARTS:
-                raise RuntimeError(f"its kernel did not start ({error})") from None
+                raise
 
 
 def stop_kernels() -> None:

@@ -70,22 +70,20 @@ def difference_columns(preset: Preset, run: Run | None) -> dict:
     return dict(zip(columns, values, strict=True))
 
 
-def cost_columns(preset: Preset, run: Run, printed: float, rows: list[dict]) -> dict:
+def cost_columns(preset: Preset, run: Run, printed: float) -> dict:
     """Relative training cost: printed, by formula (ideal, and with integer boundaries), and measured on the step and clock.
 
-    Measured costs are those of the seeds that both runs have: of two seeds, one may have run on another machine.
+    Measured ratios are paired by seed, since seeds may have run on different machines; None if no seed has both runs.
     """
     segments = run.segments(EPOCHS)
     ideal = 1.0 if run.lam is None else ideal_cost_ratio([s.patch_size for s in segments], run.lam)
-    baseline = results(preset, Run(run.size, large=run.large))
-    seeds = {row["seed"] for row in rows} & {row["seed"] for row in baseline}
-    rows, baseline = ([row for row in found if row["seed"] in seeds] for found in (rows, baseline))
-    measured = {"FLOPs": "flops", "time": "seconds", "CPU time": "cpu_seconds"}
+    keys, baseline = {"FLOPs": "flops", "time": "seconds", "CPU time": "cpu_seconds"}, Run(run.size, large=run.large)
+    measured = {name: paired(preset, run, baseline, key, lambda a, b: a / b) for name, key in keys.items()}
     return {
         "cost printed": printed,
         "cost ideal": ideal,
         "cost integer boundaries": cost_ratio(segments),
-        **{f"cost measured {name}": _ratio(mean(rows, key), mean(baseline, key)) for name, key in measured.items()},
+        **{f"cost measured {name}": ratio.mean if ratio.n else None for name, ratio in measured.items()},
     }
 
 
@@ -107,7 +105,7 @@ def make_table(preset: Preset, number: int) -> pd.DataFrame:
         else:
             line |= quality_columns(preset, row, run, rows)
         if "training_cost" in row:
-            line |= cost_columns(preset, run, row["training_cost"], rows)
+            line |= cost_columns(preset, run, row["training_cost"])
         lines.append(line)
     check_one_contract(contracts)
     table = pd.DataFrame(lines)
