@@ -91,7 +91,8 @@ def machine() -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else found[1] if found else platform.machine()
-    return {"name": name, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"name": name, "cores": os.cpu_count(), **versions, "glibc": os.environ.get("GLIBC_TUNABLES", "defaults")}
 
 
 def record(row: str, measure: Callable[[], dict], threads: int | None = None) -> None:

@@ -66,3 +66,17 @@ def test_lab_opens_the_start_notebook():
     """`make lab` begins where a newcomer should."""
     result = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "jupyter lab notebooks/start_here.ipynb" in result.stdout and (ROOT / "notebooks/start_here.ipynb").is_file()
+
+
+def test_freed_memory_is_kept():
+    """Memory that a process of `make` gave back is there the second time: no page has to come from the system again."""
+    echo = ["make", "--silent", "--eval", "settings:; @echo $$GLIBC_TUNABLES", "settings"]
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    settings = subprocess.run(echo, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    code = (
+        "import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "b'x' * (1 << 27); before = faults(); b'x' * (1 << 27); print(faults() - before)"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=env | {"GLIBC_TUNABLES": settings}, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 100
