@@ -147,12 +147,17 @@ def _prediction(axes: Axes, shades: Tensor, p: int) -> None:
     axes.set_title(f"p = {p}, K = {p**2}\n{side**2} patch tokens")
 
 
-def figure3(schedules: dict[str, tuple[Segment, ...]], steps_per_epoch: int, base_lr: float, end_lr: float) -> Figure:
-    """Coarse-to-fine schedules one below the other: segments, learning rate, and cost relative to next-token prediction."""
+def figure3(
+    schedules: dict[str, tuple[Segment, ...]], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float
+) -> Figure:
+    """Coarse-to-fine schedules one below the other: segments, learning rate, and cost relative to next-token prediction.
+
+    The arguments of the learning rate are those of `schedule.learning_rate`.
+    """
     figure, rows = plt.subplots(len(schedules), 1, figsize=(7, 1.25 * len(schedules) + 0.4), sharex=True)
     for axes, (name, segments) in zip(rows, schedules.items(), strict=True):
         steps = range(segments[-1].end * steps_per_epoch)
-        rates = [learning_rate(step, segments, steps_per_epoch, base_lr, end_lr) for step in steps]
+        rates = [learning_rate(step, segments, steps_per_epoch, base_lr, end_lr, **shape) for step in steps]
         axes.plot(np.array(steps) / steps_per_epoch, rates, color="C0")
         for segment in segments:
             shade = 0.08 * np.log2(segment.patch_size)

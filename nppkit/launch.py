@@ -39,6 +39,7 @@ from nppkit.runs import (
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+DECIDED = {"preset", "run", "large", "precision"}  # by the job that its record names
 KERNEL_START_SECONDS = 300
 KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
 KERNEL_DIED = "its kernel died (out of memory, or killed)"
@@ -94,6 +95,8 @@ def execute(job: Job, overrides: dict) -> None:
     cell = papermill.iorw.load_notebook_node(str(notebook))
     source = next(c["source"] for c in cell["cells"] if "parameters" in c["metadata"].get("tags", []))
     values = check_parameters({**job.parameters, **overrides}, declared_parameters(source), f"{job.notebook}.ipynb")
+    if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
+        raise NppkitError(f"{job.notebook}.ipynb: parameter {changed[0]} is decided by the preset and the run: change those")
     os.environ[BATCH] = "1"
     os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)

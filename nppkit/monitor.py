@@ -90,10 +90,8 @@ def progress_of(run: Path, now: float | None = None) -> Progress:
 
 
 def _state(run: Path, history: pd.DataFrame, total: int | None, now: float) -> str:
-    if (run / "metrics.json").is_file():
-        return "evaluated"
-    if (total and history["step"].iloc[-1] >= total) or (run / "train_metrics.json").is_file():
-        return "trained"
+    if (total and history["step"].iloc[-1] >= total) or (not total and (run / "train_metrics.json").is_file()):
+        return "evaluated" if (run / "metrics.json").is_file() else "trained"
     quiet = max(QUIET_SECONDS, 10 * history["seconds"].iloc[-1])
     return "running" if now - (run / "history.csv").stat().st_mtime < quiet else "stopped"
 

@@ -103,11 +103,11 @@ def samples(generated: Tensor, nearest: Tensor, title: str, columns: int = 10) -
     return figure
 
 
-def schedule(segments: tuple[Segment, ...], steps_per_epoch: int, base_lr: float, end_lr: float) -> Figure:
-    """Learning rate and patch side over the schedule epochs."""
+def schedule(segments: tuple[Segment, ...], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float) -> Figure:
+    """Learning rate and patch side over the schedule epochs; the arguments are those of `schedule.learning_rate`."""
     total = segments[-1].end * steps_per_epoch
     steps = np.unique(np.linspace(0, total - 1, 3000).astype(int))
-    rates = [learning_rate(int(s), segments, steps_per_epoch, base_lr, end_lr) for s in steps]
+    rates = [learning_rate(int(s), segments, steps_per_epoch, base_lr, end_lr, **shape) for s in steps]
     figure, axes = plt.subplots(figsize=(6, 2.4))
     axes.plot(steps / steps_per_epoch, rates)
     shade_segments(axes, segments)

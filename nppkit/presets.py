@@ -89,6 +89,14 @@ class TrainingConfig:
     compile: bool = False
     recompute: bool = False  # each block's activations in the backward pass: less memory, about a third more time
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates' arguments of `schedule.learning_rate`; a constant rate has neither warm-up nor decay."""
+        shape = dict(warmup_epochs=self.warmup_epochs, decay_fraction=self.decay_fraction)
+        if self.lr_schedule == "constant":
+            shape = dict.fromkeys(shape, 0.0)
+        return dict(base_lr=self.lr, end_lr=self.end_lr, **shape)
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:

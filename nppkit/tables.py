@@ -56,7 +56,8 @@ def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[
 
 def measured_columns(name: str, rows: list[dict], key: str) -> dict:
     """Mean over seeds under that name, and the standard deviation of two or more."""
-    sd = deviation([row[key] for row in rows]) if len(rows) > 1 else None
+    known = [row[key] for row in rows if row[key] is not None]
+    sd = deviation(known) if len(known) > 1 else None
     return {name: mean(rows, key), f"{name} deviation": sd}
 
 
@@ -229,7 +230,7 @@ def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
     for name, run in named.items():
         if not seed_count(preset, run):
             continue
-        rows = [{**row, "flops": row["flops"] / 1e12} for row in results(preset, run)]
+        rows = [{**row, "flops": row["flops"] and row["flops"] / 1e12} for row in results(preset, run)]
         values = {label: measured_columns(label, rows, key) for key, label in shown.items()}
         lines.append(
             {"run": name, "seeds": _status(preset, run, rows)} | {k: v for columns in values.values() for k, v in columns.items()}

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +187,9 @@ class Trainer:
                 self.train_step(step, segment.patch_size)
                 self.step = step + 1
                 boundary = self.step == segment.end * self.config.steps_per_epoch
-                if boundary or self.step % (self.config.log_every or self.config.steps_per_epoch) == 0:
-                    self.log(segment, boundary)
+                measured = boundary or self.step in self.heldout_steps
+                if measured or self.step % (self.config.log_every or self.config.steps_per_epoch) == 0:
+                    self.log(segment, measured)
                 due, stopping = self.processes.any(time.perf_counter() - saved > self.save_seconds, stop.requested)
                 if boundary or due or stopping or (self.keep_best and math.isfinite(self.score)):
                     self.save()
@@ -232,10 +233,7 @@ class Trainer:
         return to_device(codes[mine], self.device), to_device(labels[mine], self.device)
 
     def learning_rate(self, step: int) -> float:
-        c = self.config
-        if c.lr_schedule == "constant":
-            return c.lr
-        return learning_rate(step, self.segments, c.steps_per_epoch, c.lr, c.end_lr, c.warmup_epochs, c.decay_fraction)
+        return learning_rate(step, self.segments, self.config.steps_per_epoch, **self.config.rates)
 
     def warm_up(self) -> None:
         """Compile every patch side that is still to come, outside the measured time."""
@@ -262,8 +260,14 @@ class Trainer:
         last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
         return NppkitError(f"step {step}: {what}: lower training.lr; {last}")
 
-    def log(self, segment: Segment, boundary: bool) -> None:
-        """Add a history row: means since the last row, and the held-out likelihood at the end of a segment."""
+    @property
+    def heldout_steps(self) -> range:
+        """The steps after which `heldout_every` asks for a held-out likelihood."""
+        every = self.config.heldout_every * self.config.steps_per_epoch
+        return range(every, self.total_steps + 1, every) if every else range(0)
+
+    def log(self, segment: Segment, measured: bool) -> None:
+        """Add a history row: means since the last row, and, where `measured`, the held-out likelihood."""
         self.lap()
         steps = len(self.losses)
         row = {"step": self.step, "epoch": self.step / self.config.steps_per_epoch, "segment": self.segments.index(segment)}
@@ -271,9 +275,8 @@ class Trainer:
         row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps}
         row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
         row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
-        due = boundary or (self.config.heldout_every and row["epoch"] % self.config.heldout_every == 0)
         row["heldout_nll"] = math.nan
-        if due:
+        if measured:
             row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision, processes=self.processes)
             if len(self.heldout) and not math.isfinite(row["heldout_nll"]):
                 raise self.not_finite(self.step - 1, f"held-out likelihood {row['heldout_nll']}")
@@ -332,7 +335,7 @@ class Trainer:
             setattr(self, key, state[key])
 
     def measured_cost(self) -> dict[str, float]:
-        """Training so far: seconds from the history, without compilation, and FLOPs counted on this run's real steps.
+        """Seconds so far, from the history, without compilation; FLOPs of all steps, counted on this run's real ones.
 
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
@@ -445,7 +448,8 @@ def main() -> int:
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
-    options = dict(precision=a.precision or preset.precision, shard=a.shard, micro_batch=a.micro_batch)
+    preset = replace(preset, precision=a.precision or preset.precision)  # it decides the checkpoints' digest
+    options = dict(precision=preset.precision, shard=a.shard, micro_batch=a.micro_batch)
     options |= dict(save_seconds=60 * a.save_minutes, keep_last=a.keep_last, keep_best=a.keep_best)
     with joined() as processes:
         device = pick_device(a.device)  # this process's own, once it has joined

@@ -58,6 +58,17 @@ def test_larger_patches(home, smoke):
         assert claims.larger_patches(preset).verdict == verdict
 
 
+@pytest.mark.parametrize(("flops", "verdict"), [(0.5e12, REPRODUCED), (0.7e12, NOT_HERE)])
+def test_more_levels(home, smoke, flops, verdict):
+    """Claim 10 holds when four levels are worse than two and cheaper, and not when they cost more."""
+    preset = dataclasses.replace(smoke, seeds={"B": 3}, runs={"B": ["ntp", "npp_p2_lambda1-2", "npp_L4_lambda1-2"]})
+    for seed in range(3):
+        finish(preset, dataclasses.replace(NPP, seed=seed), fid=10.0 + seed, flops=0.6e12)
+        finish(preset, Run("B", levels=4, lam="1/2", seed=seed), fid=11.0 + 1.01 * seed, flops=flops)
+    found = claims.more_levels(preset)
+    assert found.verdict == verdict and f"FLOPs ratio: B {flops / 0.6e12:.3f}" in found.numbers
+
+
 def test_published_tables_decide_alone():
     """The numbers named are the paper's: VAR, DiT and StyleGAN-XL are ahead, XL and XXL are behind the 384 models."""
     ahead = claims.state_of_the_art(None).numbers

@@ -116,6 +116,16 @@ def test_designer_agrees_with_the_cost_model():
     assert "the paper prints 0.625" in app.view.value
 
 
+def test_designer_begins_with_the_learning_rate_of_its_base(tmp_path):
+    """Saved at once, a design trains at the rate of the preset that it is based on."""
+    app = designer.ScheduleDesigner(tmp_path)
+    for base in ("demo", "imagenet256"):
+        app.base.value, app.file.value = base, f"of_{base}.yaml"
+        app.button.click()
+        saved = load_preset(str(tmp_path / f"of_{base}.yaml"))
+        assert saved.training.lr == pytest.approx(load_preset(base).training.lr)
+
+
 def test_designer_explains_what_is_no_schedule():
     """A lambda of 2 is explained beside its field, and the last picture stays."""
     app = designer.ScheduleDesigner()

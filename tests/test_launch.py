@@ -78,6 +78,15 @@ def test_unknown_jobs_are_named(arguments, message):
         find_job(*arguments)
 
 
+@pytest.mark.parametrize(("name", "value"), [("precision", "bf16"), ("run", "GPT-B_ntp_seed1"), ("preset", "demo")])
+def test_what_a_record_names_cannot_be_another(home, name, value):
+    """A job's record would stand for another preset, run or precision than was computed: refused before any work."""
+    job = find_job("train", "smoke", "GPT-B_ntp_seed0")
+    with pytest.raises(NppkitError, match=f"parameter {name} is decided by the preset and the run"):
+        launch.execute(job, {name: value})
+    assert not job.folder.exists()
+
+
 def test_a_report_without_its_notebook_is_named(home, smoke):
     """A preset's report that is no notebook of the folder is one line, not an error of papermill."""
     with pytest.raises(NppkitError, match=r"notebooks/nothing\.ipynb does not exist"):

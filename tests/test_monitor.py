@@ -53,6 +53,8 @@ def test_states(tmp_path):
     assert monitor.progress_of(run, now=age + 301).state == "stopped"
     assert monitor.progress_of(write_run(tmp_path, 100, "trained")).state == "trained"
     assert monitor.progress_of(write_run(tmp_path, 100, "scored", metrics={"guidance": []})).state == "evaluated"
+    again = write_run(tmp_path, 40, "again", metrics={"guidance": []})  # trained again: the metrics are those of before
+    assert monitor.progress_of(again).state == "running"
     (run / "history.csv").unlink()
     fresh = monitor.progress_of(run)
     assert (fresh.state, fresh.step, fresh.eta_seconds, fresh.patch_size) == ("running", 0, None, 2)

@@ -318,3 +318,11 @@ def test_order_of_work():
     ]
     order = [runs.priority(preset, job) for job in jobs]
     assert order == sorted(order, reverse=True) and len(set(order)) == len(order)
+
+
+def test_unusual_spellings_are_refused(smoke):
+    """A recipe under another name, or seeds of no run, would be left out without a word."""
+    with pytest.raises(NppkitError, match="runs: B_npp_L2_lambda1-2 is spelt npp_p2_lambda1-2 here"):
+        runs.preset_runs(dataclasses.replace(smoke, runs={"B": ["ntp", "npp_L2_lambda1-2"]}))
+    with pytest.raises(NppkitError, match="seeds: 'GPT-B' is none of its sizes"):
+        runs.preset_runs(dataclasses.replace(smoke, seeds={"GPT-B": 5}))

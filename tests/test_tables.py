@@ -255,3 +255,19 @@ def test_printed_cost_of_a_schedule():
     assert tables.printed_cost(Run("XL", patch_size=2, lam="3/4")) == 0.43
     assert tables.printed_cost(Run("B", levels=4, lam="1/2")) == pytest.approx(0.572, abs=1e-3)
     assert tables.printed_cost(Run("B", patch_size=2, lam="1/7")) is None
+
+
+def test_what_was_not_measured_is_left_empty(home, smoke):
+    """Released weights have no FLOPs of ours, and no extractor but the digits' gives agreement: the columns stay empty."""
+    preset = dataclasses.replace(smoke, seeds={"B": 2})
+    for seed in (0, 1):
+        finish(preset, Run("B", seed=seed), flops=None)
+    path = runs.run_dir(preset, Run("B", seed=1)) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for row in metrics["guidance"]:
+        row["agreement"] = None
+    path.write_text(json.dumps(metrics))
+    runs.write_record(runs.evaluate_job(preset, Run("B", seed=1)))
+    table = tables.method_table(preset, {"NTP": Run("B")})
+    assert table["seeds"].tolist() == ["2 seeds"] and table["agreement"].tolist()[0].startswith("0.8")
+    assert "TFLOPs" not in table or table["TFLOPs"].isin(["", None]).all() or table["TFLOPs"].isna().all()

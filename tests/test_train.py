@@ -194,6 +194,14 @@ def test_heldout_likelihood_in_between(store, tmp_path):
     assert history.loc[history["heldout_nll"].notna(), "epoch"].tolist() == [2, 3, 4, 6, 8]
 
 
+def test_heldout_likelihood_between_two_rows(store, tmp_path):
+    """Its epochs count also where no row of the history is due, as in a preset of 5,004 steps an epoch and a row every 100."""
+    config = dataclasses.replace(CONFIG, heldout_every=3, log_every=4)
+    history = pd.DataFrame(run(store, tmp_path / "run", config=config).history)
+    assert history["step"].tolist() == [4, 6, 8, 9, 12, 16, 18, 20, 24]
+    assert history.loc[history["heldout_nll"].notna(), "step"].tolist() == [6, 9, 12, 18, 24]
+
+
 def test_training_learns(tmp_path):
     """On one image the loss falls well below that of guessing."""
     store = CodeStore(write_store(tmp_path / "one", n=1, crops=1))
