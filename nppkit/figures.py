@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import Tensor
 
@@ -188,12 +189,19 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
 
 
 def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: str, ylabel: str, logx: bool = False) -> Figure:
-    """y against x: a panel for each name, in it a label for each frame; thin lines are seeds, the thick one their mean."""
+    """y against x: a panel for each name, in it a label for each frame.
+
+    Thin lines are seeds (small dots where a run is one point), the thick line is their mean.
+    """
     figure, row = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 2.8), squeeze=False)
     for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
         for number, (label, frame) in enumerate(frames.items()):
             _seeds(axes, frame, x, y, f"C{number}", label)
         axes.set(title=title, xlabel=xlabel, xscale="log" if logx else "linear")
+        if logx:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         _say_not_run(axes, all(frame.empty for frame in frames.values()))
         if axes.lines:
             axes.legend()
@@ -206,6 +214,6 @@ def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: 
         return
     known = frame.dropna(subset=[x, y])
     for _, part in known.groupby("seed"):
-        axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5)
+        axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
     mean = known.groupby("point")[[x, y]].mean()
     axes.plot(mean[x], mean[y], color=colour, marker="o" if len(mean) < 12 else None, markersize=4, label=label)

@@ -40,8 +40,10 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation; NaN of fewer than two values."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    """Sample standard deviation; NaN of fewer than two values, exactly 0 of equal ones."""
+    if len(values) < 2:
+        return float("nan")
+    return 0.0 if min(values) == max(values) else float(np.std(values, ddof=1))
 
 
 def pooled_deviation(pairs: Sequence[tuple[float, float]]) -> float:

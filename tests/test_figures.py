@@ -101,3 +101,15 @@ def test_curves_average_over_seeds():
     frame = pd.DataFrame({"seed": [0, 0, 1], "point": [1, 2, 2], "x": [1, 2, 2], "y": [5.0, 1.0, 3.0]})
     axes = figures.curves({"B": {"NTP": frame}}, "x", "y", "x", "y").axes[0]
     assert points(axes.lines[-1]) == [(1, 5.0), (2, 2.0)] and len(axes.lines) == 3
+
+
+def test_single_points_show_their_seeds():
+    """Where a run is one point, each seed is a dot of its own beside the mean; a logarithmic axis has plain labels."""
+    frame = pd.DataFrame({"seed": [0, 1], "point": [0, 0], "x": [300, 300], "y": [5.0, 7.0]})
+    figure = figures.curves({"B": {"NTP": frame}}, "x", "y", "x", "y", logx=True)
+    axes = figure.axes[0]
+    assert [(line.get_marker(), points(line)) for line in axes.lines[:2]] == [(".", [(300, 5.0)]), (".", [(300, 7.0)])]
+    axes.set_xlim(75, 600)
+    figure.canvas.draw()
+    shown = [label.get_text() for label in axes.get_xticklabels(which="both") if label.get_text()]
+    assert {"100", "200", "500"} <= set(shown) and all(text.isdigit() for text in shown)

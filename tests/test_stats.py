@@ -42,3 +42,8 @@ def test_pooled_deviation():
     rng = np.random.default_rng(0)
     means = rng.normal(0, 50, (4000, 1))
     assert pooled_deviation(means + rng.normal(0, 3.0, (4000, 2))) == pytest.approx(3.0, rel=0.05)
+
+
+def test_equal_values_do_not_deviate():
+    """Not even by the rounding of their mean."""
+    assert deviation([30.733369344] * 3) == 0.0 and deviation([1.0, 3.0]) == pytest.approx(2**0.5)
