@@ -6,7 +6,6 @@ multiply-add counts as two FLOPs everywhere but in the paper's rule.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -123,10 +122,3 @@ def step_flops(model: GPT, codes: Tensor, labels: Tensor, patch_size: int) -> in
         patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size)).backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
-
-
-def device_name(device: torch.device) -> str:
-    """The accelerator's name, or the number of CPU threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

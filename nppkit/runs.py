@@ -107,13 +107,13 @@ class Run:
 
 def preset_runs(preset: Preset) -> list[Run]:
     """Every run of the preset, in its order; NppkitError names a recipe that is not one, and a number of seeds of no run."""
-    listed = [(f"{size}_{recipe}", size) for size, recipes in preset.runs.items() for recipe in recipes]
-    first = [Run.parse(f"GPT-{name}_seed0") for name, _ in listed]
-    for run, (name, _) in zip(first, listed, strict=True):
+    names = [f"{size}_{recipe}" for size, recipes in preset.runs.items() for recipe in recipes]
+    first = [Run.parse(f"GPT-{name}_seed0") for name in names]
+    for name, run in zip(names, first, strict=True):
         if run.id != f"GPT-{name}_seed0":
             raise NppkitError(f"preset {preset.name}: runs: {name} is spelt {run.recipe} here: change it")
-    if unused := [key for key in preset.seeds if not any(key in names for names in listed)]:
-        raise NppkitError(f"preset {preset.name}: seeds: {unused[0]!r} is none of its sizes or size_recipe: see runs")
+    if unknown := set(preset.seeds) - {*preset.runs, *names}:
+        raise NppkitError(f"preset {preset.name}: seeds: {min(unknown)!r} is none of its sizes or size_recipe: see runs")
     runs = list(dict.fromkeys(replace(run, seed=seed) for run in first for seed in range(seed_count(preset, run))))
     if unknown := set(preset.weights) - {run.id for run in runs}:
         raise NppkitError(f"preset {preset.name}: weights of {min(unknown)}, which is not one of its runs: add it to runs")

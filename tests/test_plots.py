@@ -1,5 +1,6 @@
 """Plots of one image, schedule or run: what is drawn is what is trained (the numbers, not the pixels)."""
 
+import dataclasses
 import itertools
 import sys
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nppkit import plots
+from nppkit.presets import TrainingConfig
 from nppkit.schedule import multi_scale_segments
 
 SEEN_BY = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
@@ -130,3 +132,13 @@ def test_saved_tiles_are_gray_like_the_data(tmp_path, gray, mode):
     saved = Image.open(tmp_path / "samples.png")
     assert saved.mode == mode and np.asarray(saved.convert("RGB")).shape == (18, 28, 3)
     assert gray or np.array_equal(np.asarray(saved), plots.tile(samples, 3))
+
+
+@pytest.mark.parametrize("changes", [{"lr_schedule": "constant"}, {"warmup_epochs": 0, "decay_fraction": 0}])
+def test_the_rate_drawn_is_the_rate_trained(changes):
+    """Without warm-up and decay, or at a constant rate, the curve is flat; with the paper's it is not."""
+    training = TrainingConfig(epochs=8, steps_per_epoch=5, lr=2e-3)
+    segments = multi_scale_segments(8, 2, "1/2")
+    flat = plots.schedule(segments, 5, **dataclasses.replace(training, **changes).rates).axes[0].lines[0].get_ydata()
+    assert set(flat) == {2e-3}
+    assert len(set(plots.schedule(segments, 5, **training.rates).axes[0].lines[0].get_ydata())) > 5
