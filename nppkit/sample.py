@@ -88,7 +88,7 @@ def compiled_decoder(model: GPT, batch_size: int, device: torch.device, dtype: t
     return lambda x, position: decode(x, positions[position], caches)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)  # whole batches and the last one, guided and not: torch compiles eight at most, then none
 def _compiled(model: GPT, *shape: int | torch.device | torch.dtype) -> tuple[nn.ModuleList, Callable]:
     """Caches that stay where they are from batch to batch, as a CUDA graph needs them, and the step."""
     caches = nn.ModuleList(StaticKVCache(model.config, *shape) for _ in model.layers)

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nppkit.cost import GPU
 from nppkit.errors import NppkitError
+from nppkit.schedule import multi_scale_segments
 
 REPORTS = Path(__file__).parents[1] / "results" / "bench"
+GPU_REPORTS = REPORTS.parent / "gpu"  # of benchmarks/gpu.py
 
 # row, path of the figure in it, what it is, target
 TARGETS = (
@@ -31,16 +34,19 @@ TARGETS = (
 )
 
 
-def report_names() -> list[str]:
-    """Machines with a committed report."""
-    return sorted(path.stem for path in REPORTS.glob("*.json"))
+def report_names(folder: Path | None = None) -> list[str]:
+    """Machines with a committed report in results/bench, or another folder."""
+    return sorted(path.stem for path in (folder or REPORTS).glob("*.json"))
 
 
-def load_report(machine: str) -> dict:
+def load_report(machine: str, folder: Path | None = None) -> dict:
     """The report of that machine. NppkitError names an unknown one."""
-    if machine not in report_names():
-        raise NppkitError(f"machine {machine!r} has no report in results/bench: use {', '.join(report_names())}, or make bench")
-    return json.loads((REPORTS / f"{machine}.json").read_text())
+    folder = folder or REPORTS
+    if machine not in report_names(folder):
+        place, how = ("bench", "make bench") if folder == REPORTS else ("gpu", "benchmarks/gpu.py")
+        known = ", ".join(report_names(folder))
+        raise NppkitError(f"machine {machine!r} has no report in results/{place}: use {known}, or {how}")
+    return json.loads((folder / f"{machine}.json").read_text())
 
 
 def value(report: dict, row: str, path: str) -> float:
@@ -77,6 +83,41 @@ def fit_patch_cost(sides: list[int], seconds: list[float]) -> tuple[float, float
     design = np.stack([np.ones_like(sides), sides**-2.0], 1) / seconds[:, None]
     a, b = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
     return float(a), float(b)
+
+
+def gpu_steps(report: dict, gpu: GPU) -> pd.DataFrame:
+    """What a training step takes on a GPU (ms, at each patch side), and what follows for a whole training with two levels.
+
+    A row is a model, the images of a step, and how it was run; `of peak` is at p = 1. The training's time is a share of
+    next-token prediction's, half of the epochs at p = 2 and half at p = 1 (Section 3.3), beside the same share of FLOPs.
+    """
+    rows = []
+    for name, found in report["rows"].items():
+        model, images, *kind = name.split()
+        if kind != ["step"]:
+            continue
+        for mode in dict.fromkeys(case.split()[0] for case in found["seconds"]):
+            seconds = {int(p): found["seconds"].get(f"{mode} {p}", {}).get("median", np.nan) for p in found["flops"]}
+            flops = {int(p): value for p, value in found["flops"].items()}
+            row = {"model": model, "images": int(images), "mode": mode} | {f"p = {p}, ms": 1e3 * t for p, t in seconds.items()}
+            row |= {"of peak": flops[1] / seconds[1] / gpu.flops, "#L = 2, time": two_levels(seconds)}
+            rows.append(row | {"#L = 2, FLOPs": two_levels(flops)})
+    return pd.DataFrame(rows).set_index(["model", "images", "mode"])
+
+
+def two_levels(cost: dict[int, float]) -> float:
+    """What a whole training at p = 2 and then p = 1 costs, against p = 1 alone, from the cost of a step at each."""
+    segments = multi_scale_segments(300, 2, "1/2")
+    return sum((s.end - s.start) / 300 * cost[s.patch_size] / cost[1] for s in segments)
+
+
+def gpu_sampling(report: dict) -> pd.DataFrame:
+    """Seconds of a guided batch on a GPU: plain, and with the decoding step as a CUDA graph."""
+    rows = {name.split()[0]: found for name, found in report["rows"].items() if name.endswith(" sampling")}
+    columns = {name: {mode: t["median"] for mode, t in found["seconds"].items()} for name, found in rows.items()}
+    table = pd.DataFrame(columns).T
+    table["times faster"] = table["plain"] / table["graph"]
+    return table.rename_axis("model")
 
 
 def operations(report: dict) -> pd.DataFrame:

@@ -107,12 +107,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def compiled(loss: Callable, device: torch.device) -> Callable:
-    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler."""
+def compiled(loss: Callable, device: torch.device, graphs: bool = False) -> Callable:
+    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler.
+
+    graphs: on a GPU as CUDA graphs, whose kernels are not launched one by one. Gradients of several calls must not add up
+    then: torch would overwrite the first with the second.
+    """
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         warnings.warn("no C++ compiler found: training runs eagerly, somewhat slower", stacklevel=2)
         return loss
-    return torch.compile(loss, dynamic=False)
+    return torch.compile(loss, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 def clock() -> tuple[float, float]:
@@ -138,6 +142,7 @@ class Trainer:
     processes: Processes = ALONE
     shard: bool = False  # weights, gradients and AdamW's moments split over the processes, not repeated in each
     micro_batch: int = 0  # images that a process computes at once; 0: its whole share of the batch
+    graphs: bool = False  # a compiled step as a CUDA graph
     save_seconds: float = 600.0
     keep_last: int = 2  # should the newest be damaged, there is one before it
     keep_best: int = 0  # checkpoints of the lowest held-out likelihood, where one was measured
@@ -153,12 +158,15 @@ class Trainer:
             )
         if self.shard and self.config.batch_size % self.processes.size:  # all must compute as many pieces
             raise NppkitError(f"shard: {self.processes.size} processes do not divide batch_size {self.config.batch_size}")
+        pieces = self.processes != ALONE or 0 < self.micro_batch < self.config.batch_size
+        if self.graphs and (pieces or not self.config.compile):
+            raise NppkitError("graphs: they need training.compile, one device, and the whole batch on it (micro_batch 0)")
         self.model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
         self.replica = self.processes.replicate(self.model, self.shard)
         self.optimizer = make_optimizer(self.model, self.config)  # of what this process holds of the weights
-        self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
+        self.loss_fn = compiled(npp_loss, self.device, self.graphs) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.pending = []  # loss and gradient norm of steps since the last look, still on the device
 
@@ -180,6 +188,8 @@ class Trainer:
             self.resume()
             self.warm_up()
             self.mark, saved = clock(), time.perf_counter()
+            per_epoch = self.config.steps_per_epoch
+            per_row, per_likelihood = self.config.log_every or per_epoch, self.config.heldout_every * per_epoch
             for step in progress(range(self.step, self.total_steps)):
                 segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
                 if self.config.reset_optimizer and step == segment.start * self.config.steps_per_epoch:
@@ -187,8 +197,8 @@ class Trainer:
                 self.train_step(step, segment.patch_size)
                 self.step = step + 1
                 boundary = self.step == segment.end * self.config.steps_per_epoch
-                measured = boundary or self.step in self.heldout_steps
-                if measured or self.step % (self.config.log_every or self.config.steps_per_epoch) == 0:
+                measured = boundary or (per_likelihood and self.step % per_likelihood == 0)
+                if measured or self.step % per_row == 0:
                     self.log(segment, measured)
                 due, stopping = self.processes.any(time.perf_counter() - saved > self.save_seconds, stop.requested)
                 if boundary or due or stopping or (self.keep_best and math.isfinite(self.score)):
@@ -242,7 +252,7 @@ class Trainer:
         self.model.train()
         for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
             self.backward(*self.batch(0), p)
-        self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
@@ -259,12 +269,6 @@ class Trainer:
         newest = checkpoints(self.checkpoint_folder)[-1:]
         last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
         return NppkitError(f"step {step}: {what}: lower training.lr; {last}")
-
-    @property
-    def heldout_steps(self) -> range:
-        """The steps after which `heldout_every` asks for a held-out likelihood."""
-        every = self.config.heldout_every * self.config.steps_per_epoch
-        return range(every, self.total_steps + 1, every) if every else range(0)
 
     def log(self, segment: Segment, measured: bool) -> None:
         """Add a history row: means since the last row, and, where `measured`, the held-out likelihood."""
@@ -350,9 +354,13 @@ class Trainer:
 
 
 def run_trainer(preset: Preset, run: Run, model: GPT, store: CodeStore, heldout: CodeStore, **options: object) -> Trainer:
-    """The trainer of a preset's run, with its files in their places; options: the trainer's from `device` on."""
+    """The trainer of a preset's run, with its files in their places; options: the trainer's from `device` on.
+
+    Precision is the preset's alone, since it is in the digest that the checkpoints carry.
+    """
     job, segments = train_job(preset, run), run.segments(preset.training.epochs)
     history, folder = job.folder / "history.csv", checkpoint_dir(preset, run)
+    options |= {"precision": preset.precision}
     return Trainer(model, store, heldout, segments, run.training(preset), run.seed, history, folder, job.digest, **options)
 
 
@@ -432,6 +440,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="", help="empty: the preset's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--micro-batch", type=int, default=0, help="images that a process computes at once; 0: its share")
+    parser.add_argument("--graphs", action="store_true", help="compiled steps as CUDA graphs: one GPU, the whole batch at once")
     parser.add_argument("--shard", action="store_true", help="split weights and AdamW's moments over the processes (FSDP)")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two checkpoints, besides those of segments")
     parser.add_argument("--keep-last", type=int, default=2, help="checkpoints")
@@ -448,8 +457,8 @@ def main() -> int:
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
-    preset = replace(preset, precision=a.precision or preset.precision)  # it decides the checkpoints' digest
-    options = dict(precision=preset.precision, shard=a.shard, micro_batch=a.micro_batch)
+    preset = replace(preset, precision=a.precision or preset.precision)
+    options = dict(shard=a.shard, micro_batch=a.micro_batch, graphs=a.graphs)
     options |= dict(save_seconds=60 * a.save_minutes, keep_last=a.keep_last, keep_best=a.keep_best)
     with joined() as processes:
         device = pick_device(a.device)  # this process's own, once it has joined

@@ -18,13 +18,14 @@ TINY = dict(dim=64, n_layer=2, n_head=4, vocab_size=64, num_classes=10, grid_siz
 
 
 def check_gpt(model: GPT, name: str, vectors: dict, patch_size: int, logits_of=lambda logits: logits):
-    codes, labels = torch.from_numpy(vectors["codes"]), torch.from_numpy(vectors["labels"])
+    """Logits, loss and gradient norms are the golden ones, on the model's device."""
+    codes, labels = (torch.from_numpy(vectors[key]).to(model.output.weight.device) for key in ("codes", "labels"))
     model.zero_grad()
     logits = model(codes, labels, patch_size)
     loss = patch_loss(logits, group_targets(codes, patch_size))
     loss.backward()
-    norms = {key: p.grad.norm().item() for key, p in model.named_parameters()}
-    ours = {"logits": logits_of(logits).detach(), "loss": loss.item(), "grad_norm": np.linalg.norm(list(norms.values()))}
+    norms = {key: p.grad.cpu().norm().item() for key, p in model.named_parameters()}  # a CPU's fp32 sum, as the references'
+    ours = {"logits": logits_of(logits).detach().cpu(), "loss": loss.item(), "grad_norm": np.linalg.norm(list(norms.values()))}
     prefix = f"ps{patch_size}/"
     for key in (key.removeprefix(prefix) for key in vectors if key.startswith(prefix)):
         value = ours[key] if key in ours else norms[key.removeprefix("grad_norm/")]
@@ -89,29 +90,37 @@ def test_filtering(top_k, top_p):
     np.testing.assert_allclose(filtered, vectors[f"topk{top_k}_topp{top_p}"], rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
-def test_gpt_b(patch_size):
-    """The full GPT-B on a 16 x 16 grid."""
-    model, vectors = golden.fill(GPT(GPTConfig(dropout=0.0))), golden.load("gpt_b")
+def check_gpt_b(patch_size: int, device: str):
+    model, vectors = golden.fill(GPT(GPTConfig(dropout=0.0))).to(device), golden.load("gpt_b")
     check_gpt(model, "GPT-B", vectors, patch_size, lambda x: x[:, [0, x.shape[1] // 2, x.shape[1] - 1], :32])
 
 
-@pytest.mark.slow
-def test_vq16():
-    """VQ-16: latents, codes wherever the nearest row is clear, and decoded pixels."""
-    vectors, model = golden.load("vq16"), golden.fill(VQModel(TOKENIZERS["VQ-16"])).eval()
-    images = torch.from_numpy(vectors["image_16x16"]).repeat_interleave(16, 2).repeat_interleave(16, 3)
+def check_vq16(device: str):
+    vectors, model = golden.load("vq16"), golden.fill(VQModel(TOKENIZERS["VQ-16"])).to(device).eval()
+    images = torch.from_numpy(vectors["image_16x16"]).repeat_interleave(16, 2).repeat_interleave(16, 3).to(device)
     with torch.inference_mode():
-        latent = model.quant_conv(model.encoder(images))
-        codes = model.encode(images).reshape(1, 16, 16).numpy()
-        decoded = model.decode(torch.from_numpy(vectors["codes"]))
+        latent = model.quant_conv(model.encoder(images)).cpu()
+        codes = model.encode(images).reshape(1, 16, 16).cpu().numpy()
+        decoded = model.decode(torch.from_numpy(vectors["codes"]).to(device)).cpu()
     assert golden.relative_error(latent, vectors["latent"]) < 2e-5
     clear = vectors["margin"] > 1e-4
     assert clear.mean() > 0.9 and np.array_equal(codes[clear], vectors["encoded"][clear])
     assert golden.relative_error(decoded[..., ::8, ::8], vectors["decoded_every8"]) < 2e-5
     assert golden.relative_error(decoded.mean(), vectors["decoded_mean"]) < 1e-4
     assert golden.relative_error(decoded.std(), vectors["decoded_std"]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_gpt_b(patch_size):
+    """The full GPT-B on a 16 x 16 grid."""
+    check_gpt_b(patch_size, "cpu")
+
+
+@pytest.mark.slow
+def test_vq16():
+    """VQ-16: latents, codes wherever the nearest row is clear, and decoded pixels."""
+    check_vq16("cpu")
 
 
 @pytest.mark.parametrize(

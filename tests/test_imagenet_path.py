@@ -55,6 +55,7 @@ def write_preset(home):
     content["extractor"] |= {"weights": "inception.pth", "sha256": runs.sha256(home / "inception.pth")}
     content["training"] |= {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2, "compile": False}
     content["evaluation"] |= {"samples": 4, "select_samples": 2, "guidance": [1.75], "batch_size": 4, "kid_subsets": 2}
+    content["evaluation"]["compile"] = False
     content |= {"runs": {"B": ["npp_p2_lambda1-2"]}, "precision": "fp32", "threads": 2, "tokenizer_threads": 2}
     (home / "tiny.yaml").write_text(yaml.safe_dump(content))
     return presets.load_preset(str(home / "tiny.yaml"))
@@ -115,6 +116,7 @@ def write_own_preset(home):
     content["models"] = {"B": {"dim": 16, "n_layer": 1, "n_head": 2, "multiple_of": 16}}
     content["training"] |= {"steps_per_epoch": 1, "batch_size": 4, "compile": False}
     content["evaluation"] |= {"samples": 12, "select_samples": 8, "guidance": [1.5], "batch_size": 12, "kid_subsets": 2}
+    content["evaluation"]["compile"] = False
     content |= {"runs": {"B": ["npp_L4_lambda1-2"]}, "precision": "bf16", "threads": 1, "tokenizer_threads": 1}
     (home / "mine.yaml").write_text(yaml.safe_dump(content))
     return presets.load_preset(str(home / "mine.yaml"))

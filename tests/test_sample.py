@@ -181,12 +181,13 @@ def test_samples_depend_on_their_index_alone(batch_size):
     assert (sample_codes(model, LABELS, other, INDEX) != whole).any(-1).all()
 
 
-def check_compiled_decoding():
+def check_compiled_decoding(device="cpu"):
     """Two batches through one compiled decoder, the second after the first's keys and values: as without."""
-    model, config = gpt(), SamplingConfig(cfg_scale=2.0)
+    model, config = gpt().to(device), SamplingConfig(cfg_scale=2.0)
     for part in (INDEX[:8], INDEX[8:16]):
-        expected = sample_codes(model, LABELS[part], config, part)
-        assert torch.equal(sample_codes(model, LABELS[part], dataclasses.replace(config, compile=True), part), expected)
+        labels = LABELS[part].to(device)
+        expected = sample_codes(model, labels, config, part)
+        assert torch.equal(sample_codes(model, labels, dataclasses.replace(config, compile=True), part), expected)
 
 
 def test_static_caches_are_used_again(monkeypatch):
@@ -195,6 +196,16 @@ def test_static_caches_are_used_again(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda step, **options: made.append(options) or step)
     check_compiled_decoding()
     assert made == [dict(mode="reduce-overhead", dynamic=False)]
+
+
+def test_every_batch_size_is_compiled_once(monkeypatch):
+    """Scale after scale, guided and not, with a last batch that is smaller: four shapes, four compilations."""
+    made, model = [], gpt()
+    monkeypatch.setattr(torch, "compile", lambda step, **options: made.append(step) or step)
+    for scale in (1.0, 1.5, 2.0, 1.0):
+        for part in (INDEX[:8], INDEX[8:16], INDEX[16:19]):
+            sample_codes(model, LABELS[part], SamplingConfig(cfg_scale=scale, compile=True), part)
+    assert len(made) == 4
 
 
 @pytest.mark.slow

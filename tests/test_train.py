@@ -17,6 +17,7 @@ from nppkit.checkpoint import checkpoints
 from nppkit.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.model import GPT, GPTConfig
+from nppkit.parallel import Processes
 from nppkit.presets import TrainingConfig
 from nppkit.runs import Run
 from nppkit.schedule import learning_rate, multi_scale_segments
@@ -95,17 +96,48 @@ def test_resume_is_exact_when_compiled(store, tmp_path):
     same(run(store, tmp_path / "whole", config=config), run(store, tmp_path / "parts", (9,), config=config))
 
 
-def test_command_line_says_how_often_to_save(store, home, smoke, monkeypatch):
-    """--save-minutes, --keep-last and --keep-best reach the trainer; without them it saves every ten minutes and keeps two."""
+@pytest.mark.slow
+def test_a_segment_boundary_compiles_nothing(store, tmp_path):
+    """One graph for each patch side, made before the first step that is timed; none comes later."""
+    torch.compiler.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    trainer = make_trainer(store, tmp_path, config=dataclasses.replace(CONFIG, compile=True))
+    trainer.warm_up()
+    before = graphs["unique_graphs"]
+    trainer.fit()
+    assert before == graphs["unique_graphs"] == len({segment.patch_size for segment in SEGMENTS})
+
+
+def test_command_line_reaches_the_trainer(store, home, smoke, monkeypatch):
+    """--save-minutes, --keep-last, --keep-best, --graphs reach the trainer; without them it saves every ten minutes."""
     monkeypatch.setattr(train, "CodeStore", lambda folder: store)
     made = []
     monkeypatch.setattr(train, "run_trainer", lambda *args, **options: made.append(options) or argparse.Namespace(fit=print))
     words = ["--save-minutes", "2", "--keep-last", "5", "--keep-best", "1"]
-    for extra in ([], words):
+    for extra in ([], [*words, "--graphs"]):
         monkeypatch.setattr("sys.argv", ["train", "smoke", "GPT-B_ntp_seed0", *extra])
         assert train.main() == 0
-    found = [[options[key] for key in ("save_seconds", "keep_last", "keep_best")] for options in made]
-    assert found == [[600.0, 2, 0], [120.0, 5, 1]]
+    found = [[options[key] for key in ("save_seconds", "keep_last", "keep_best", "graphs")] for options in made]
+    assert found == [[600.0, 2, 0, False], [120.0, 5, 1, True]]
+
+
+@pytest.mark.parametrize("change", [dict(micro_batch=3), dict(processes=Processes(0, 2)), dict(config=CONFIG)])
+def test_graphs_need_a_whole_compiled_batch(store, tmp_path, change):
+    """Pieces of a batch would overwrite each other's gradients, and without compilation there is no graph."""
+    compiled = dataclasses.replace(CONFIG, compile=True)
+    assert make_trainer(store, tmp_path, graphs=True, config=compiled, micro_batch=4).graphs
+    with pytest.raises(NppkitError, match="graphs: they need training"):
+        make_trainer(store, tmp_path, graphs=True, **{"config": compiled, **change})
+
+
+def test_precision_is_in_the_digest(store, home, smoke):
+    """A preset's trainer computes in the preset's precision, and its checkpoints are not those of another."""
+    trainers = [
+        train.run_trainer(dataclasses.replace(smoke, precision=p), Run("B"), make_trainer(store, home).model, store, store)
+        for p in ("fp32", "bf16")
+    ]
+    assert [t.precision for t in trainers] == ["fp32", "bf16"] and trainers[0].config_digest != trainers[1].config_digest
 
 
 def test_seeds_differ(store, tmp_path):

@@ -1,0 +1,121 @@
+"""What only a GPU shows; skipped where none is. The other tests compute on the CPU, whatever there is."""
+
+import dataclasses
+import subprocess
+import sys
+
+import golden
+import numpy as np
+import pandas as pd
+import pytest
+import test_golden
+import test_sample
+import test_train
+import torch
+import torch._dynamo.utils
+
+from nppkit import devices
+from nppkit.model import GPT, GPTConfig
+from nppkit.sample import compiled_decoder, decoder
+from nppkit.train import autocast
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """fp32 products in fp32: a trainer asks for TF32, and leaves it so."""
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_gpt_b(patch_size):
+    """GPT-B's golden logits, loss and gradient norms in fp32, within the CPU's tolerance."""
+    test_golden.check_gpt_b(patch_size, "cuda")
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_gpt_b_in_bf16(patch_size):
+    """The same logits and loss under bf16 autocast, to bf16's 8 bits."""
+    model, vectors = golden.fill(GPT(GPTConfig(dropout=0.0))).to(DEVICE), golden.load("gpt_b")
+    codes, labels = (torch.from_numpy(vectors[key]).to(DEVICE) for key in ("codes", "labels"))
+    with torch.no_grad(), autocast(DEVICE, "bf16"):
+        logits = model(codes, labels, patch_size)
+        loss = test_golden.patch_loss(logits, test_golden.group_targets(codes, patch_size))
+    logits = logits[:, [0, logits.shape[1] // 2, logits.shape[1] - 1], :32].float().cpu()
+    assert golden.relative_error(logits, vectors[f"ps{patch_size}/logits"]) < 2e-2
+    assert golden.relative_error(loss.item(), vectors[f"ps{patch_size}/loss"]) < 2e-3
+
+
+def test_vq16(monkeypatch):
+    """VQ-16's golden latents, codes and pixels, with convolutions in fp32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    test_golden.check_vq16("cuda")
+
+
+def test_compiled_decoding():
+    """The decoding step as a CUDA graph draws the codes of plain decoding."""
+    test_sample.check_compiled_decoding("cuda")
+
+
+def test_compiled_decoding_in_bf16():
+    """GPT-B's logits of given codes, cell by cell, are those of the whole image at once, plain and as a CUDA graph."""
+    model, vectors = golden.fill(GPT(GPTConfig(dropout=0.0))).to(DEVICE).eval().requires_grad_(False), golden.load("gpt_b")
+    codes, labels = (torch.from_numpy(vectors[key]).to(DEVICE) for key in ("codes", "labels"))
+    with torch.inference_mode(), autocast(DEVICE, "bf16"):
+        expected = model(codes, labels)[:, :20].float()
+        inputs = torch.cat([model.cls_embedding(labels)[:, None], model.tok_embeddings(codes)], 1)
+        for make in (decoder, compiled_decoder):
+            step = make(model, len(codes), DEVICE, torch.bfloat16)
+            found = torch.stack([step(inputs[:, position], position).float() for position in range(20)], 1)
+            assert golden.relative_error(found.cpu(), expected.cpu().numpy()) < 2e-2, make.__name__
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume(store, tmp_path, precision):
+    """Two halves equal the whole, bit for bit: at this size no kernel adds in changing order."""
+    changes = dict(device=DEVICE, precision=precision)
+    test_train.same(test_train.run(store, tmp_path / "a", **changes), test_train.run(store, tmp_path / "b", (9,), **changes))
+
+
+def close(found, expected, rtol, atol):
+    """Losses, norms and likelihoods within rtol, weights within both."""
+    columns = ["loss", "grad_norm", "heldout_nll"]
+    histories = [pd.DataFrame(t.history)[columns].to_numpy() for t in (found, expected)]
+    np.testing.assert_allclose(*histories, rtol=rtol)
+    state = found.model.state_dict()
+    for key, value in expected.model.state_dict().items():
+        torch.testing.assert_close(
+            state[key].cpu(), value.cpu(), rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_resume_of_graphs(store, tmp_path):
+    """As CUDA graphs, dropout on: up to the order of atomic sums, so that the noise of every step is the same."""
+    changes = dict(device=DEVICE, graphs=True, config=dataclasses.replace(test_train.CONFIG, lr=1e-3, compile=True))
+    whole = test_train.run(store, tmp_path / "whole", **changes)
+    close(test_train.run(store, tmp_path / "parts", (9,), **changes), whole, 1e-3, 1e-4)
+
+
+@pytest.mark.parametrize(("compile", "options"), [(False, {}), (True, dict(micro_batch=3)), (True, dict(graphs=True))])
+def test_trains_as_a_cpu_does(store, tmp_path, compile, options):
+    """Without dropout, whose noise is the device's, the same losses and weights up to TF32's rounding; no graph is skipped."""
+    config = dataclasses.replace(test_train.CONFIG, dropout=0.0, lr=1e-3)
+    cpu = test_train.run(store, tmp_path / "cpu", config=config)
+    counters = torch._dynamo.utils.counters["inductor"]
+    counters.clear()
+    config = dataclasses.replace(config, compile=compile)
+    close(test_train.run(store, tmp_path / "gpu", config=config, device=DEVICE, **options), cpu, 1e-2, 1e-3)
+    assert not counters["cudagraph_skips"]
+
+
+def test_a_lease_shows_one_gpu(tmp_path, monkeypatch):
+    """nvidia-smi's list is torch's; a process within a lease sees the GPU that was leased, and no other."""
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    assert len(devices.visible_gpus()) == torch.cuda.device_count()
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    with devices.leased(1) as gpus:
+        assert len(gpus) == 1 and int(subprocess.check_output(count)) == 1
