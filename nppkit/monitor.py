@@ -16,6 +16,7 @@ from nppkit.schedule import Segment, segment_at
 
 COLUMNS = ("step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second")
 QUIET_SECONDS = 120  # a history not written for this long, or for ten of its rows, belongs to a run that has stopped
+FIRST_SECONDS = 1200  # and so does a configuration without a row: compilation comes before the first one
 SEEN: dict[Path, tuple] = {}  # what was read from a file, and the state that the file was in
 
 
@@ -78,11 +79,14 @@ def progress_of(run: Path, now: float | None = None) -> Progress:
     training = config.get("training", {})
     per_epoch, segments = training.get("steps_per_epoch"), [Segment(**s) for s in config.get("segments", [])]
     total = segments[-1].end * per_epoch if segments and per_epoch else None
+    now = now or time.time()
     if history.empty:
-        return Progress("running", 0, total, segments[0].patch_size if segments else 1, float("nan"), None, None)
+        begun = (run / "config.json").stat().st_mtime if config else now
+        state, side = "running" if now - begun < FIRST_SECONDS else "stopped", segments[0].patch_size if segments else 1
+        return Progress(state, 0, total, side, float("nan"), None, None)
     last = history.iloc[-1]
     tokens = config["model"]["grid_size"] ** 2 if "model" in config else None
-    state = _state(run, history, total, now or time.time())
+    state = _state(run, history, total, now)
     running = state == "running" and total is not None
     eta = seconds_left(history, tuple(segments), per_epoch, training["batch_size"]) if running else None
     speed = float(last["images_per_second"] * tokens) if tokens else None

@@ -24,6 +24,14 @@ from nppkit.errors import NppkitError, run_command
 from nppkit.presets import Preset, TrainingConfig, load_preset, settings
 from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
 
+FIGURES = {  # a report's figures, by what follows its name; the others have one
+    "table5_cost": (),
+    "claims": (),
+    "gain": ("", "_switch"),
+    "equal_compute": ("", "_time", "_fid"),
+    "when_it_pays": ("", "_flops", "_nll"),
+}
+COARSE = "study_8x8"  # the preset that when_it_pays reads besides its own
 REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
 LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
 RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
@@ -271,9 +279,15 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
 
 def report_job(preset: Preset, report: str) -> Job:
     """One table or figure."""
-    outputs = tuple(f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",)))
+    outputs = [f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",))]
+    figures = [f"{report}{part}.{suffix}" for part in FIGURES.get(report, ("",)) for suffix in ("png", "pdf")]
+    folder, config = results_dir(preset), {"report": report}
+    outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
-    return Job(report, report, {"preset": preset.source}, results_dir(preset), outputs, upstream, {"report": report})
+    if report == "when_it_pays":
+        coarse = load_preset(COARSE)
+        config[COARSE] = {run.id: _outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
+    return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
 
 
 def report_runs(preset: Preset, report: str) -> list[Run]:
@@ -333,7 +347,9 @@ def write_record(job: Job) -> None:
     """Record that the job is complete, with the digests of what it wrote. NppkitError names a missing output."""
     missing = [name for name in job.outputs if not (job.folder / name).is_file()]
     if missing:
-        raise NppkitError(f"{job.name}: {job.folder / missing[0]} was not written: read {job.folder}/{job.notebook}.ipynb")
+        raise NppkitError(
+            f"{job.name}: {(job.folder / missing[0]).resolve()} was not written: read {job.folder}/{job.notebook}.ipynb"
+        )
     outputs = {name: sha256(job.folder / name) for name in job.outputs}
     upstream = {up.name: _outputs_digest(up) for up in job.upstream}
     record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
@@ -369,7 +385,7 @@ def why_incomplete(job: Job) -> str:
     for name in job.outputs:
         path = job.folder / name
         if not path.is_file() or sha256(path) != record["outputs"].get(name):
-            return f"{path} is missing or has changed"
+            return f"{path.resolve()} is missing or has changed"
     return ""
 
 
@@ -439,14 +455,8 @@ def main() -> int:
     preset = load_preset(name)
     for job in (report_job(preset, report) for report in reports(preset)):
         if not wanted or rule_name(job) in wanted:
-            print(f"{job.name}:", *(path.relative_to(home()) for path in report_files(preset, job)))
+            print(f"{job.name}:", *((job.folder / name).resolve().relative_to(home()) for name in job.outputs))
     return 0
-
-
-def report_files(preset: Preset, job: Job) -> list[Path]:
-    """What a reading notebook leaves for a reader: tables as CSV, Markdown and LaTeX; others a CSV, figures as PNG and PDF."""
-    figures = [figures_dir(preset) / f"{job.notebook}.{suffix}" for suffix in ("png", "pdf")]
-    return [job.folder / output for output in job.outputs] + [path for path in figures if path.is_file()]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_time_left_of_a_side_not_reached(tmp_path):
 
 
 def test_states(tmp_path):
-    """Quiet for long: stopped; all steps done: trained; with metrics: evaluated; without a row: running."""
+    """Quiet for long: stopped; all steps done: trained; with metrics: evaluated; without a row: running for a while."""
     run = write_run(tmp_path, 80)
     age = os.path.getmtime(run / "history.csv")
     assert monitor.progress_of(run, now=age + 299).state == "running"  # ten rows of 30 seconds
@@ -58,6 +58,8 @@ def test_states(tmp_path):
     (run / "history.csv").unlink()
     fresh = monitor.progress_of(run)
     assert (fresh.state, fresh.step, fresh.eta_seconds, fresh.patch_size) == ("running", 0, None, 2)
+    begun = os.path.getmtime(run / "config.json")  # twenty minutes for what comes before the first row
+    assert [monitor.progress_of(run, now=begun + s).state for s in (1199, 1201)] == ["running", "stopped"]
 
 
 def test_half_written_files_are_no_error(tmp_path):

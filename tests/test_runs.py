@@ -209,6 +209,28 @@ def test_half_written_record(chain, content):
     assert "damaged" in runs.why_incomplete(chain[1])
 
 
+def test_a_missing_figure_is_drawn_again(home, smoke):
+    """A report is incomplete, and says so, without one of its figures; tables without a figure declare none."""
+    job = runs.report_job(smoke, "figure1_cost_vs_fid")
+    complete(job)
+    assert not runs.why_incomplete(job)
+    (home / "figures/smoke/figure1_cost_vs_fid.pdf").unlink()
+    assert runs.why_incomplete(job) == f"{home}/figures/smoke/figure1_cost_vs_fid.pdf is missing or has changed"
+    assert [name for name in runs.report_job(smoke, "table5_cost").outputs if "figures" in name] == []
+
+
+def test_the_other_grid_is_part_of_a_report(home):
+    """when_it_pays is made again when a run of study_8x8 has changed; other reports are not."""
+    study, coarse = load_preset("study"), load_preset("study_8x8")
+    jobs = [runs.evaluate_job(coarse, run) for run in runs.preset_runs(coarse)]
+    for job in jobs:
+        complete(job)
+    before = {report: runs.report_job(study, report).digest for report in ("when_it_pays", "gain")}
+    complete(jobs[-1], "y")
+    after = {report: runs.report_job(study, report).digest for report in ("when_it_pays", "gain")}
+    assert before["when_it_pays"] != after["when_it_pays"] and before["gain"] == after["gain"]
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     """It is synced before the rename shows it; when the disk is full the old one stays, and nothing half written beside it."""
     path, events, replace = tmp_path / "file", [], os.replace
