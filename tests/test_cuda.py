@@ -93,9 +93,10 @@ def close(found, expected, rtol, atol):
         )
 
 
-def test_resume_of_graphs(store, tmp_path):
-    """As CUDA graphs, dropout on: up to the order of atomic sums, so that the noise of every step is the same."""
-    changes = dict(device=DEVICE, graphs=True, config=dataclasses.replace(test_train.CONFIG, lr=1e-3, compile=True))
+@pytest.mark.parametrize("graphs", [False, True])
+def test_resume_when_compiled(store, tmp_path, graphs):
+    """Dropout on: up to the order of atomic sums, so that the noise of every step is the same."""
+    changes = dict(device=DEVICE, graphs=graphs, config=dataclasses.replace(test_train.CONFIG, lr=1e-3, compile=True))
     whole = test_train.run(store, tmp_path / "whole", **changes)
     close(test_train.run(store, tmp_path / "parts", (9,), **changes), whole, 1e-3, 1e-4)
 
