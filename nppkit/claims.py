@@ -6,13 +6,14 @@ about ImageNet numbers can only be reproduced "at this scale"; where the interva
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from nppkit.errors import run_command
-from nppkit.measured import all_results, paired, results
+from nppkit.measured import EQUAL_FLOPS, all_results, paired, results
 from nppkit.model import MODELS
 from nppkit.presets import Preset, load_preset
 from nppkit.rows import published, row_run
@@ -215,7 +216,18 @@ def for_readme(preset: Preset) -> str:
     """Claims, verdicts and evidence, linked from the repository's root, and how much of the study they rest on."""
     table = verdicts(preset)[["claim", "verdict", "evidence"]]
     text = as_markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
-    return f"{text}\n\n{len(all_results(preset))} of the study's {len(preset_runs(preset))} runs are complete."
+    done, runs = len(all_results(preset)), len(preset_runs(preset))
+    missing = f"{done} of the study's {runs} runs are complete."
+    return f"{text}\n\n{at_equal_flops(preset)}{missing if done < runs else f'The study is complete: {runs} runs.'}"
+
+
+def at_equal_flops(preset: Preset) -> str:
+    """What the paper does not compare: NPP given next-token prediction's FLOPs in place of its epochs. Empty without runs."""
+    longer = {size: replace(npp(size), epochs=epochs) for size, (_, epochs) in EQUAL_FLOPS.items()}
+    found = {size: paired(preset, run, Run(size), "fid") for size, run in longer.items()}
+    found = {size: interval for size, interval in found.items() if interval.n}
+    said = _say("Beyond the claims, at equal training FLOPs, FID of NPP minus NTP's", found)
+    return f"{said} ([equal_compute](notebooks/equal_compute.ipynb)). " if said else ""
 
 
 def main() -> int:

@@ -14,6 +14,8 @@ from nppkit.rows import PUBLISHED
 from nppkit.runs import Run, evaluate_job, preset_runs, run_dir, seed_count, tokenizer_dir, why_incomplete
 from nppkit.stats import Interval, interval, pooled_deviation
 
+EQUAL_FLOPS = {"B": (175, 515), "L": (177, 509)}  # epochs of NTP at the FLOPs of NPP's 300, and of NPP at those of NTP's 300
+
 
 def read_json(path: Path) -> dict:
     """A JSON file. NppkitError names it when it is missing or damaged."""

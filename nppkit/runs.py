@@ -187,6 +187,7 @@ class Job:
     outputs: tuple[str, ...]
     upstream: tuple["Job", ...]
     config: dict
+    spared: tuple[str, ...] = ()  # outputs without which it counts as done, until a job needs them: made again, they are the same
 
     @property
     def record(self) -> Path:
@@ -237,7 +238,8 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     config["image_size"] = image_size(preset, large)
     parameters = {"preset": preset.source, "large": large, "threads": preset.tokenizer_threads}
     folder = tokenizer_dir(preset, large)
-    return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config)
+    spared = tuple(store_files(preset)) if large else ()  # a clone of the study has room for the other codes only
+    return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config, spared)
 
 
 def store_files(preset: Preset) -> list[str]:
@@ -370,8 +372,11 @@ def _read_record(job: Job) -> dict | None:
         return None
 
 
-def why_incomplete(job: Job) -> str:
-    """Empty if the job's record is valid for today's configuration and files; otherwise one line that says why not."""
+def why_incomplete(job: Job, needed: bool = True) -> str:
+    """Empty if the job's record is valid for today's configuration and files; otherwise one line that says why not.
+
+    needed: by a job that is to run, which wants the spared files, too.
+    """
     if not job.record.is_file():
         return "not run yet"
     record = _read_record(job)
@@ -384,6 +389,8 @@ def why_incomplete(job: Job) -> str:
             return f"the results of {upstream.name} have changed"
     for name in job.outputs:
         path = job.folder / name
+        if name in job.spared and not needed and not path.exists():
+            continue
         if not path.is_file() or sha256(path) != record["outputs"].get(name):
             return f"{path.resolve()} is missing or has changed"
     return ""
@@ -392,11 +399,14 @@ def why_incomplete(job: Job) -> str:
 def set_aside_stale(preset: Preset) -> list[str]:
     """Rename every record that is no longer valid, so that its job runs again; returns a line for each."""
     jobs = graph(preset)
-    reasons = {job.name: why_incomplete(job) for job in jobs}
+    reasons = {job.name: why_incomplete(job, needed=False) for job in jobs}
     for job in jobs:
         trained = job.notebook == "evaluate" and job.parameters["run"] not in preset.weights
         if trained and reasons[job.name] and not reasons[job.upstream[0].name]:
             reasons[job.upstream[0].name] = _checkpoint_gone(preset, Run.parse(job.parameters["run"]))
+    for run in {job.parameters["run"] for job in jobs if job.notebook in ("train", "evaluate") and reasons[job.name]}:
+        for upstream in _tokenize_jobs(preset, Run.parse(run)):
+            reasons[upstream.name] = why_incomplete(upstream)
     lines = []
     for job in (job for job in jobs if reasons[job.name] and job.record.is_file()):
         job.record.replace(job.record.with_suffix(".stale"))

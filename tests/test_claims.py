@@ -84,6 +84,16 @@ def test_markdown_links_the_evidence(home, smoke):
     assert len(table) == 12 and text.count("\n") == 13 and "(table1_main.ipynb)" in text
 
 
+def test_readme_says_what_equal_flops_give(home, smoke):
+    """The interval of NPP's longer runs against next-token prediction; nothing where there are none."""
+    preset = dataclasses.replace(smoke, seeds={"B": 2}, runs={"B": ["ntp", "npp_p2_lambda1-2_epochs515"]})
+    assert "equal" not in claims.for_readme(preset)
+    for seed in range(2):
+        finish(preset, Run("B", seed=seed), fid=10.0)
+        finish(preset, dataclasses.replace(NPP, epochs=515, seed=seed), fid=8.0 + seed)
+    assert "at equal training FLOPs, FID of NPP minus NTP's: B -1.5 [-7.85, 4.85] ([equal" in claims.for_readme(preset)
+
+
 def test_readme_table_is_rewritten_in_place(home, smoke, tmp_path, monkeypatch):
     """The command replaces what stands between the marks, and nothing else; a second time changes nothing."""
     path = tmp_path / "README.md"

@@ -262,6 +262,22 @@ def test_a_checkpoint_that_is_needed_and_gone_is_trained_again(chain, smoke):
     assert [line.split(" ")[0] for line in runs.set_aside_stale(smoke)] == ["train", "evaluate"]
 
 
+def test_larger_codes_may_be_gone_until_they_are_needed(home, smoke):
+    """Without the codes of 1.5 times the side, what was made of them counts; when a run needs them they are made first."""
+    preset = dataclasses.replace(smoke, runs={"B": ["ntp"], "B-384": ["ntp"]}, reports=[])
+    for job in (job for job in runs.graph(preset) if job.notebook in ("tokenize", "train", "evaluate")):
+        complete(job)
+    large, run = runs.tokenize_job(preset, True), Run("B", large=True)
+    for path in (large.folder / name for name in large.spared):
+        path.unlink()
+    assert runs.set_aside_stale(preset) == [] and "codes.npy is missing" in runs.why_incomplete(large)
+    (runs.run_dir(preset, run) / "history.csv").unlink()
+    assert [line.split(" will")[0] for line in runs.set_aside_stale(preset)] == ["tokenize-384", f"train {run.id}"]
+    complete(large)
+    (large.folder / large.spared[0]).write_text("other")
+    assert runs.set_aside_stale(preset)[0].startswith("tokenize-384 will run again")  # what is there must be right
+
+
 def test_record_needs_every_output(home, smoke):
     """A job that did not write an output is not complete."""
     job = runs.tokenize_job(smoke)
