@@ -4,9 +4,9 @@
 
 Batch 32 is a device's share of the paper's 256 on eight. bf16 autocast over fp32 weights, dropout on, with clipping and
 AdamW, five steps without waiting for the device between them. Modes: eager; compiled; graph, compiled to CUDA graphs (the
-train notebook's `graphs`). Sampling is guided, at the batch of the preset
-imagenet256, plain and with the step as a CUDA graph. Weights and codes are random: neither changes the time. Models may
-be measured side by side: they compile together, and take turns with the clock. results/gpu/ holds the reports.
+train notebook's `graphs`). Sampling is guided, at the batch of the preset imagenet256, plain and with the step as a CUDA
+graph. Weights and codes are random: neither changes the time. Models may be measured side by side: they compile together,
+and take turns with the clock. results/gpu/ holds the reports.
 """
 
 import argparse
@@ -18,16 +18,14 @@ import bench
 import filelock
 import numpy as np
 import torch
-from training import write_store
 
 from nppkit.cost import train_flops
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.presets import TrainingConfig
 from nppkit.sample import SamplingConfig, sample_codes
-from nppkit.schedule import multi_scale_segments
-from nppkit.train import Trainer, autocast, compiled, make_model, make_optimizer, npp_loss
+from nppkit.train import autocast, compiled, make_optimizer, npp_loss
 
-STEPS, IMAGES, EPOCHS = 5, 128, 12
+STEPS, IMAGES = 5, 128
 MODES = ("eager", "compiled", "graph")
 RESULTS = bench.RESULTS.parent / "gpu"
 CLOCK = Path(tempfile.gettempdir()) / "nppkit-benchmark.lock"
@@ -53,7 +51,6 @@ def train(model: GPT, batch_size: int, sides: list[int], modes: list[str]) -> di
     for case in cases.values():
         case(count=3)  # the second records a graph
     torch.cuda.empty_cache()
-    print("compiled", flush=True)
     with filelock.FileLock(CLOCK):
         times = bench.interleaved(cases, repeats=7)
         memory = {name: peak(case) for name, case in cases.items() if "graph" not in name}  # a graph's pool is not counted
@@ -86,19 +83,6 @@ def sample(model: GPT) -> dict:
     return {"images": IMAGES, "seconds": {name: bench.summary(seconds) for name, seconds in times.items()}}
 
 
-def trainer(name: str, batch_size: int) -> dict:
-    """Seconds of a step through the Trainer, with its data, at p = 4, 2 and 1: the median of epochs of 20 steps."""
-    config = TrainingConfig(epochs=EPOCHS, steps_per_epoch=20, batch_size=batch_size, compile=True)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        store, none = write_store(folder / "train", 5000, 16384), write_store(folder / "heldout", 0, 16384)
-        model, segments = make_model(store, MODELS[name], config, 0), multi_scale_segments(EPOCHS, 3, "1/2")
-        files = folder / "history.csv", folder / "checkpoints", ""
-        run = Trainer(model, store, none, segments, config, 0, *files, bench.DEVICE, bench.PRECISION, keep_last=1)
-        history = run.fit()
-    return {str(p): s / config.steps_per_epoch for p, s in history.groupby("patch_size")["seconds"].median().items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
@@ -106,7 +90,6 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[1, 2, 4, 8], help="patch sides")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=MODES, help="each compiled case takes half a minute")
     parser.add_argument("--sample", action="store_true", help="sampling, too")
-    parser.add_argument("--trainer", action="store_true", help="a short training through the Trainer, too; use it alone")
     a = parser.parse_args()
     if bench.DEVICE.type != "cuda":
         parser.error("no GPU is visible here: `make bench` measures a CPU")
@@ -115,16 +98,14 @@ def main() -> None:
     model = GPT(GPTConfig(**MODELS[a.model])).to(bench.DEVICE)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     if a.modes:
-        save(a, "step", {"parameters": count_parameters(model), **train(model, a.batch_size, a.sides, a.modes)})
+        found = {"parameters": count_parameters(model), **train(model, a.batch_size, a.sides, a.modes)}
+        save(f"{a.model} {a.batch_size} step", found)
     if a.sample:
-        save(a, "sampling", sample(model))
-    if a.trainer:
-        save(a, "trainer", {"seconds": trainer(a.model, a.batch_size)})
+        save(f"{a.model} sampling", sample(model))
 
 
-def save(a: argparse.Namespace, what: str, found: dict) -> None:
-    """Into the GPU's report, under a name such as "B 32 step"."""
-    name = f"{a.model} sampling" if what == "sampling" else f"{a.model} {a.batch_size} {what}"
+def save(name: str, found: dict) -> None:
+    """Into the GPU's report."""
     with filelock.FileLock(CLOCK):
         bench.record(name, lambda: found, threads=1, folder=RESULTS)
 

@@ -16,13 +16,12 @@ SIZES = dict(dim=256, n_layer=6, n_head=4, multiple_of=64)
 EPOCHS, VOCABULARY = 16, 1024
 
 
-def write_store(folder: Path, images: int, vocabulary: int = VOCABULARY) -> CodeStore:
-    """A store of random 16 x 16 codes in ten classes."""
+def write_store(folder: Path, images: int) -> CodeStore:
     rng = np.random.default_rng(0)
     folder.mkdir()
-    np.save(folder / "codes.npy", rng.integers(0, vocabulary, (images, 1, 256)).astype(np.uint16))
+    np.save(folder / "codes.npy", rng.integers(0, VOCABULARY, (images, 1, 256)).astype(np.uint16))
     np.save(folder / "labels.npy", rng.integers(0, 10, images))
-    values = (images, 1, 16, vocabulary, [str(c) for c in range(10)], "", "", 256)
+    values = (images, 1, 16, VOCABULARY, [str(c) for c in range(10)], "", "", 256)
     (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
     return CodeStore(folder)
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows; skipped where none is. The other tests compute on the CPU, whatever there is."""
+"""What only a GPU shows; skipped where none is."""
 
 import dataclasses
 import subprocess
@@ -15,6 +15,8 @@ import torch
 import torch._dynamo.utils
 
 from nppkit import devices
+from nppkit.grouping import group_targets
+from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import compiled_decoder, decoder
 from nppkit.train import autocast
@@ -44,7 +46,7 @@ def test_gpt_b_in_bf16(patch_size):
     codes, labels = (torch.from_numpy(vectors[key]).to(DEVICE) for key in ("codes", "labels"))
     with torch.no_grad(), autocast(DEVICE, "bf16"):
         logits = model(codes, labels, patch_size)
-        loss = test_golden.patch_loss(logits, test_golden.group_targets(codes, patch_size))
+        loss = patch_loss(logits, group_targets(codes, patch_size))
     logits = logits[:, [0, logits.shape[1] // 2, logits.shape[1] - 1], :32].float().cpu()
     assert golden.relative_error(logits, vectors[f"ps{patch_size}/logits"]) < 2e-2
     assert golden.relative_error(loss.item(), vectors[f"ps{patch_size}/loss"]) < 2e-3

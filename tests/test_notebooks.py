@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def test_reading_notebooks(smoke_home, name):
         text = (job.folder / f"{name}.md").read_text()
         assert ("1 seed" in text) == (name in ("table1_main", "table2_patch_size", "table4_levels", "table5_cost"))
         assert "not run" in text
+
+
+@pytest.mark.parametrize("name", presets.load_preset("study").reports + list(runs.REPORTS))
+def test_declared_figures_are_those_saved(name):
+    """What makes a report complete names every figure that its notebook saves, and no other."""
+    sources = "".join(cell.source for cell in code(read(name)))
+    names = re.findall(r'save_figure\(\w+, study, "(\w+)"\)', sources)
+    saved = {f"{figure}.{suffix}" for figure in names for suffix in ("png", "pdf")}
+    outputs = runs.report_job(presets.load_preset("study"), name).outputs
+    assert {output.split("/")[-1] for output in outputs if "figures" in output} == saved
 
 
 @pytest.mark.parametrize("name", TRAINING)
