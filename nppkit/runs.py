@@ -28,7 +28,7 @@ FIGURES = {  # a report's figures, by what follows its name; the others have one
     "table5_cost": (),
     "claims": (),
     "gain": ("", "_switch"),
-    "equal_compute": ("", "_time", "_fid"),
+    "equal_compute": ("", "_time", "_fid", "_fid_time"),
     "when_it_pays": ("", "_flops", "_nll"),
 }
 COARSE = "study_8x8"  # the preset that when_it_pays reads besides its own
