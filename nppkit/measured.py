@@ -11,7 +11,7 @@ from nppkit.contract import check_one_contract
 from nppkit.errors import NppkitError
 from nppkit.presets import Preset
 from nppkit.rows import PUBLISHED
-from nppkit.runs import Run, evaluate_job, preset_runs, run_dir, seed_count, tokenizer_dir, why_incomplete
+from nppkit.runs import Run, evaluate_job, preset_runs, run_dir, seeds, tokenizer_dir, why_incomplete
 from nppkit.stats import Interval, interval, pooled_deviation
 
 EQUAL_FLOPS = {"B": (175, 515), "L": (177, 509)}  # epochs of NTP at the FLOPs of NPP's 300, and of NPP at those of NTP's 300
@@ -62,7 +62,7 @@ def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
 
 def results(preset: Preset, run: Run) -> list[dict]:
     """The results of every seed of a run that the preset lists and that is complete."""
-    found = [run_result(preset, replace(run, seed=seed)) for seed in range(seed_count(preset, run))]
+    found = [run_result(preset, replace(run, seed=seed)) for seed in seeds(preset, run)]
     return [result for result in found if result]
 
 

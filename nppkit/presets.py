@@ -123,7 +123,7 @@ class Preset:
     """A study: data, tokenizer, model sizes, training, evaluation, and the runs of the tables.
 
     models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size, or size_recipe,
-    -> number of seeds (default 1).
+    -> number of seeds (default 1), counted from first_seed.
     weights: run id -> a release (python -m nppkit.weights) or a file, which is evaluated in place of training the run.
     """
 
@@ -137,6 +137,8 @@ class Preset:
     evaluation: EvaluationConfig
     runs: dict
     seeds: dict = field(default_factory=dict)
+    first_seed: int = 0  # confirmatory runs use seeds that no earlier study has seen
+    tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used
     weights: dict = field(default_factory=dict)
     precision: str = "fp32"  # of training and sampling: fp32, or bf16 autocast over fp32 weights
     gpu: str = ""  # what make plan reckons with (nppkit/cost.py); empty: measure on this machine's CPU

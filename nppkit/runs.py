@@ -37,7 +37,7 @@ LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tabl
 RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
 RECIPE = re.compile(
     r"(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+))"
-    r"(?:_epochs(?P<epochs>[1-9]\d*))?(?P<constant>_constant)?(?P<reset>_reset)?"
+    r"(?:_epochs(?P<epochs>[1-9]\d*))?(?:_lr(?P<lr>(?:[1-9]\d*)?[1-9]e-[1-9]))?(?P<constant>_constant)?(?P<reset>_reset)?"
 )
 
 
@@ -45,8 +45,8 @@ RECIPE = re.compile(
 class Run:
     """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1.
 
-    Variants: `epochs` other than the preset's (0), the learning rate `constant` as LlamaGen trained, the optimiser's
-    state `reset` at each segment.
+    Variants: `epochs` other than the preset's (0), a learning rate `lr` other than the preset's (as text: 15e-4), the rate
+    `constant` as LlamaGen trained, the optimiser's state `reset` at each segment.
     """
 
     size: str
@@ -56,6 +56,7 @@ class Run:
     large: bool = False
     seed: int = 0
     epochs: int = 0
+    lr: str = ""
     constant: bool = False
     reset: bool = False
 
@@ -68,7 +69,8 @@ class Run:
 
     @property
     def recipe(self) -> str:
-        variant = f"_epochs{self.epochs}" * bool(self.epochs) + "_constant" * self.constant + "_reset" * self.reset
+        variant = f"_epochs{self.epochs}" * bool(self.epochs) + f"_lr{self.lr}" * bool(self.lr)
+        variant += "_constant" * self.constant + "_reset" * self.reset
         if self.lam is None:
             return f"ntp{variant}"
         scale = f"L{self.levels}" if self.levels > 1 else f"p{self.patch_size}"
@@ -91,7 +93,8 @@ class Run:
         if not recipe:
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
         run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
-        run |= dict(epochs=int(recipe["epochs"] or 0), constant=bool(recipe["constant"]), reset=bool(recipe["reset"]))
+        run |= dict(epochs=int(recipe["epochs"] or 0), lr=recipe["lr"] or "")
+        run |= dict(constant=bool(recipe["constant"]), reset=bool(recipe["reset"]))
         if recipe["kind"]:
             run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
             run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
@@ -101,7 +104,8 @@ class Run:
         """The preset's training with what this variant changes."""
         schedule = "constant" if self.constant else preset.training.lr_schedule
         epochs, reset = self.epochs or preset.training.epochs, self.reset or preset.training.reset_optimizer
-        return replace(preset.training, epochs=epochs, lr_schedule=schedule, reset_optimizer=reset)
+        lr = float(self.lr or preset.training.lr)
+        return replace(preset.training, epochs=epochs, lr=lr, lr_schedule=schedule, reset_optimizer=reset)
 
     def segments(self, epochs: int) -> tuple[Segment, ...]:
         """The run's segments in schedule epochs, of which there are `epochs` unless the run has its own number."""
@@ -122,7 +126,7 @@ def preset_runs(preset: Preset) -> list[Run]:
             raise NppkitError(f"preset {preset.name}: runs: {name} is spelt {run.recipe} here: change it")
     if unknown := set(preset.seeds) - {*preset.runs, *names}:
         raise NppkitError(f"preset {preset.name}: seeds: {min(unknown)!r} is none of its sizes or size_recipe: see runs")
-    runs = list(dict.fromkeys(replace(run, seed=seed) for run in first for seed in range(seed_count(preset, run))))
+    runs = list(dict.fromkeys(replace(run, seed=seed) for run in first for seed in seeds(preset, run)))
     if unknown := set(preset.weights) - {run.id for run in runs}:
         raise NppkitError(f"preset {preset.name}: weights of {min(unknown)}, which is not one of its runs: add it to runs")
     for run in runs:
@@ -136,6 +140,11 @@ def seed_count(preset: Preset, run: Run) -> int:
     if run.recipe not in preset.runs.get(size, []):
         return 0
     return int(preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)))
+
+
+def seeds(preset: Preset, run: Run) -> range:
+    """The seeds of a run that the preset lists; empty if it does not list the run."""
+    return range(preset.first_seed, preset.first_seed + seed_count(preset, run))
 
 
 def check_patches(preset: Preset, run: Run) -> None:
@@ -213,8 +222,21 @@ def run_dir(preset: Preset, run: Run) -> Path:
     return results_dir(preset) / "runs" / run.id
 
 
+def tokenizer_preset(preset: Preset) -> Preset:
+    """The preset whose tokenizer, extractor and codes this one uses: its own, or those of `tokenizer_of`."""
+    if not preset.tokenizer_of:
+        return preset
+    other = load_preset(preset.tokenizer_of)
+    for section in ("data", "tokenizer", "extractor"):
+        if getattr(preset, section) != getattr(other, section):
+            raise NppkitError(
+                f"preset {preset.name}: {section} differs from that of {other.name}: make it equal, or own a tokenizer"
+            )
+    return other
+
+
 def tokenizer_dir(preset: Preset, large: bool = False) -> Path:
-    return results_dir(preset) / f"tokenizer{LARGE if large else ''}"
+    return results_dir(tokenizer_preset(preset)) / f"tokenizer{LARGE if large else ''}"
 
 
 def checkpoint_dir(preset: Preset, run: Run) -> Path:
@@ -228,6 +250,7 @@ def image_size(preset: Preset, large: bool = False) -> int:
 
 def tokenize_job(preset: Preset, large: bool = False) -> Job:
     """Train or load the tokenizer and the extractor, extract the codes. The large one only extracts, at 1.5 x the side."""
+    preset = tokenizer_preset(preset)
     outputs = ["metrics.json", "reconstructions.png", *store_files(preset)]
     upstream = (tokenize_job(preset),) if large else ()
     if not large:
@@ -456,7 +479,7 @@ def priority(preset: Preset, job: Job) -> int:
     run = Run.parse(job.parameters["run"])
     length = sum((s.end - s.start) / s.patch_size**2 for s in run.segments(preset.training.epochs))
     cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
-    return 10_000 * (not run.large) + 1000 * max(0, 9 - run.seed) + min(cost, 999)
+    return 10_000 * (not run.large) + 1000 * max(0, 9 - (run.seed - preset.first_seed)) + min(cost, 999)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ IDS = {
     "GPT-B_npp_L3_lambda1-2_seed1": Run("B", levels=3, lam=Fraction(1, 2), seed=1),
     "GPT-B_ntp_epochs188_seed0": Run("B", epochs=188),
     "GPT-B_ntp_constant_seed0": Run("B", constant=True),
+    "GPT-B_ntp_lr15e-4_constant_seed0": Run("B", lr="15e-4", constant=True),
     "GPT-L_npp_p2_lambda1-2_epochs480_reset_seed2": Run("L", patch_size=2, lam="1/2", seed=2, epochs=480, reset=True),
 }
 
@@ -37,7 +38,17 @@ def test_two_levels_and_patch_size_two_are_one_run():
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "GPT-B", "GPT-B_ntp", "../x", "GPT-B_npp_q2_lambda1-2_seed0", "GPT-../B_ntp_seed0", "GPT-B_ntp_seed0\n"]
+    "bad",
+    [
+        "",
+        "GPT-B",
+        "GPT-B_ntp",
+        "../x",
+        "GPT-B_npp_q2_lambda1-2_seed0",
+        "GPT-../B_ntp_seed0",
+        "GPT-B_ntp_seed0\n",
+        "GPT-B_ntp_lr60e-4_seed0",
+    ],
 )
 def test_bad_run_ids_are_refused(bad):
     """What is not a run id is named, and never becomes a path."""
@@ -49,9 +60,27 @@ def test_variants_change_the_training_alone(smoke):
     """A variant has its own epochs, learning rate or optimiser reset; the rest is the preset's."""
     assert Run("B").training(smoke) == smoke.training
     assert Run("B", constant=True).training(smoke) == dataclasses.replace(smoke.training, lr_schedule="constant")
+    assert Run("B", lr="6e-3").training(smoke) == dataclasses.replace(smoke.training, lr=6e-3)
     changed = Run("B", patch_size=2, lam="1/2", epochs=480, reset=True)
     assert changed.training(smoke) == dataclasses.replace(smoke.training, epochs=480, reset_optimizer=True)
     assert [s.end for s in changed.segments(300)] == [240, 480] and [s.end for s in Run("B").segments(300)] == [300]
+
+
+def test_seeds_begin_where_the_preset_says(smoke):
+    """A confirmatory preset has seeds of its own."""
+    later = dataclasses.replace(smoke, runs={"B": ["ntp"]}, seeds={"B": 3}, first_seed=100)
+    assert [run.seed for run in runs.preset_runs(later)] == [100, 101, 102]
+    assert list(runs.seeds(later, Run("L"))) == []
+
+
+def test_a_tokenizer_of_another_preset(smoke, home):
+    """Two presets on the same data share a tokenizer; on other data they cannot."""
+    shared = dataclasses.replace(smoke, name="mine", tokenizer_of="smoke")
+    assert runs.tokenize_job(shared) == runs.tokenize_job(smoke)
+    assert runs.train_job(shared, Run("B")).folder.parts[-3] == "mine"
+    other = dataclasses.replace(shared, data=dataclasses.replace(smoke.data, heldout=7))
+    with pytest.raises(NppkitError, match="data differs from that of smoke"):
+        runs.tokenize_job(other)
 
 
 def test_jobs_of_an_own_file_find_it_again(tmp_path, home):
