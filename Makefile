@@ -35,14 +35,14 @@ env: $(BIN)/.installed  ## create the environment in VENV
 
 reproduce: env  ## everything a preset holds: tokenizer, runs, tables, figure
 	$(SNAKEMAKE) $(CONFIG)
-	@$(BIN)/python -m nppkit.runs $(PRESET)
+	@$(BIN)/python -m nppkit where $(PRESET)
 
 table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and what it needs
 	$(SNAKEMAKE) $@ $(CONFIG)
-	@$(BIN)/python -m nppkit.runs $(PRESET) $@
+	@$(BIN)/python -m nppkit where $(PRESET) $@
 
 plan: env  ## steps, memory, disk and hours of every run before anything starts; GPU= GPUS= UTILISATION=
-	@$(BIN)/python -m nppkit.plan $(PRESET) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
+	@$(BIN)/python -m nppkit plan $(PRESET) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
 
 study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is complete at any time
 	$(MAKE) reproduce PRESET=study_8x8
@@ -51,7 +51,7 @@ study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is
 study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
 	cd notebooks && printf '%s\n' $(READING) | xargs -P $(CORES) -I {} $(abspath $(BIN))/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False {}.ipynb
-	$(BIN)/python -m nppkit.claims study README.md
+	$(BIN)/python -m nppkit verdicts study README.md
 
 test: env  ## unit tests, golden core, every notebook at smoke size
 	$(BIN)/python -m pytest -m "not slow"

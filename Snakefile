@@ -3,25 +3,27 @@
 #   snakemake --cores 2 --config preset=demo
 #   snakemake --workflow-profile profiles/slurm --config preset=imagenet256 nodes=2
 #
-# A job is complete when its record is valid for today's configuration and results (nppkit/runs.py). Records
+# A job is complete when its record is valid for today's configuration and results (nppkit/study/records.py). Records
 # are the only declared outputs, because Snakemake deletes declared outputs before it runs a job again. A missing
 # record is the only reason to run one: file times say nothing in a fresh clone, hence ancient().
 
 import shlex
 import sys
 
-from nppkit import cluster, errors, presets, runs
+from nppkit import errors
+from nppkit.jobs import slurm
+from nppkit.study import graph, presets
 
 try:
     PRESET = presets.load_preset(config.get("preset", "demo"))
-    JOBS = runs.graph(PRESET)
+    JOBS = graph.graph(PRESET)
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
-LAUNCH = f"{sys.executable} -m nppkit.launch {{}} --preset {shlex.quote(config.get('preset', 'demo'))}"
+LAUNCH = f"{sys.executable} -m nppkit run {shlex.quote(config.get('preset', 'demo'))} {{}}"
 PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
 SHARD = bool(config.get("shard", False))
 
-for line in runs.set_aside_stale(PRESET) if workflow.is_main_process else []:
+for line in graph.set_aside_stale(PRESET) if workflow.is_main_process else []:
     print(line, file=sys.stderr)
 
 
@@ -34,18 +36,18 @@ for job in JOBS:
 
     rule:
         name:
-            runs.rule_name(job)
+            graph.rule_name(job)
         input:
             [ancient(upstream.record) for upstream in job.upstream],
         output:
             job.record,
         threads: job.parameters.get("threads", 1)
-        priority: runs.priority(PRESET, job)
+        priority: graph.priority(PRESET, job)
         message:
             job.name
         params:
-            command=LAUNCH.format(runs.launch_arguments(job)) + cluster.parameters(PRESET, job, *PLACES, SHARD),
+            command=LAUNCH.format(graph.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, SHARD),
         resources:
-            **cluster.request(PRESET, job, *PLACES),
+            **slurm.request(PRESET, job, *PLACES),
         shell:
             "exec {params.command}"  # so that SIGTERM reaches the launcher, and is waited for

@@ -17,9 +17,9 @@ from statistics import median
 
 import torch
 
+from nppkit.files import write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig
-from nppkit.runs import write_atomic
-from nppkit.train import pick_device
+from nppkit.training.devices import pick_device
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 DEVICE = pick_device("auto")

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 from nppkit.cost import train_flops
+from nppkit.loss import npp_loss
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
-from nppkit.presets import TrainingConfig
 from nppkit.sample import SamplingConfig, sample_codes
-from nppkit.train import autocast, compiled, make_optimizer, npp_loss
+from nppkit.training.config import TrainingConfig
+from nppkit.training.devices import autocast, compiled
+from nppkit.training.trainer import make_optimizer
 
 STEPS, IMAGES = 5, 128
 MODES = ("eager", "compiled", "graph")

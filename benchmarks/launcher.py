@@ -10,11 +10,11 @@ from pathlib import Path
 import bench
 
 RUN = "GPT-B_ntp_seed0"
-IMPORTS = {"torch": "import torch", "nppkit": "import torch, nppkit.train, nppkit.sample, nppkit.launch"}
+IMPORTS = {"torch": "import torch", "nppkit": "import torch, nppkit.training.trainer, nppkit.sample, nppkit.jobs.launch"}
 
 
 def launch(home: str, notebook: str, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "nppkit.launch", notebook, "--preset", "smoke", *arguments]
+    command = [sys.executable, "-m", "nppkit", "run", "smoke", notebook, *arguments]
     return subprocess.Popen(command, env={**os.environ, "NPPKIT_HOME": home}, stdout=subprocess.DEVNULL)
 
 
@@ -24,7 +24,7 @@ def first_steps() -> float:
         launch(home, "tokenize").wait()
         started = time.perf_counter()
         history = Path(home) / f"results/smoke/runs/{RUN}/history.csv"
-        job = launch(home, "train", "--run", RUN)
+        job = launch(home, "train", RUN)
         while not history.exists() and job.poll() is None:
             time.sleep(0.02)
         seconds = time.perf_counter() - started

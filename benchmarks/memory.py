@@ -13,8 +13,10 @@ from pathlib import Path
 import bench
 import torch
 
-from nppkit.presets import TrainingConfig
-from nppkit.train import autocast, compiled, make_optimizer, npp_loss
+from nppkit.loss import npp_loss
+from nppkit.training.config import TrainingConfig
+from nppkit.training.devices import autocast, compiled
+from nppkit.training.trainer import make_optimizer
 
 BATCH, SIDES, GIB = 16, (1, 2, 4, 8), 2**30
 

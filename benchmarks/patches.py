@@ -4,8 +4,9 @@ import functools
 
 import bench
 
-from nppkit.speed import fit_patch_cost
-from nppkit.train import autocast, compiled, npp_loss
+from nppkit.loss import npp_loss
+from nppkit.study.speed import fit_patch_cost
+from nppkit.training.devices import autocast, compiled
 
 BATCH, SIDES = 16, (1, 2, 4, 8, 16)
 

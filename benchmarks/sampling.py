@@ -6,7 +6,7 @@ import torch
 
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, decode_tokens
-from nppkit.train import autocast
+from nppkit.training.devices import autocast
 
 SMALL = GPTConfig(dim=64, n_layer=3, n_head=4, vocab_size=128, num_classes=10, multiple_of=32)
 

@@ -3,8 +3,10 @@
 import bench
 import torch
 
-from nppkit.presets import TrainingConfig
-from nppkit.train import autocast, compiled, make_optimizer, npp_loss
+from nppkit.loss import npp_loss
+from nppkit.training.config import TrainingConfig
+from nppkit.training.devices import autocast, compiled
+from nppkit.training.trainer import make_optimizer
 
 BATCH = 8
 

@@ -8,8 +8,8 @@ import bench
 import numpy as np
 import torch
 
-from nppkit.codes import KEYS, CodeStore
-from nppkit.train import batch_at
+from nppkit.data.codes import KEYS, CodeStore
+from nppkit.training.batches import batch_at
 
 IMAGES, CROPS, TOKENS, VOCABULARY, BATCH, FILES = 100_000, 10, 256, 16384, 256, 5_000
 

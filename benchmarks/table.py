@@ -1,7 +1,7 @@
 """Write the table of the last measured machine beside its report: results/bench/<machine>.md."""
 
-from nppkit import speed
-from nppkit.runs import write_atomic
+from nppkit.files import write_atomic
+from nppkit.study import speed
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import bench
 import numpy as np
 
-from nppkit.codes import KEYS, CodeStore
-from nppkit.presets import TrainingConfig
+from nppkit.data.codes import KEYS, CodeStore
 from nppkit.schedule import multi_scale_segments
-from nppkit.train import Trainer, make_model
+from nppkit.training.config import TrainingConfig
+from nppkit.training.trainer import Trainer, make_model
 
 SIZES = dict(dim=256, n_layer=6, n_head=4, multiple_of=64)
 EPOCHS, VOCABULARY = 16, 1024

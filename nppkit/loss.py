@@ -1,6 +1,10 @@
 """The patch loss (Eq. 2)."""
 
+from collections.abc import Callable
+
 from torch import Tensor
+
+from nppkit.grouping import group_targets
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -12,3 +16,11 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     logits = logits.float()
     return (logits.logsumexp(-1) - logits.gather(-1, targets).mean(-1)).mean()
+
+
+def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
+    """The loss of one batch at a patch side: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
+
+    model(codes, labels, patch_size) -> logits (B, N / p**2, V); codes: (B, N) integers, labels: (B,).
+    """
+    return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size))

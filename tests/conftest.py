@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nppkit.codes import KEYS, CodeStore
-from nppkit.presets import load_preset
+from nppkit.data.codes import KEYS, CodeStore
+from nppkit.study.presets import load_preset
 
 torch.set_num_threads(1)
 

@@ -19,16 +19,17 @@ import psutil
 import yaml
 from conftest import write_store
 
-from nppkit import checkpoint, presets, runs, train
-from nppkit.codes import CodeStore
-from nppkit.guard import Interrupted
-from nppkit.parallel import joined
+from nppkit.data.codes import CodeStore
+from nppkit.study import graph, presets, records
+from nppkit.training import checkpoint, trainer
+from nppkit.training.guard import Interrupted
+from nppkit.training.processes import joined
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["nppkit.train", "pytest", "psutil"])
+processes.set_forkserver_preload(["nppkit.training.trainer", "pytest", "psutil"])
 
 EVENTS = [
-    (train.Trainer, "train_step"),
+    (trainer.Trainer, "train_step"),
     (checkpoint, "save_file"),
     (os, "fsync"),
     (Path, "replace"),
@@ -60,7 +61,7 @@ def die_at(event):
 
 def train_until(store_folder, run_folder, event=0, file_limit=0):
     """Train in this process with one checkpoint, after every step; it may die, or be unable to write large files."""
-    from test_train import make_trainer
+    from test_trainer import make_trainer
 
     if event:
         die_at(event)
@@ -71,12 +72,12 @@ def train_until(store_folder, run_folder, event=0, file_limit=0):
 
 def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **changes):
     """One of several processes that train together, without torchrun; all stop before the given step as after SIGTERM."""
-    import test_train
+    import test_trainer
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     clip = 0.3  # about half of the steps are clipped
-    config = dataclasses.replace(test_train.CONFIG, dropout=0.0, batch_size=8, grad_clip=clip)
+    config = dataclasses.replace(test_trainer.CONFIG, dropout=0.0, batch_size=8, grad_clip=clip)
 
     def progress(steps):
         for step in steps:
@@ -85,7 +86,7 @@ def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **chan
             yield step
 
     with joined() as together, contextlib.suppress(Interrupted):
-        trainer = test_train.make_trainer(CodeStore(store_folder), run_folder, config, processes=together, **changes)
+        trainer = test_trainer.make_trainer(CodeStore(store_folder), run_folder, config, processes=together, **changes)
         if changes.get("shard"):
             for parameter in trainer.model.parameters():
                 assert parameter.to_local().numel() * size == parameter.numel(), "this process holds more than its part"
@@ -119,13 +120,13 @@ def tokenized_preset(home, **training):
     path = home / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
     preset = presets.load_preset(str(path))
-    job = runs.tokenize_job(preset)
+    job = graph.tokenize_job(preset)
     for split in ("train", "heldout"):
         write_store(job.folder / split, n=20, grid=8, vocab=32, classes=10, image_size=32)
     for name in job.outputs:
         if not (job.folder / name).exists():
             (job.folder / name).write_text("made without images")
-    runs.write_record(job)
+    records.write_record(job)
     return path, preset
 
 

@@ -12,8 +12,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-from nppkit.plots import with_palette
-from nppkit.widgets import WITHOUT_KERNEL
+from nppkit.show.plots import with_palette
+from nppkit.show.widgets import WITHOUT_KERNEL
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import test_golden
 import test_sample
-import test_train
+import test_trainer
 import torch
 import torch._dynamo.utils
 
-from nppkit import devices
 from nppkit.grouping import group_targets
+from nppkit.jobs import leases
 from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import compiled_decoder, decoder
-from nppkit.train import autocast
+from nppkit.training.devices import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICE = torch.device("cuda", 0)
@@ -80,7 +80,9 @@ def test_compiled_decoding_in_bf16():
 def test_resume(store, tmp_path, precision):
     """Two halves equal the whole, bit for bit: at this size no kernel adds in changing order."""
     changes = dict(device=DEVICE, precision=precision)
-    test_train.same(test_train.run(store, tmp_path / "a", **changes), test_train.run(store, tmp_path / "b", (9,), **changes))
+    test_trainer.same(
+        test_trainer.run(store, tmp_path / "a", **changes), test_trainer.run(store, tmp_path / "b", (9,), **changes)
+    )
 
 
 def close(found, expected, rtol, atol):
@@ -98,27 +100,27 @@ def close(found, expected, rtol, atol):
 @pytest.mark.parametrize("graphs", [False, True])
 def test_resume_when_compiled(store, tmp_path, graphs):
     """Dropout on: up to the order of atomic sums, so that the noise of every step is the same."""
-    changes = dict(device=DEVICE, graphs=graphs, config=dataclasses.replace(test_train.CONFIG, lr=1e-3, compile=True))
-    whole = test_train.run(store, tmp_path / "whole", **changes)
-    close(test_train.run(store, tmp_path / "parts", (9,), **changes), whole, 1e-3, 1e-4)
+    changes = dict(device=DEVICE, graphs=graphs, config=dataclasses.replace(test_trainer.CONFIG, lr=1e-3, compile=True))
+    whole = test_trainer.run(store, tmp_path / "whole", **changes)
+    close(test_trainer.run(store, tmp_path / "parts", (9,), **changes), whole, 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize(("compile", "options"), [(False, {}), (True, dict(micro_batch=3)), (True, dict(graphs=True))])
 def test_trains_as_a_cpu_does(store, tmp_path, compile, options):
     """Without dropout, whose noise is the device's, the same losses and weights up to TF32's rounding; no graph is skipped."""
-    config = dataclasses.replace(test_train.CONFIG, dropout=0.0, lr=1e-3)
-    cpu = test_train.run(store, tmp_path / "cpu", config=config)
+    config = dataclasses.replace(test_trainer.CONFIG, dropout=0.0, lr=1e-3)
+    cpu = test_trainer.run(store, tmp_path / "cpu", config=config)
     counters = torch._dynamo.utils.counters["inductor"]
     counters.clear()
     config = dataclasses.replace(config, compile=compile)
-    close(test_train.run(store, tmp_path / "gpu", config=config, device=DEVICE, **options), cpu, 1e-2, 1e-3)
+    close(test_trainer.run(store, tmp_path / "gpu", config=config, device=DEVICE, **options), cpu, 1e-2, 1e-3)
     assert not counters["cudagraph_skips"]
 
 
 def test_a_lease_shows_one_gpu(tmp_path, monkeypatch):
     """nvidia-smi's list is torch's; a process within a lease sees the GPU that was leased, and no other."""
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
-    assert len(devices.visible_gpus()) == torch.cuda.device_count()
+    monkeypatch.setattr(leases, "FOLDER", tmp_path)
+    assert len(leases.visible_gpus()) == torch.cuda.device_count()
     count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    with devices.leased(1) as gpus:
+    with leases.leased(1) as gpus:
         assert len(gpus) == 1 and int(subprocess.check_output(count)) == 1

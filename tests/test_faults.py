@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import faults
 import pytest
-import test_train
+import test_trainer
 import torch
 from conftest import write_store
 
-from nppkit import guard, launch, runs
-from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest
-from nppkit.codes import CodeStore
+from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
+from nppkit.jobs import launch
+from nppkit.study import graph, runs
+from nppkit.training import guard
+from nppkit.training.checkpoint import checkpoints, load_checkpoint, load_newest
 
 KILLS = int(os.environ.get("NPPKIT_KILLS", 20))  # make soak: 50
 RUN = "GPT-B_ntp_seed0"
@@ -49,9 +52,9 @@ def test_killed_at_random_instants(tmp_path):
             process.kill()
         process.join()
         if process.exitcode == 0:  # it came to the end before: a fresh run goes on being killed
-            parts = test_train.make_trainer(CodeStore(store), folder)
+            parts = test_trainer.make_trainer(CodeStore(store), folder)
             parts.fit()
-            test_train.same(test_train.run(CodeStore(store), tmp_path / f"whole{kills}"), parts)
+            test_trainer.same(test_trainer.run(CodeStore(store), tmp_path / f"whole{kills}"), parts)
             folder, newest = tmp_path / f"parts{kills}", 0
             folder.mkdir()
             continue
@@ -60,9 +63,9 @@ def test_killed_at_random_instants(tmp_path):
         steps = [load_checkpoint(path, "digest")[1]["step"] for path in checkpoints(folder / "ckpt")]
         assert max(steps, default=0) >= newest, "an older checkpoint went before the newer one was there"
         newest = max(steps, default=0)
-    parts = test_train.make_trainer(CodeStore(store), folder)
+    parts = test_trainer.make_trainer(CodeStore(store), folder)
     parts.fit()
-    test_train.same(test_train.run(CodeStore(store), tmp_path / "whole"), parts)
+    test_trainer.same(test_trainer.run(CodeStore(store), tmp_path / "whole"), parts)
     assert checkpoints(folder / "ckpt")[-1].name == "step_00000024" and not list((folder / "ckpt").glob(".step*"))
 
 
@@ -92,7 +95,7 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path):
     before = {p.name: faults.state_of(p) for p in checkpoints(folder / "ckpt")}
     assert before
     code = f"""
-import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+import sys; sys.path[:0] = {sys.path!r}
 import faults
 faults.train_until({str(store)!r}, __import__("pathlib").Path({str(folder)!r}), file_limit=4096)
 """
@@ -106,9 +109,9 @@ faults.train_until({str(store)!r}, __import__("pathlib").Path({str(folder)!r}), 
 
 def test_space_is_checked_before_a_run_starts(store, tmp_path, monkeypatch):
     """A run whose checkpoints will not fit is refused before its first step."""
-    usage = guard.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(guard.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    trainer = test_train.make_trainer(store, tmp_path / "run")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    trainer = test_trainer.make_trainer(store, tmp_path / "run")
     with pytest.raises(NppkitError, match="GB free and the run's checkpoints need"):
         trainer.fit()
     assert trainer.step == 0
@@ -126,14 +129,14 @@ def test_sigterm_saves_and_asks_for_another_start(store, tmp_path):
 
         return progress
 
-    trainer = test_train.make_trainer(store, tmp_path / "parts")
+    trainer = test_trainer.make_trainer(store, tmp_path / "parts")
     with pytest.raises(guard.Interrupted, match="step 8 and saved"):
         trainer.fit(terminate_at(7))
     assert checkpoints(tmp_path / "parts" / "ckpt")[-1].name == "step_00000008"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    parts = test_train.make_trainer(store, tmp_path / "parts")
+    parts = test_trainer.make_trainer(store, tmp_path / "parts")
     parts.fit()
-    test_train.same(test_train.run(store, tmp_path / "whole"), parts)
+    test_trainer.same(test_trainer.run(store, tmp_path / "whole"), parts)
 
 
 def hold(folder, ready):
@@ -145,7 +148,7 @@ def hold(folder, ready):
 def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypatch):
     """While one process writes a run another is refused; the lock of a killed one is gone with it."""
     monkeypatch.setattr(guard.exclusive.__wrapped__, "__defaults__", ("writer", 0.2))
-    trainer, ready = test_train.make_trainer(store, tmp_path), faults.processes.Event()
+    trainer, ready = test_trainer.make_trainer(store, tmp_path), faults.processes.Event()
     first = faults.processes.Process(target=hold, args=(tmp_path / "ckpt", ready), daemon=True)
     first.start()
     ready.wait()
@@ -156,7 +159,14 @@ def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypa
     trainer.fit()
 
 
-CHILD = "import time; from nppkit import guard; guard.GRACE_SECONDS = 1; guard.die_with_parent(); print('ready', flush=True); {}"
+CHILD = """
+import time
+from nppkit.training import guard
+guard.GRACE_SECONDS = 1
+guard.die_with_parent()
+print("ready", flush=True)
+{}
+"""
 
 
 STUBBORN = "import signal; signal.signal(15, lambda *args: print('told', flush=True)); time.sleep(600)"
@@ -181,8 +191,8 @@ def long_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPPKIT_HOME", str(home))
         path, preset = faults.tokenized_preset(home, steps_per_epoch=5000, log_every=1)
-        command = [sys.executable, "-m", "nppkit.launch", "train", "--preset", str(path), "--run", RUN]
-        folder = runs.run_dir(preset, runs.Run.parse(RUN))
+        command = [sys.executable, "-m", "nppkit", "run", str(path), "train", RUN]
+        folder = graph.run_dir(preset, runs.Run.parse(RUN))
 
         def begin(*parameters):
             before = faults.last_step(folder / "history.csv")
@@ -211,7 +221,7 @@ def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
     assert process.wait(120) == guard.REQUEUE, process.stderr.read()
     assert "Interrupted: stopped after step" in process.stderr.read()
     wait_for(lambda: not faults.of_home(home))
-    (saved,) = checkpoints(runs.checkpoint_dir(preset, runs.Run.parse(RUN)))
+    (saved,) = checkpoints(graph.checkpoint_dir(preset, runs.Run.parse(RUN)))
     assert int(saved.name[5:]) > 0 and not (folder / "train.record.json").exists() and (folder / "train.ipynb").exists()
     process = begin("-p", "save_minutes", "0", "-p", "keep_last", "4")
     assert faults.last_step(folder / "history.csv") > int(saved.name[5:])
@@ -238,7 +248,7 @@ def test_a_kernel_that_dies_is_one_line(long_run, monkeypatch):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stops_and_is_not_saved(store, tmp_path, which, value):
     """NaN or Inf in the loss or in a gradient: the run stops, names step and last good checkpoint, and writes neither."""
-    trainer = test_train.make_trainer(store, tmp_path, save_seconds=0.0)
+    trainer = test_trainer.make_trainer(store, tmp_path, save_seconds=0.0)
     ordinary, bad = trainer.loss_fn, lambda: value if trainer.step == 7 else 1.0
     if which == "loss":
         trainer.loss_fn = lambda *args: ordinary(*args) * bad()
@@ -254,7 +264,7 @@ def test_what_is_not_finite_stops_and_is_not_saved(store, tmp_path, which, value
 def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
     """NaN that comes into weights or moments after a step whose loss was finite does not reach the disk either."""
     for kind in ("weight", "moment"):
-        trainer = test_train.make_trainer(store, tmp_path / kind, save_seconds=0.0)
+        trainer = test_trainer.make_trainer(store, tmp_path / kind, save_seconds=0.0)
         ordinary = trainer.train_step
 
         def step_and_break(step, patch_size, ordinary=ordinary, trainer=trainer, kind=kind):
@@ -271,19 +281,19 @@ def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
 
 def test_a_likelihood_that_is_not_finite_stops(store, tmp_path, monkeypatch):
     """Weights whose held-out likelihood is NaN are those of a diverged run: they are not saved as its last good ones."""
-    monkeypatch.setattr(test_train.train, "heldout_nll", lambda *args, **kwargs: float("nan"))
+    monkeypatch.setattr(test_trainer.trainer, "heldout_nll", lambda *args, **kwargs: float("nan"))
     with pytest.raises(NppkitError, match=r"step 5: held-out likelihood nan: .*no checkpoint was written yet"):
-        test_train.make_trainer(store, tmp_path).fit()
+        test_trainer.make_trainer(store, tmp_path).fit()
     assert not checkpoints(tmp_path / "ckpt")
 
 
 def test_checkpoints_come_by_the_clock(store, tmp_path, monkeypatch):
     """Between segment boundaries a checkpoint is due every `save_seconds`: ten minutes unless said otherwise."""
-    assert test_train.make_trainer(store, tmp_path / "a").save_seconds == 600
+    assert test_trainer.make_trainer(store, tmp_path / "a").save_seconds == 600
     now = iter(range(0, 100000, 100))
-    monkeypatch.setattr(test_train.train.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(test_trainer.trainer.time, "perf_counter", lambda: float(next(now)))
     saved = []
-    trainer = test_train.make_trainer(store, tmp_path / "b", save_seconds=1000.0)
+    trainer = test_trainer.make_trainer(store, tmp_path / "b", save_seconds=1000.0)
     monkeypatch.setattr(trainer, "save", lambda: saved.append(trainer.step))
     trainer.fit()
     assert {6, 12, 24} < set(saved) and len(saved) < 20
@@ -292,19 +302,19 @@ def test_checkpoints_come_by_the_clock(store, tmp_path, monkeypatch):
 def test_last_and_best_are_kept(store, tmp_path, monkeypatch):
     """A run keeps its newest checkpoints, two unless said otherwise, and those of the lowest held-out likelihood besides."""
     likelihoods = iter([3.0, 1.0, 2.0, 2.5, 4.0, 5.0, 6.0, 7.0])
-    monkeypatch.setattr(test_train.train, "heldout_nll", lambda *args, **kwargs: next(likelihoods))
-    config = test_train.dataclasses.replace(test_train.CONFIG, heldout_every=1, log_every=3)
-    test_train.make_trainer(store, tmp_path, config, keep_best=1).fit()
+    monkeypatch.setattr(test_trainer.trainer, "heldout_nll", lambda *args, **kwargs: next(likelihoods))
+    config = test_trainer.dataclasses.replace(test_trainer.CONFIG, heldout_every=1, log_every=3)
+    test_trainer.make_trainer(store, tmp_path, config, keep_best=1).fit()
     assert [path.name for path in checkpoints(tmp_path / "ckpt")] == ["step_00000006", "step_00000021", "step_00000024"]
     for wrong in ({"keep_last": 0}, {"keep_best": -1}, {"save_seconds": -1.0}):
         with pytest.raises(NppkitError, match="keep 1 or more"):
-            test_train.make_trainer(store, tmp_path, **wrong)
+            test_trainer.make_trainer(store, tmp_path, **wrong)
 
 
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(30)"
 DEADLINE = f"""
 import subprocess, sys
-from nppkit import launch
+from nppkit.jobs import launch
 launch.GRACE_SECONDS = 0.5
 kernel = subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE)
 kernel.stdout.readline()
@@ -322,9 +332,10 @@ def test_a_kernel_that_does_not_stop_is_ended():
 def test_the_documented_tests_exist():
     """Every line of the tables in docs/reliability.md names a test, and every test that it names exists."""
     folder = Path(__file__).parent
+    files = {path.name: path.read_text() for path in folder.rglob("test_*.py")}
     rows = [row for row in (folder.parent / "docs" / "reliability.md").read_text().splitlines() if row.startswith("| ")]
     for row in (row for row in rows if not row.endswith("| test |")):
         named = re.findall(r"(test_\w+\.py)::(test_\w+)", row)
         assert named, row
         for file, name in named:
-            assert f"def {name}(" in (folder / file).read_text(), (file, name)
+            assert f"def {name}(" in files[file], (file, name)

@@ -14,9 +14,13 @@ from conftest import write_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nppkit import codes, fit, launch, presets, reference, runs, weights
-from nppkit.checkpoint import load_checkpoint, save_checkpoint
+from nppkit import files, releases
+from nppkit.data import codes, train_tokenizer
 from nppkit.errors import NppkitError
+from nppkit.jobs import launch
+from nppkit.scoring import reference
+from nppkit.study import graph, presets, records
+from nppkit.training.checkpoint import load_checkpoint, save_checkpoint
 
 FEW = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 JUNK = st.recursive(
@@ -93,11 +97,11 @@ def test_checkpoint_files_stay_in_their_folder(tmp_path):
     for name in ("../../outside.safetensors", str(outside)):
         state = json.loads((path / "state.json").read_text())
         state.pop("digest", None)
-        (path / "state.json").write_text(json.dumps({**state, "files": {name: runs.sha256(outside)}}))
+        (path / "state.json").write_text(json.dumps({**state, "files": {name: files.sha256(outside)}}))
         with pytest.raises(NppkitError, match="missing or damaged"):
             load_checkpoint(path, "d")
     (tmp_path / "c" / "step_00000009").symlink_to(path)
-    from nppkit.checkpoint import checkpoints
+    from nppkit.training.checkpoint import checkpoints
 
     assert checkpoints(tmp_path / "c") == [path]
 
@@ -168,7 +172,7 @@ def test_damaged_weights(folder, data):
         save_file({"a": torch.ones(3)}, path)
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     try:
-        weights.read_state(path)
+        releases.read_state(path)
     except NppkitError as error:
         assert str(path) in one_line(error)
 
@@ -203,13 +207,13 @@ def test_presets(folder, place, value):
     path.write_text(yaml.safe_dump(content))
     try:
         preset = presets.load_preset(str(path))
-        jobs = runs.graph(preset)
-        fit.tokenizer_config(preset)
+        jobs = graph.graph(preset)
+        train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)
     except NppkitError as error:
         assert place[-1] in one_line(error) or "some" in one_line(error), (place, value, error)
     else:
-        assert all(job.record.resolve().is_relative_to(runs.home() / "results") for job in jobs)
-        assert all(shlex.join(words.split()) == words for words in map(runs.launch_arguments, jobs))
+        assert all(job.record.resolve().is_relative_to(files.home() / "results") for job in jobs)
+        assert all(shlex.join(words.split()) == words for words in map(graph.launch_arguments, jobs))
         assert preset.training.steps_per_epoch > 0 and preset.training.batch_size > 0 and preset.training.lr > 0
 
 
@@ -244,10 +248,10 @@ def test_parameters_are_data(text):
 def test_records(folder, content):
     """A completion record of any content counts as damaged, never as complete."""
     preset = presets.load_preset("smoke")
-    job = runs.tokenize_job(preset)
+    job = graph.tokenize_job(preset)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPPKIT_HOME", str(folder))
-        job = runs.tokenize_job(preset)
+        job = graph.tokenize_job(preset)
         job.folder.mkdir(parents=True, exist_ok=True)
         job.record.write_bytes(content)
-        assert runs.why_incomplete(job)
+        assert records.why_incomplete(job)

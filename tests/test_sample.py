@@ -9,12 +9,12 @@ import torch
 from conftest import write_store
 
 from nppkit import noise
-from nppkit.codes import CodeStore
+from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.model import GPT, GPTConfig
-from nppkit.presets import TrainingConfig
 from nppkit.sample import SamplingConfig, decode_tokens, filter_logits, guide, pick, sample_codes, sample_labels
-from nppkit.train import batch_at
+from nppkit.training.batches import batch_at
+from nppkit.training.config import TrainingConfig
 
 TINY = GPTConfig(dim=32, n_layer=2, n_head=4, vocab_size=24, num_classes=5, grid_size=4, multiple_of=8)
 INDEX = np.arange(20)

@@ -14,14 +14,16 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-import test_weights
+import test_releases
 from conftest import write_store
 from test_faults import wait_for
 from test_reference import extractor as extractor
 from test_reference import image_set
 
-from nppkit import codes, extract, npz, presets, reference, runs
+from nppkit.data import codes, llamagen, npz
 from nppkit.errors import NppkitError
+from nppkit.scoring import reference
+from nppkit.study import graph, presets
 
 ROOT = Path(__file__).parents[1]
 NEVER = {
@@ -56,7 +58,7 @@ def evil(tmp_path):
     """An object array that creates a file when it is unpickled, and that file."""
     trace = tmp_path / "trace"
     array = np.empty(10, object)
-    array[:] = [test_weights.Payload(trace)] * 10
+    array[:] = [test_releases.Payload(trace)] * 10
     yield array
     assert not trace.exists()
     np.save(tmp_path / "evil.npy", array)
@@ -90,7 +92,7 @@ def test_object_arrays_in_llamagens_files_do_not_run(tmp_path, evil):
         (tmp_path / folder).mkdir()
         np.save(tmp_path / folder / "0.npy", evil)
     with pytest.raises(NppkitError, match=r"0\.npy cannot be read"):
-        extract.import_llamagen([tmp_path / "codes"], tmp_path / "labels", tmp_path / "out")
+        llamagen.import_llamagen([tmp_path / "codes"], tmp_path / "labels", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "..", "a/b", "a\nb", "", "~", "$HOME"])
@@ -130,8 +132,8 @@ def test_words_of_the_command_line_stay_words(home, tmp_path):
     ]
     env = {**os.environ, "NPPKIT_HOME": str(home)}
     result = subprocess.run([*command, "--dry-run"], cwd=ROOT, env=env, capture_output=True, text=True)
-    (line,) = [line for line in result.stdout.splitlines() if "nppkit.launch" in line]
-    assert shlex.split(line)[-2:] == ["--preset", str(path)]
+    (line,) = [line for line in result.stdout.splitlines() if "nppkit run" in line]
+    assert shlex.split(line)[-2:] == [str(path), "tokenize"]
 
 
 @pytest.mark.slow
@@ -159,4 +161,4 @@ def test_jupyterlab_asks_for_its_token(tmp_path):
 
 def test_results_stay_in_their_home(home, smoke):
     """Every job of a preset writes below the results home."""
-    assert all(job.folder.is_relative_to(home / "results") for job in runs.graph(smoke))
+    assert all(job.folder.is_relative_to(home / "results") for job in graph.graph(smoke))

@@ -1,0 +1,5 @@
+"""python -m nppkit: the command line."""
+
+from nppkit.cli import main
+
+main()

@@ -1,0 +1,283 @@
+"""The command line: nppkit COMMAND, or python -m nppkit COMMAND. A command's work begins with its imports, not before."""
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from nppkit.errors import NppkitError
+
+COMMANDS: dict[str, argparse.ArgumentParser] = {}
+parser = argparse.ArgumentParser(prog="nppkit", description="Next Patch Prediction: run a study, or a part of one.")
+groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
+
+
+def argument(*names: str, **settings: object) -> tuple:
+    """An argument of a command, as argparse takes it."""
+    return names, settings
+
+
+PRESET = argument("preset", metavar="PRESET", help="a name in nppkit/presets, or a YAML file")
+RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_seed0")
+DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
+PRECISION = argument("--precision", default="", help="fp32 or bf16; default: the preset's")
+THREADS = argument("--threads", type=int, default=1, help="CPU threads of each process (default %(default)s)")
+
+
+def command(name: str, example: str, *arguments: tuple) -> Callable:
+    """Register a function of the parsed arguments as a command, `codes extract` as one within a group."""
+
+    def register(function: Callable) -> Callable:
+        group, _, last = name.rpartition(" ")
+        if group not in groups:
+            of = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = of.add_subparsers(metavar="COMMAND", required=True)
+        text = function.__doc__.splitlines()[0]
+        layout = argparse.RawDescriptionHelpFormatter
+        own = groups[group].add_parser(
+            last, help=text, description=text, epilog=f"example:\n  nppkit {name} {example}", formatter_class=layout
+        )
+        for names, settings in arguments:
+            own.add_argument(*names, **settings)
+        own.set_defaults(function=function)
+        COMMANDS[name] = own
+        return function
+
+    return register
+
+
+GROUPS = {
+    "codes": "The codes of a preset's images, and codes that others have extracted",
+    "weights": "LlamaGen's and NPP's released weights",
+}
+
+
+@command(
+    "plan",
+    "imagenet256 --gpu H100-80G --gpus 8",
+    PRESET,
+    argument("--gpu", default="", help="a GPU of nppkit/cost.py; default: the preset's; none: measure on this CPU"),
+    argument("--gpus", type=int, default=0, help="how many; default: the preset's number"),
+    argument("--utilisation", type=float, default=0.0, help="share of the GPU's peak; default: that of nppkit/cost.py"),
+)
+def plan(a: argparse.Namespace) -> None:
+    """Steps, FLOPs, memory, disk and hours of every run of a preset, before anything starts."""
+    from nppkit.cost import UTILISATION
+    from nppkit.jobs.plan import report
+    from nppkit.study.presets import load_preset
+
+    preset, utilisation = load_preset(a.preset), a.utilisation or UTILISATION
+    if not 0 < utilisation <= 1 or a.gpus < 0:
+        raise NppkitError(f"--utilisation {a.utilisation} and --gpus {a.gpus}: use a share in (0, 1], and 1 or more GPUs")
+    print(report(preset, a.gpu or preset.gpu, a.gpus or preset.gpus, utilisation))
+
+
+@command(
+    "run",
+    "demo train GPT-B_ntp_seed0",
+    PRESET,
+    argument("notebook", metavar="NOTEBOOK", help="tokenize, train, evaluate, or a table or figure, e.g. table1_main"),
+    argument("run", metavar="RUN", nargs="?", default="", help="run id, for train and evaluate"),
+    argument("--large", action="store_true", help="the codes of the 384 rows, for tokenize"),
+    argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="another parameter of the notebook"),
+)
+def run(a: argparse.Namespace) -> None:
+    """Execute one job: a notebook with papermill, checked parameters, and a record at the end."""
+    from nppkit.jobs import launch
+
+    warnings.filterwarnings("ignore", module="papermill|jupyter_client|zmq")
+    job, started = launch.find_job(a.notebook, a.preset, a.run, a.large), time.monotonic()
+    launch.execute(job, dict(a.p))
+    print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+@command(
+    "train",
+    "demo GPT-B_ntp_seed0",
+    PRESET,
+    RUN,
+    DEVICE,
+    PRECISION,
+    THREADS,
+    argument("--micro-batch", type=int, default=0, help="images that a process computes at once; 0: its share"),
+    argument("--graphs", action="store_true", help="compiled steps as CUDA graphs: one GPU, the whole batch at once"),
+    argument("--shard", action="store_true", help="split weights and AdamW's moments over the processes (FSDP)"),
+    argument("--save-minutes", type=float, default=10.0, help="between two checkpoints, besides those of segments"),
+    argument("--keep-last", type=int, default=2, help="checkpoints"),
+    argument("--keep-best", type=int, default=0, help="checkpoints of the lowest held-out likelihood, besides"),
+)
+def train(a: argparse.Namespace) -> None:
+    """Train one run without its notebook, alone or as one of torchrun's processes."""
+    from nppkit.jobs import workers
+
+    options = dict(shard=a.shard, micro_batch=a.micro_batch, graphs=a.graphs)
+    options |= dict(save_seconds=60 * a.save_minutes, keep_last=a.keep_last, keep_best=a.keep_best)
+    workers.train(a.preset, a.run, a.device, a.precision, a.threads, **options)
+
+
+@command("sample", "demo GPT-B_ntp_seed0", PRESET, RUN, DEVICE, PRECISION, THREADS)
+def sample(a: argparse.Namespace) -> None:
+    """Draw the codes that a run's evaluation needs, alone or as one of torchrun's processes."""
+    from nppkit.jobs import workers
+
+    workers.sample(a.preset, a.run, a.device, a.precision, a.threads)
+
+
+@command(
+    "evaluate",
+    "imagenet256-eval samples.npz",
+    PRESET,
+    argument("file", metavar="FILE", help="arr_0: uint8 images, NHWC, as ADM's scripts write them"),
+    DEVICE,
+)
+def evaluate(a: argparse.Namespace) -> None:
+    """Metrics and contract of an npz file of images, anyone's, as JSON."""
+    from nppkit.study.models import evaluate_file
+    from nppkit.study.presets import load_preset
+
+    print(json.dumps(evaluate_file(load_preset(a.preset), a.file, a.device), indent=1))
+
+
+@command(
+    "codes extract",
+    "imagenet256 --rank 0 --world-size 8",
+    PRESET,
+    argument("--large", action="store_true", help="at 1.5 times the image side"),
+    argument("--rank", type=int, default=int(os.environ.get("RANK", 0)), help="torchrun sets it"),
+    argument("--world-size", type=int, default=int(os.environ.get("WORLD_SIZE", 1)), help="torchrun sets it"),
+    DEVICE,
+    argument("--batch-size", type=int, default=64, help="images (default %(default)s)"),
+)
+def extract(a: argparse.Namespace) -> None:
+    """Extract a preset's codes, alone or as one of several processes."""
+    from nppkit.jobs import workers
+
+    workers.extract(a.preset, a.large, a.rank, a.world_size, a.device, a.batch_size)
+
+
+@command(
+    "codes import",
+    "imagenet256_codes imagenet256_labels results/imagenet256/tokenizer/train",
+    argument("codes", type=Path, help="LlamaGen's folder of .npy files, e.g. imagenet256_codes"),
+    argument("labels", type=Path, help="e.g. imagenet256_labels"),
+    argument("out", type=Path, help="the store's folder"),
+    argument("--second-set", type=Path, action="append", default=[], help="codes of more crops, e.g. those at 1.05"),
+    argument("--vocab-size", type=int, default=0, help="codes; default: VQ-16's"),
+    argument("--image-size", type=int, default=0, help="pixels; 0: 16 a code"),
+    argument("--class-names", type=Path, help="a text file, a name a line"),
+    argument("--tokenizer", type=Path, help="the tokenizer.safetensors whose codes these are"),
+)
+def import_codes(a: argparse.Namespace) -> None:
+    """LlamaGen's folders of .npy files to a code store."""
+    from nppkit.data.codes import UNKNOWN
+    from nppkit.data.llamagen import import_llamagen
+    from nppkit.files import sha256
+    from nppkit.jobs.progress import progress
+    from nppkit.tokenizer import TOKENIZERS
+
+    names = a.class_names.read_text().splitlines() if a.class_names else None
+    digest, vocab_size = sha256(a.tokenizer) if a.tokenizer else UNKNOWN, a.vocab_size or TOKENIZERS["VQ-16"].codebook_size
+    folders = [a.codes, *a.second_set]
+    store = import_llamagen(folders, a.labels, a.out, vocab_size, names, digest, a.image_size, progress)
+    print(f"{a.out}: codes {store.codes.shape}, {store.num_classes} classes")
+
+
+@command("weights fetch", "LlamaGen-B-256", argument("name", metavar="NAME", help="a release; an unknown name lists them"))
+def fetch(a: argparse.Namespace) -> None:
+    """Download a release, or find it in weights/."""
+    from nppkit import releases
+    from nppkit.files import sha256
+
+    path = releases.fetch(a.name)
+    print(path, sha256(path))
+
+
+@command(
+    "weights convert",
+    "weights/c2i_B_256.pt c2i_B_256.safetensors",
+    argument("file", type=Path),
+    argument("out", type=Path),
+    argument("--grid-size", type=int, default=0, help="side of the code grid, for a file of another name"),
+    argument("--n-head", type=int, default=0, help="attention heads, for a size of another family"),
+)
+def convert(a: argparse.Namespace) -> None:
+    """A release to safetensors and JSON."""
+    from nppkit import releases
+
+    config = releases.release_config(a.file, a.grid_size, a.n_head)
+    print(json.dumps(releases.convert(a.file, a.out, config), indent=1))
+
+
+@command(
+    "weights export", "checkpoints/mine/step_00001200 mine.pt", argument("checkpoint", type=Path), argument("out", type=Path)
+)
+def export(a: argparse.Namespace) -> None:
+    """A checkpoint to LlamaGen's container, as its own scripts read it."""
+    from nppkit import releases
+
+    releases.export(a.checkpoint, a.out)
+
+
+@command("where", "demo table1", PRESET, argument("reports", nargs="*", metavar="REPORT", help="e.g. table1; default: all"))
+def where(a: argparse.Namespace) -> None:
+    """Where a preset's tables and figures are."""
+    from nppkit.files import home
+    from nppkit.study.graph import report_job, reports, rule_name
+    from nppkit.study.presets import load_preset
+
+    preset = load_preset(a.preset)
+    for job in (report_job(preset, report) for report in reports(preset)):
+        if not a.reports or rule_name(job) in a.reports:
+            print(f"{job.name}:", *((job.folder / name).resolve().relative_to(home()) for name in job.outputs))
+
+
+@command("verdicts", "study README.md", PRESET, argument("file", type=Path, help="whose part between two marks is replaced"))
+def verdicts(a: argparse.Namespace) -> None:
+    """Write the verdicts on the paper's claims into a file."""
+    from nppkit.study.claims import write_verdicts
+    from nppkit.study.presets import load_preset
+
+    write_verdicts(load_preset(a.preset), a.file)
+
+
+@command("pair", "")
+def pair(a: argparse.Namespace) -> None:
+    """Make the package's trained pair again: train and evaluate both runs unless that is done, and keep them."""
+    from nppkit.jobs.launch import ensure
+    from nppkit.show import pretrained
+
+    for job in pretrained.pair_jobs():
+        ensure(job)
+    pretrained.keep()
+
+
+@command("torchrun", "--nproc-per-node=8 -m nppkit train demo GPT-B_ntp_seed0", argument("words", nargs=argparse.REMAINDER))
+def torchrun(a: argparse.Namespace) -> None:
+    """torchrun, but it ends with its parent, and its workers find each other after a restart."""
+    from nppkit.jobs.torchrun import start
+
+    start(a.words)
+
+
+def call(words: list[str]) -> int:
+    """Run a command and return its exit status; a NppkitError becomes one line on standard error."""
+    try:
+        if words[:1] == ["torchrun"]:  # whose options are its own
+            torchrun(argparse.Namespace(words=words[1:]))
+        else:
+            a = parser.parse_args(words)
+            a.function(a)
+    except NppkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def main() -> NoReturn:
+    """Run the command of this process; without one, say which there are."""
+    sys.exit(call(sys.argv[1:] or ["--help"]))

@@ -1,0 +1,146 @@
+"""The code store: every crop's codes in one memory-mapped uint16 file, with labels and a JSON manifest.
+
+A store is a folder: codes.npy (images, crops, N), labels.npy (images,), manifest.json. `nppkit.data.extract` writes it,
+the manifest last: a folder without one is not a store. A small store may be packed as codes.npz, to be kept in git.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nppkit.errors import NppkitError
+from nppkit.files import read_arrays
+
+CHECK_BYTES = 2**28  # stores up to this size are checked code by code on opening, larger ones batch by batch
+KEYS = ("images", "crops", "grid_size", "vocab_size", "class_names", "tokenizer_sha256", "source_digest", "image_size")
+TYPES = (int, int, int, int, list, str, str, int)  # of the keys' values
+REMEDIES = {
+    "grid_size": "extract at the model's image size, or take a model of this grid",
+    "vocab_size": "extract with the model's tokenizer, or take a model of this vocabulary",
+    "num_classes": "extract the images that the model was made for, or take a model of this many classes",
+    "tokenizer_sha256": "extract with this tokenizer, or take the one that made the codes",
+}
+UNKNOWN = "unknown"  # tokenizer_sha256 of an imported store whose tokenizer was not named
+
+
+class CodeStore:
+    """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder / "manifest.json")
+        packed = self.folder / "codes.npz"
+        self.codes = _open_packed(packed) if packed.exists() else _open_array(self.folder / "codes.npy")
+        self.labels = _open_array(self.folder / "labels.npy")
+        self._check()
+
+    def _check(self) -> None:
+        m, codes = self.manifest, self.codes
+        shape = (m["images"], m["crops"], m["grid_size"] ** 2)
+        if codes.dtype != np.uint16:
+            raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
+        if self.labels.dtype.kind not in "iu":
+            raise NppkitError(f"{self.folder}/labels.npy holds {self.labels.dtype}, not integers: extract the codes again")
+        if codes.shape != shape or self.labels.shape != shape[:1]:
+            raise NppkitError(f"{self.folder}/codes.npy has shape {codes.shape}, its manifest says {shape}: extract it again")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            raise NppkitError(f"{self.folder}/labels.npy: a label is outside the {self.num_classes} classes: extract it again")
+        if codes.nbytes <= CHECK_BYTES:
+            self._check_range(codes)
+
+    def _check_range(self, codes: np.ndarray) -> None:
+        if codes.size and codes.max() >= self.vocab_size:
+            raise NppkitError(
+                f"{self.folder}/codes.npy: code {codes.max()} is beyond the vocabulary of {self.vocab_size}: extract it again"
+            )
+
+    def require(
+        self,
+        grid_size: int | None = None,
+        vocab_size: int | None = None,
+        num_classes: int | None = None,
+        tokenizer_sha256: str | None = None,
+    ) -> "CodeStore":
+        """This store, if it is what a model needs (None: not asked). NppkitError names each difference and what to do."""
+        names = ("grid_size", "vocab_size", "num_classes", "tokenizer_sha256")
+        wanted = dict(zip(names, (grid_size, vocab_size, num_classes, tokenizer_sha256), strict=True))
+        found = {**self.manifest, "num_classes": self.num_classes}
+        wrong = [name for name in names if wanted[name] not in (None, found[name])]
+        if not wrong:
+            return self
+        if wrong == ["tokenizer_sha256"] and found["tokenizer_sha256"] == UNKNOWN:
+            raise NppkitError(f"{self.folder} does not say which tokenizer made it: import it again with --tokenizer FILE")
+        lines = [f"{name} is {found[name]}, not {wanted[name]} ({REMEDIES[name]})" for name in wrong]
+        raise NppkitError(f"{self.folder} does not fit the model: {'; '.join(lines)}")
+
+    def __len__(self) -> int:
+        return self.manifest["images"]
+
+    @property
+    def crops(self) -> int:
+        return self.manifest["crops"]
+
+    @property
+    def grid_size(self) -> int:
+        return self.manifest["grid_size"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["vocab_size"]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest["class_names"])
+
+    def batch(self, images: np.ndarray, crops: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Codes (B, N) and labels (B,), int64, of one crop of each image."""
+        codes = self.codes[images, crops]
+        if self.codes.nbytes > CHECK_BYTES:
+            self._check_range(codes)
+        return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(self.labels[images].astype(np.int64))
+
+
+def _open_packed(path: Path) -> np.ndarray:
+    try:
+        return read_arrays(path, ("codes",))["codes"]
+    except NppkitError as error:
+        raise NppkitError(f"{error}: extract the codes again") from None
+
+
+def code_shades(store: CodeStore, pixels: np.ndarray) -> Tensor:
+    """The mean brightness (V,) of the pixels that each code stands for, over the images (n, 3, S, S) of the store's first crops.
+
+    Codes have no order of their own; shades let a person see the image in them. A code that no image has is 0.
+    """
+    n, side = len(pixels), pixels.shape[-1] // store.grid_size
+    cells = pixels.reshape(n, 3, store.grid_size, side, store.grid_size, side).mean((1, 3, 5)).reshape(-1)
+    codes = store.codes[:n, 0].reshape(-1)
+    total, count = (np.bincount(codes, weights, store.vocab_size) for weights in (cells, None))
+    return torch.from_numpy(total / np.maximum(count, 1))
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NppkitError(f"{path} does not exist: run the tokenize notebook first, or let it finish") from None
+    except (ValueError, RecursionError) as error:
+        raise NppkitError(f"{path} is not valid JSON ({error}): extract the codes again") from None
+    missing = [key for key in KEYS if key not in manifest] if isinstance(manifest, dict) else list(KEYS)
+    if missing:
+        raise NppkitError(f"{path} lacks {', '.join(missing)}: extract the codes again")
+    wrong = [key for key, kind in zip(KEYS, TYPES, strict=True) if type(manifest[key]) is not kind]
+    wrong += ["grid_size"] * (not wrong and manifest["grid_size"] < 1)
+    if wrong or not all(isinstance(name, str) for name in manifest["class_names"]):
+        raise NppkitError(f"{path}: {(wrong or ['class_names'])[0]} is not what it should be: extract the codes again")
+    return manifest
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header raises nearly anything
+        raise NppkitError(f"{path} cannot be opened ({' '.join(str(error).split())}): extract the codes again") from None

@@ -1,0 +1,265 @@
+"""Writing code stores: extraction with the frozen tokenizer, and a look at random rows.
+
+    torchrun --nproc-per-node 8 -m nppkit codes extract PRESET     # or one process each: --rank R --world-size W
+
+Codes go to codes.npy.<key>.part, where the key stands for all that decides them. Each process notes the images that
+are safely there, so that a killed extraction continues; whoever finishes last renames the file and writes the manifest.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nppkit import noise
+from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
+from nppkit.data.images import CROPS, ImageSet, crop_images
+from nppkit.errors import NppkitError
+from nppkit.files import replacing, save_arrays, write_atomic
+from nppkit.tokenizer import VQModel, to_model_range, to_pixels
+
+MAX_PIXELS = 2**22  # pixels that the encoder sees at once: 64 crops of 256 x 256
+MAX_VOCABULARY = 2**16  # of uint16
+
+
+class Part:
+    """codes.npy while it grows, written by one or more processes, and the images whose codes are on disk."""
+
+    def __init__(self, folder: Path, manifest: dict, rank: int, world_size: int):
+        self.folder, self.manifest = folder, manifest
+        self.shape = (manifest["images"], manifest["crops"], manifest["grid_size"] ** 2)
+        key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = folder / f"codes.npy.{key}.part"
+        self.log = folder / f"{self.path.name}.{rank}-of-{world_size}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._discard_others()
+        self.written = self._open()  # before this process began, bool (images,)
+        self.ranges = _read_ranges(self.log)
+
+    def _discard_others(self) -> None:
+        """Remove what is left of another tokenizer, source, size or kind of crops."""
+        for path in self.folder.glob("codes.npy.*.part*"):
+            if not path.name.startswith(self.path.name):
+                path.unlink(missing_ok=True)
+                if path.suffix == ".part":
+                    print(f"{path}: discarded, because tokenizer, images, size or crops have changed")
+
+    def _open(self) -> np.ndarray:
+        """Find the file or begin it, and return what is in it. Processes that start together do the same to it."""
+        size, codes, manifest = 2 * math.prod(self.shape), self.folder / "codes.npy", self.folder / "manifest.json"
+        if not self.path.exists():
+            if codes.exists() and not manifest.exists() and self.done().all():
+                return np.ones(self.shape[0], bool)  # killed between the renaming and the manifest
+            _check_space(self.folder, size)
+            for log in self._logs():
+                log.unlink(missing_ok=True)  # notes about a file that is gone
+        self.path.touch()
+        with open(self.path, "r+b") as file:
+            self.offset = _write_header(file, self.shape)
+            file.truncate(self.offset + size)
+        return self.done()
+
+    def _logs(self) -> list[Path]:
+        return list(self.folder.glob(f"{self.path.name}.*.json"))
+
+    def done(self) -> np.ndarray:
+        """Which images any process has noted as written, bool (images,)."""
+        done = np.zeros(self.shape[0], bool)
+        for start, stop in (pair for log in self._logs() for pair in _read_ranges(log)):
+            done[start:stop] = True
+        return done
+
+    def write(self, start: int, codes: np.ndarray) -> None:
+        """Codes (b, crops, N) of the images from `start` on; they are on disk before they are noted."""
+        try:
+            with open(self.path, "r+b") as file:
+                file.seek(self.offset + 2 * start * math.prod(self.shape[1:]))
+                file.write(codes.astype("<u2").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise NppkitError(f"{self.path} could not be written ({error}): free some space; what it holds is kept") from None
+        if self.ranges and self.ranges[-1][1] == start:
+            self.ranges[-1][1] = start + len(codes)
+        else:
+            self.ranges.append([start, start + len(codes)])
+        write_atomic(self.log, json.dumps(self.ranges))
+
+    def complete(self, labels: np.ndarray) -> None:
+        """Make it a store, if all images are there; processes that finish together may both try."""
+        if self.written.all() or self.done().all():
+            _publish(self.path, self.folder, labels, self.manifest)
+            for path in (*self._logs(), *self.folder.glob(f".{self.path.name}*")):
+                path.unlink(missing_ok=True)
+
+
+def _read_ranges(log: Path) -> list[list[int]]:
+    """The [start, stop] pairs of a process; none if its notes are gone or damaged, which only costs time."""
+    try:
+        return [[int(start), int(stop)] for start, stop in json.loads(log.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NppkitError(f"{folder} has {free / 1e9:.1f} GB free and the codes need {needed / 1e9:.1f} GB: make room first")
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
+    """Begin a .npy file of uint16; returns where the data starts."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def _publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> None:
+    """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
+    if _stored_manifest(folder) != manifest:
+        (folder / "manifest.json").unlink(missing_ok=True)
+    with replacing(folder / "labels.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, labels)
+    with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
+        part.replace(folder / "codes.npy")
+        (folder / "codes.npz").unlink(missing_ok=True)
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _stored_manifest(folder: Path) -> dict | None:
+    try:
+        return json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def open_complete(folder: Path, manifest: dict) -> CodeStore | None:
+    """The store in the folder, if it is whole and the one that the manifest describes."""
+    try:
+        return CodeStore(folder) if _stored_manifest(folder) == manifest else None
+    except NppkitError:
+        return None
+
+
+def _open_imported(folder: Path, manifest: dict) -> CodeStore | None:
+    """An imported store in place of the one that the manifest describes. NppkitError if they differ in what both know."""
+    found = _stored_manifest(folder) or {}
+    if not found.get("imported"):
+        return None
+    wrong = [key for key in ("images", "grid_size", "vocab_size", "image_size") if found[key] != manifest[key]]
+    wrong += ["tokenizer_sha256"] * (found["tokenizer_sha256"] not in (UNKNOWN, manifest["tokenizer_sha256"]))
+    if wrong:
+        key = wrong[0]
+        raise NppkitError(f"{folder} was imported with {key} {found[key]}, not {manifest[key]}: remove it, or import others")
+    return CodeStore(folder)
+
+
+def extract_codes(
+    model: VQModel,
+    images: ImageSet,
+    folder: str | Path,
+    crops: str,
+    image_size: int,
+    tokenizer_sha256: str,
+    batch_size: int = 64,
+    progress: Callable = iter,
+    rank: int = 0,
+    world_size: int = 1,
+    packed: bool = False,
+) -> CodeStore | None:
+    """Encode every crop of every image with the frozen tokenizer, batched over images, and open the store.
+
+    Process `rank` of `world_size` encodes its share of the batches; a batch is the same images whoever encodes it. What
+    is already there is not encoded again, imported codes neither. None while other processes are still at work.
+    NppkitError for unfit arguments, and for an imported store of another size.
+    """
+    folder, manifest = Path(folder), _manifest(model, images, crops, image_size, tokenizer_sha256)
+    if not 0 <= rank < world_size:
+        raise NppkitError(f"rank {rank} is not one of {world_size} processes: count from 0")
+    for open_store in (_open_imported, open_complete):
+        if (store := open_store(folder, manifest)) is not None:
+            return store
+    part, starts = Part(folder, manifest, rank, world_size), range(0, len(images), batch_size)
+    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+    mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
+    for batch in progress([batch for batch in mine if not done[batch.start : batch.stop].all()]):
+        pixels = np.stack([crop_images(images.load(i), crops, image_size) for i in batch])  # (b, crops, S, S, 3)
+        codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[2:]))
+        part.write(batch.start, codes.reshape(len(batch), *part.shape[1:]))
+    part.complete(images.labels)
+    if _stored_manifest(folder) != manifest:
+        return None
+    if packed:
+        pack(folder)
+    return CodeStore(folder)
+
+
+def pack(folder: Path) -> None:
+    """Turn a complete store's codes.npy into codes.npz, a fraction of its size, which is read into memory as a whole."""
+    save_arrays(folder / "codes.npz", np.savez_compressed, codes=np.load(folder / "codes.npy"))
+    (folder / "codes.npy").unlink()
+
+
+def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> dict:
+    """All that decides the codes. NppkitError if uint16 cannot hold them, or the crops are unknown."""
+    vocab_size, grid = model.config.codebook_size, model.config.grid_size(image_size)
+    if vocab_size > MAX_VOCABULARY:
+        raise NppkitError(f"codebook_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
+    if crops not in CROPS:
+        raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
+    names, source = list(images.class_names), images.digest
+    values = (len(images), CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size)
+    return {**dict(zip(KEYS, values, strict=True)), "crop_kind": crops}
+
+
+@torch.inference_mode()
+def encode_pixels(model: VQModel, pixels: np.ndarray) -> np.ndarray:
+    """Codes (n, N) of uint8 images (n, S, S, 3)."""
+    device = next(model.parameters()).device
+    parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(max(1, MAX_PIXELS // pixels.shape[1] ** 2))
+    return torch.cat([model.encode(to_model_range(part.to(device))).cpu() for part in parts]).numpy()
+
+
+class Rows(NamedTuple):
+    """Some crops (n, 3, S, S) and what their stored codes decode to, uint8, and the share of codes found again."""
+
+    originals: Tensor
+    decoded: Tensor
+    reproduced: float
+
+
+@torch.inference_mode()
+def verify_rows(store: CodeStore, images: ImageSet, tokenizer: VQModel, n: int = 10, seed: int = 0) -> Rows:
+    """Random rows of a store beside the crops that they should stand for, encoded once more for comparison.
+
+    The share is 1 but for rounding on another device; near 1 / vocabulary the rows belong to other images, crops or
+    another tokenizer. NppkitError if the store is of other images, other labels or unknown crops.
+    """
+    if not np.array_equal(store.labels, images.labels):
+        raise NppkitError(f"{store.folder} has the labels of other images: give those that the codes were extracted from")
+    store.require(tokenizer.config.grid_size(store.manifest["image_size"]), tokenizer.config.codebook_size)
+    index = noise.permutation(len(store), seed, noise.PERMUTATION, 2**35)[:n]
+    crop = noise.integers(store.crops, seed, noise.CROP, np.arange(len(index)))
+    kind, side = _crop_kind(store), store.manifest["image_size"]
+    pixels = np.stack([crop_images(images.load(int(i)), kind, side)[c] for i, c in zip(index, crop, strict=True)])
+    codes, _ = store.batch(index, crop)
+    decoded = to_pixels(tokenizer.decode(codes.to(next(tokenizer.parameters()).device))).cpu()
+    reproduced = float((encode_pixels(tokenizer, pixels) == codes.numpy()).mean())
+    return Rows(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), decoded, reproduced)
+
+
+def _crop_kind(store: CodeStore) -> str:
+    """The store's kind of crops; an imported store's follows from their number (ten: the first half of ten_crop)."""
+    kinds = {count: kind for kind, count in CROPS.items()} | {10: "ten_crop"}
+    kind = store.manifest.get("crop_kind", kinds.get(store.crops))
+    if kind is None:
+        raise NppkitError(f"{store.folder} has {store.crops} crops an image, of no known kind: see nppkit/data/images.py")
+    return kind

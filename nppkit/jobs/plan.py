@@ -1,0 +1,208 @@
+"""The plan: steps, tokens, FLOPs, memory, disk and hours of every run of a preset, before anything starts.
+
+    nppkit plan imagenet256 --gpu H100-80G --gpus 8 --utilisation 0.4
+    nppkit plan demo
+
+For a GPU the hours follow from the cost model (nppkit/cost.py) at the stated utilisation. Where no GPU is named they
+are measured here, on the CPU: a few real steps and samples of each model size and patch side.
+"""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nppkit import cost
+from nppkit.cost import GPU, GPUS
+from nppkit.data import train_tokenizer
+from nppkit.data.images import CROPS
+from nppkit.errors import NppkitError
+from nppkit.jobs import timing
+from nppkit.jobs.progress import progress
+from nppkit.model import GPTConfig
+from nppkit.scoring.reference import KEPT
+from nppkit.study.presets import Preset
+from nppkit.study.runs import LARGE, Run, image_size, preset_runs
+from nppkit.tokenizer import VQModel
+
+COLUMNS = ["job", "steps", "tokens", "FLOPs", "GB a device", "images a device", "disk GB", "train", "evaluate"]
+COUNTS = {"mnist": 5000, "npz": KEPT}  # images of a source; of others one visit is taken to be a schedule epoch
+
+
+class Seconds(NamedTuple):
+    """What a run's two jobs take, on one device."""
+
+    train: float
+    evaluate: float
+
+
+def model_config(preset: Preset, run: Run) -> GPTConfig:
+    """The run's transformer on its grid, with ImageNet's number of classes, which hardly counts."""
+    vq = train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)
+    grid = vq.grid_size(image_size(preset, run.large))
+    return GPTConfig(**{"vocab_size": vq.codebook_size, "grid_size": grid, **preset.models[run.size]})
+
+
+def patch_steps(preset: Preset, run: Run) -> dict[int, int]:
+    """Optimiser steps at each patch side; none where released weights take the place of training."""
+    if run.id in preset.weights:
+        return {}
+    t = run.training(preset)
+    return {s.patch_size: (s.end - s.start) * t.steps_per_epoch for s in run.segments(t.epochs)}
+
+
+def train_flops(preset: Preset, run: Run) -> float:
+    """FLOPs of the whole training, forward and backward."""
+    c = model_config(preset, run)
+    return float(sum(n * preset.training.batch_size * cost.train_flops(c, p) for p, n in patch_steps(preset, run).items()))
+
+
+def sampled_images(preset: Preset) -> dict[bool, int]:
+    """How many images an evaluation samples with guidance (True), which costs twice, and without."""
+    e = preset.evaluation
+    plain, images = e.guidance.count(1.0), e.samples + e.select_samples
+    return {True: (len(e.guidance) - plain) * images, False: plain * images}
+
+
+def crops(preset: Preset) -> int:
+    """Crops that are encoded once."""
+    t, d = preset.training, preset.data
+    images = COUNTS.get(d.source, t.steps_per_epoch * t.batch_size)
+    images = (min(images, d.limit) if d.limit else images) + d.heldout * bool(d.heldout_path)
+    return images * CROPS[d.crops]
+
+
+def coding_flops(preset: Preset, large: bool) -> tuple[int, int]:
+    """FLOPs to encode and to decode one image, counted by torch without computing anything."""
+    with torch.device("meta"):
+        model, side = (
+            VQModel(train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)),
+            image_size(preset, large),
+        )
+        images, codes = torch.empty(1, 3, side, side), torch.empty(1, model.config.grid_size(side) ** 2, dtype=torch.int64)
+    counts = []
+    for function, x in ((model.encode, images), (model.decode, codes)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function(x)
+        counts.append(counter.get_total_flops())
+    return counts[0], counts[1]
+
+
+def tokenizer_steps(preset: Preset, large: bool) -> int:
+    """Training steps of the tokenizer in this job."""
+    return 0 if large or preset.tokenizer.weights else preset.tokenizer.steps
+
+
+def grids(preset: Preset) -> list[bool]:
+    """The tokenize jobs: False, and True where the preset has larger images too."""
+    return sorted({False} | {run.large for run in preset_runs(preset)})
+
+
+def on_gpu(preset: Preset, gpu: GPU, utilisation: float) -> tuple[Callable[[Run], Seconds], dict[bool, float]]:
+    """Seconds of a run, and of the tokenize jobs, by the cost model. fp32 runs at TF32's rate, half of bf16's.
+
+    The tokenizer is fp32 in any case.
+    """
+    coding = {large: coding_flops(preset, large) for large in grids(preset)}
+    slow, images, batch = gpu.flops * utilisation / 2, sampled_images(preset), preset.evaluation.batch_size
+    rate = 2 * slow if preset.precision == "bf16" else slow
+
+    def seconds(run: Run) -> Seconds:
+        c = model_config(preset, run)
+        sampling = sum(n / batch * cost.sampling_seconds(c, gpu, batch, guided, utilisation) for guided, n in images.items())
+        return Seconds(train_flops(preset, run) / rate, sampling + sum(images.values()) * coding[run.large][1] / slow)
+
+    steps = {large: 3 * preset.tokenizer.batch_size * tokenizer_steps(preset, large) for large in coding}
+    return seconds, {large: (crops(preset) * e + steps[large] * (e + d)) / slow for large, (e, d) in coding.items()}
+
+
+def on_this_machine(preset: Preset) -> tuple[Callable[[Run], Seconds], dict[bool, float]]:
+    """The same, measured here: every model size at every patch side it trains, its sampling, and the tokenizer."""
+    torch.set_num_threads(preset.threads)
+    start, images = timing.start_seconds(), {guided: n for guided, n in sampled_images(preset).items() if n}
+    models, steps, sampling = {(run.size, run.large): run for run in preset_runs(preset)}, {}, {}
+    for key, run in progress(list(models.items()), "timing"):
+        alike = [r for r in preset_runs(preset) if (r.size, r.large) == key]
+        steps[key] = timing.step_seconds(preset, run, sorted({p for r in alike for p in patch_steps(preset, r)}, reverse=True))
+        sampling[key] = {guided: timing.image_seconds(preset, run, guided) for guided in images}
+
+    def seconds(run: Run) -> Seconds:
+        key = run.size, run.large
+        training = sum(n * steps[key][p] for p, n in patch_steps(preset, run).items())
+        evaluation = sum(n * sampling[key][guided] for guided, n in images.items())
+        return Seconds(training + start if training else 0.0, evaluation + start)
+
+    step, encode = timing.tokenizer_seconds(preset)
+    area = {large: (image_size(preset, large) / preset.data.image_size) ** 2 for large in grids(preset)}
+    training = {large: tokenizer_steps(preset, large) * step for large in area}
+    return seconds, {large: training[large] + crops(preset) * encode * area[large] + start for large in area}
+
+
+def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices: int) -> dict:
+    """One run: memory is that of one device with its share of the batch, or with the largest part of it that fits."""
+    c, steps, share = model_config(preset, run), patch_steps(preset, run), max(1, preset.training.batch_size // devices)
+    held = cost.largest_batch(c, preset.precision, memory, share)
+    npz = preset.evaluation.samples * len(preset.evaluation.guidance) * 3 * preset.data.image_size**2
+    tokens = sum(n * preset.training.batch_size * c.block_size // p**2 for p, n in steps.items())
+    return {
+        "job": run.id,
+        "steps": sum(steps.values()),
+        "tokens": tokens,
+        "FLOPs": train_flops(preset, run),
+        "GB a device": (cost.state_bytes(c) + held * cost.activation_bytes(c, 1, preset.precision)) / 1e9 * bool(steps),
+        "images a device": f"{held} of {share}" if steps else "",
+        "disk GB": (3 * cost.checkpoint_bytes(c) * bool(steps) + npz * preset.evaluation.save_npz) / 1e9,
+        "train": seconds.train,
+        "evaluate": seconds.evaluate,
+    }
+
+
+def plan(preset: Preset, gpu: GPU | None, devices: int, utilisation: float) -> pd.DataFrame:
+    """A line for every tokenize job and run of the preset, and their sum; `train` and `evaluate` in seconds on one device."""
+    seconds, tokenize = on_gpu(preset, gpu, utilisation) if gpu else on_this_machine(preset)
+    memory = gpu.memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    vq, lines = train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size), []
+    for large, time in tokenize.items():
+        disk = 2 * crops(preset) * vq.grid_size(image_size(preset, large)) ** 2 / 1e9
+        steps = tokenizer_steps(preset, large)
+        lines.append({"job": f"tokenize{LARGE if large else ''}", "steps": steps, "disk GB": disk, "train": time})
+    lines += [run_line(preset, run, seconds(run), memory, devices) for run in preset_runs(preset)]
+    table = pd.DataFrame(lines, columns=COLUMNS)
+    total = {"job": "sum", **table[["tokens", "FLOPs", "disk GB", "train", "evaluate"]].sum()}
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+
+
+def text(table: pd.DataFrame, unit: float, name: str) -> str:
+    """The plan for reading, times in `unit` seconds."""
+    shown = table.rename(columns={"train": f"train {name}", "evaluate": f"evaluate {name}"})
+    for column in (f"train {name}", f"evaluate {name}"):
+        shown[column] = shown[column] / unit
+    shown["steps"] = [f"{steps:,.0f}" if steps == steps else "" for steps in shown["steps"]]
+    return shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}")
+
+
+def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> str:
+    """All that the command prints."""
+    gpu = find_gpu(gpu_name) if gpu_name else None
+    table = plan(preset, gpu, devices, utilisation)
+    total = table[["train", "evaluate"]].iloc[-1].sum()
+    head = f"preset {preset.name}: {preset.description}\n\n"
+    if gpu:
+        body = text(table, 3600, "GPU-hours")
+        how = f"{total / 3600:,.0f} GPU-hours on {gpu_name} at {utilisation:.0%} of its peak, {preset.precision}"
+        wall = f"{total / 86400 / devices:.1f} days on {devices} of them. Computed, not measured; see docs/imagenet.md."
+    else:
+        body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
+        how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), processor time measured here"
+        wall = f"about {total / 60 / jobs:.0f} with {jobs} at a time. Compilation and metrics come on top."
+    return f"{head}{body}\n\n{how}; {wall}"
+
+
+def find_gpu(name: str) -> GPU:
+    """The GPU of that name. NppkitError names the known ones."""
+    if name not in GPUS:
+        raise NppkitError(f"GPU {name!r} is unknown: use one of {', '.join(GPUS)}, or add its data sheet to nppkit/cost.py")
+    return GPUS[name]

@@ -1,0 +1,124 @@
+"""How long things take on this machine: real training steps, samples and tokenizer steps on synthetic data of a preset's shape.
+
+The measured half of the plan. Nothing is read, trained or kept. Times are processor time per thread, which other work on
+the machine disturbs little.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nppkit.data import train_tokenizer
+from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.images import CROPS
+from nppkit.sample import SamplingConfig
+from nppkit.schedule import Segment
+from nppkit.scoring import evaluate
+from nppkit.study.presets import Preset
+from nppkit.study.runs import Run, image_size
+from nppkit.tokenizer import VQModel
+from nppkit.training import devices
+from nppkit.training.trainer import Trainer, make_model
+
+SECONDS = 0.5  # what is timed at least, over at least three calls
+IMAGES = 100  # sampled at once, at most
+
+
+def clock() -> float:
+    """Processor time of this process per thread: on an idle machine what a clock on the wall says."""
+    return time.process_time() / torch.get_num_threads()
+
+
+def median_seconds(function: Callable, *args: object) -> float:
+    """Median time of a call, after one that is not counted."""
+    function(*args)
+    times = []
+    while len(times) < 3 or sum(times) < SECONDS:
+        started = clock()
+        function(*args)
+        times.append(clock() - started)
+    return statistics.median(times)
+
+
+def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10) -> CodeStore:
+    """A store of random codes of the preset's grid, vocabulary and crops."""
+    vq, side, n = (
+        train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
+        image_size(preset, large),
+        preset.training.batch_size,
+    )
+    shape, rng = (n, CROPS[preset.data.crops], vq.grid_size(side) ** 2), np.random.default_rng(0)
+    np.save(folder / "codes.npy", rng.integers(0, vq.codebook_size, shape).astype(np.uint16))
+    np.save(folder / "labels.npy", np.arange(n) % classes)
+    names = [str(c) for c in range(classes)]
+    values = (n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
+    (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    return CodeStore(folder)
+
+
+def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> dict[int, float]:
+    """Seconds of one training step at each patch side: batch, forward, backward, clipping and AdamW, without compilation."""
+    torch.compiler.reset()  # a run compiles few shapes; those of many models together would exceed the compiler's limit
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = synthetic_store(folder, preset, run.large)
+        model = make_model(store, preset.models[run.size], preset.training, run.seed)
+        segments = tuple(Segment(p, i, i + 1) for i, p in enumerate(patch_sizes))
+        files = (folder / "history.csv", folder / "checkpoints", "timing")
+        trainer = Trainer(model, store, store, segments, preset.training, 0, *files, precision=preset.precision)
+        trainer.warm_up()
+        model.train()
+        return {p: median_seconds(trainer.train_step, 0, p) for p in patch_sizes}
+
+
+def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
+    """Seconds to sample and decode one image, in a batch as large as the preset's, or of 100."""
+    n, scale = min(preset.evaluation.batch_size, IMAGES), 2.0 if guided else 1.0
+    with tempfile.TemporaryDirectory() as name:
+        store = synthetic_store(Path(name), preset, run.large)
+        model = make_model(store, preset.models[run.size], preset.training, run.seed).eval()
+        decoder = VQModel(train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)).eval()
+        evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
+        started = clock()
+        with devices.autocast(devices.CPU, preset.precision):
+            evaluate.generate(model, decoder, SamplingConfig(cfg_scale=scale), n, n)
+        return (clock() - started) / n
+
+
+def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
+    """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
+    t, config, side = (
+        preset.tokenizer,
+        train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
+        preset.data.image_size,
+    )
+    pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
+    if t.steps and not t.weights:
+        few, many = (_timed(train_tokenizer.fit_tokenizer, pixels, config, n, t.batch_size, t.lr, t.seed) for n in (1, 6))
+        step = max(0.0, many - few) / 5
+    images = torch.zeros(8, 3, side, side)
+    with torch.inference_mode():
+        return step, median_seconds(VQModel(config).eval().encode, images) / len(images)
+
+
+def _timed(function: Callable, *args: object) -> float:
+    started = clock()
+    function(*args)
+    return clock() - started
+
+
+def start_seconds() -> float:
+    """Seconds until a job's launcher and kernel have imported what they need."""
+    imports = "import nppkit.jobs.launch, papermill", "import nppkit.scoring.evaluate, nppkit.training.trainer"
+    started = time.perf_counter()  # processor time of another process is not ours
+    for line in imports:
+        subprocess.run([sys.executable, "-c", line])
+    return time.perf_counter() - started

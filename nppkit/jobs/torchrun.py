@@ -1,0 +1,70 @@
+"""torchrun for the processes of one job: its command line, its log, its end.
+
+    torchrun --nproc-per-node 8 -m nppkit train PRESET RUN
+
+The train notebook starts the same command when it is given more than one device, follows its log, and ends it with
+itself. Within Slurm, `nodes` are the job's: one torchrun on each, started by srun.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from nppkit.errors import NppkitError
+from nppkit.jobs.progress import BATCH
+from nppkit.training import guard
+
+MAX_RESTARTS = 3  # of all processes, after one was lost
+PORT = 29577  # where the nodes of one run meet
+ERROR = re.compile(r"error: |(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # one of nppkit's, or a traceback's last line
+
+
+def command(words: list[str], devices: int, nodes: int = 1) -> list[str]:
+    """torchrun's command line for a command of nppkit on devices x nodes. NppkitError for nodes without Slurm."""
+    torchrun = [sys.executable, "-m", "nppkit", "torchrun", f"--nproc-per-node={devices}", f"--max-restarts={MAX_RESTARTS}"]
+    meeting, srun = ["--standalone"], []
+    if nodes > 1:
+        meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node(nodes)}:{PORT}"]
+        srun = ["srun", "--overlap", f"--nodes={nodes}", "--ntasks-per-node=1"]
+    return [*srun, *torchrun, *meeting, "-m", "nppkit", *words]
+
+
+def _first_node(nodes: int) -> str:
+    """The host where the nodes of this Slurm job meet."""
+    if int(os.environ.get("SLURM_JOB_NUM_NODES", 0)) < nodes:
+        raise NppkitError(f"nodes {nodes}: this is no Slurm job of as many nodes; start torchrun on each, see docs/scaling.md")
+    found = subprocess.run(["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True).stdout
+    return found.split()[0]
+
+
+def run(arguments: list[str], log: Path) -> None:
+    """Run a command, print its lines as they come and keep them in `log`. NppkitError with its last error if it fails.
+
+    SIGTERM is passed on, and raises Interrupted when the command has ended.
+    """
+    last = ""  # of its errors; torchrun's own account of them, which follows, says less
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, BATCH: "1"})
+    with open(log, "w") as file, subprocess.Popen(arguments, **options) as process, guard.StopRequest(process.terminate) as stop:
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                print(line, end="", file=file, flush=True)
+                last = line if ERROR.match(line) else last
+        except BaseException:  # interrupted by hand
+            process.terminate()
+            raise
+    if stop.requested:
+        raise guard.Interrupted(f"stopped after SIGTERM; the same command goes on (log: {log})")
+    if process.returncode:
+        raise NppkitError(f"torchrun failed with status {process.returncode}: {last.strip()} (read {log})")
+
+
+def start(words: list[str]) -> None:
+    """torchrun with these words, but it ends with its parent, and its workers find each other after a restart."""
+    from torch.distributed.run import main as torchrun
+
+    guard.die_with_parent()
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else restarted workers read each other's addresses of the last time
+    torchrun(words)

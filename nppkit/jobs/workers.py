@@ -1,0 +1,95 @@
+"""What the processes of one job do: each takes its share of a training, of the samples, or of the extraction."""
+
+import functools
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nppkit.data import train_tokenizer
+from nppkit.data.codes import CodeStore
+from nppkit.data.extract import extract_codes
+from nppkit.data.images import ImageSet, study_images
+from nppkit.errors import NppkitError
+from nppkit.files import sha256
+from nppkit.jobs.progress import BATCH, progress
+from nppkit.scoring import sampling
+from nppkit.scoring.evaluate import sampling_roles
+from nppkit.study.graph import checkpoint_dir, tokenizer_dir
+from nppkit.study.models import load_trained, run_trainer
+from nppkit.study.presets import Preset, load_preset
+from nppkit.study.runs import find_run, image_size
+from nppkit.tokenizer import VQModel
+from nppkit.training.devices import pick_device
+from nppkit.training.guard import die_with_parent
+from nppkit.training.processes import joined
+from nppkit.training.trainer import make_model
+
+
+def _begin(threads: int) -> None:
+    """As a process of torchrun's, which must not outlive it."""
+    if "WORLD_SIZE" in os.environ:
+        die_with_parent()
+    torch.set_num_threads(threads)
+
+
+def train(preset_name: str, run_id: str, device: str, precision: str, threads: int, **options: object) -> None:
+    """One run's training; options: those of `training.trainer.Trainer` from `shard` on."""
+    _begin(threads)
+    preset = load_preset(preset_name)
+    run = find_run(preset, run_id)
+    folder = tokenizer_dir(preset, run.large)
+    store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
+    model = make_model(store, preset.models[run.size], preset.training, run.seed)
+    preset = replace(preset, precision=precision or preset.precision)
+    with joined() as processes:
+        place = pick_device(device)  # this process's own, once it has joined
+        trainer = run_trainer(preset, run, model, store, heldout, device=place, processes=processes, **options)
+        trainer.fit(iter if processes.rank else functools.partial(progress, label=run.id))
+
+
+def sample(preset_name: str, run_id: str, device: str, precision: str, threads: int) -> None:
+    """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
+    _begin(threads)
+    preset = load_preset(preset_name)
+    run, precision = find_run(preset, run_id), precision or preset.precision
+    store = CodeStore(tokenizer_dir(preset, run.large) / "train")
+    with joined() as processes:
+        model = load_trained(preset, run, store).to(pick_device(device))
+        digest, folder, batch = sampling.weights_digest(model), checkpoint_dir(preset, run), preset.evaluation.batch_size
+        for scale in preset.evaluation.guidance:
+            for config, samples in sampling_roles(preset.evaluation, scale).values():
+                show = iter if processes.rank else functools.partial(progress, label=f"{run.id} guidance {scale}")
+                place = sampling.place(folder, config)
+                sampling.draw(model, config, samples, batch, place, digest, precision, processes, show)
+
+
+def extract(preset_name: str, large: bool, rank: int, world_size: int, device: str, batch_size: int) -> None:
+    """This process's share of the codes that the tokenize notebook extracts; the notebook then finds them."""
+    if world_size > 1:
+        os.environ.setdefault(BATCH, "1")  # lines, because the bars of several processes overwrite each other
+    preset, place = load_preset(preset_name), pick_device(device)
+    if device == "auto" and place.type == "cuda":
+        place = torch.device("cuda", rank % torch.cuda.device_count())
+    training, heldout = study_images(preset.data)
+    model, digest = _frozen_tokenizer(preset, training)
+    model, crops, side = model.to(place).requires_grad_(False), preset.data.crops, image_size(preset, large)
+    for split, images in (("train", training), ("heldout", heldout)):
+        folder = tokenizer_dir(preset, large) / split
+        show = functools.partial(progress, label=f"{split}, process {rank + 1} of {world_size}")
+        store = extract_codes(model, images, folder, crops, side, digest, batch_size, show, rank, world_size)
+        print(f"{folder}: {'complete' if store is not None else 'this share is done, other processes are not'}", flush=True)
+
+
+def _frozen_tokenizer(preset: Preset, training: ImageSet) -> tuple[VQModel, str]:
+    """The preset's tokenizer and the sha256 of its file: from its weights, or as the notebook has trained it."""
+    folder = tokenizer_dir(preset)
+    if preset.tokenizer.weights:
+        with tempfile.TemporaryDirectory() as own:  # several processes would write one file
+            model, _ = train_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))
+            return model, sha256(Path(own) / "tokenizer.safetensors")
+    if not (folder / "tokenizer.safetensors").is_file():
+        raise NppkitError(f"{folder} has no tokenizer: run the tokenize notebook, which trains it, or set tokenizer.weights")
+    return train_tokenizer.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")

@@ -1,0 +1,246 @@
+"""Released weights in and out: LlamaGen's and NPP's files, read without running anything they hold.
+
+A release is a pickle. It is read by torch's restricted unpickler, compared with the model by name and shape,
+and converted once to safetensors with a JSON file beside it. `export` writes what LlamaGen's scripts read.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nppkit.errors import NppkitError
+from nppkit.files import home, located, replacing, sha256, write_atomic
+from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
+from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
+
+CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+COMPUTED = ("freqs_cis",)  # LlamaGen's rotary table: follows from the configuration, so a file's copy is not read
+CLASSES = {"GPT": (GPT, GPTConfig), "VQModel": (VQModel, VQConfig)}
+
+
+class Release(NamedTuple):
+    """A row of the tables and its file. repo is on the Hugging Face hub, empty where nothing was published."""
+
+    file: str
+    family: str
+    size: str
+    image_size: int  # 0: any
+    repo: str
+
+
+LLAMAGEN, NPP = "FoundationVision/LlamaGen", "pytttttt/LlamaGen-NPP"
+
+
+RELEASES = {
+    "VQ-16": Release("vq_ds16_c2i.pt", "VQ", "VQ-16", 0, LLAMAGEN),
+    "LlamaGen-B-256": Release("c2i_B_256.pt", "LlamaGen", "B", 256, LLAMAGEN),
+    "LlamaGen-L-256": Release("c2i_L_256.pt", "LlamaGen", "L", 256, LLAMAGEN),
+    "LlamaGen-XL-256": Release("c2i_XL_256.pt", "LlamaGen", "XL", 256, ""),
+    "LlamaGen-XXL-256": Release("c2i_XXL_256.pt", "LlamaGen", "XXL", 256, ""),
+    "LlamaGen-B-384": Release("c2i_B_384.pt", "LlamaGen", "B", 384, LLAMAGEN),
+    "LlamaGen-L-384": Release("c2i_L_384.pt", "LlamaGen", "L", 384, LLAMAGEN),
+    "LlamaGen-XL-384": Release("c2i_XL_384.pt", "LlamaGen", "XL", 384, LLAMAGEN),
+    "LlamaGen-XXL-384": Release("c2i_XXL_384.pt", "LlamaGen", "XXL", 384, LLAMAGEN),
+    "NPP-B-256": Release("c2i_B_256.pt", "NPP", "B", 256, NPP),
+    "NPP-L-256": Release("c2i_L_256.pt", "NPP", "L", 256, NPP),
+    "NPP-XL-256": Release("c2i_XL_256.pt", "NPP", "XL", 256, NPP),
+    "NPP-XXL-256": Release("c2i_XXL_256.pt", "NPP", "XXL", 256, NPP),
+}
+
+
+def fetch(name: str, folder: Path | None = None) -> Path:
+    """The file of that release: the one in weights/<repository>/, or downloaded there by the hub's client.
+
+    Both repositories have a c2i_B_256.pt, so each has its folder. The client takes up a broken connection where it
+    ended; whether also after a restart is for its version to say. NppkitError for an unknown or unpublished release,
+    and where nothing can be downloaded; it says which file to put where.
+    """
+    if name not in RELEASES:
+        raise NppkitError(f"release {name!r} is unknown: use one of {', '.join(RELEASES)}")
+    release = RELEASES[name]
+    if not release.repo:
+        instead = f"NPP-{release.size}-256 or LlamaGen-{release.size}-384"
+        raise NppkitError(f"{name}: its weights were not released: train it, or use {instead}")
+    path = (folder or home() / "weights") / release.repo.split("/")[1] / release.file
+    return path if path.is_file() else _download(release, path)
+
+
+def find(name: str) -> Path:
+    """The file that a preset means: a release by its name, or a path."""
+    return fetch(name) if name in RELEASES else located(name)
+
+
+def _download(release: Release, path: Path) -> Path:
+    remedy = f"put {release.file} of https://huggingface.co/{release.repo} there"
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    except ImportError:
+        raise NppkitError(f"{path} does not exist: {remedy}, or install huggingface_hub to download it") from None
+    try:
+        found = Path(hf_hub_download(release.repo, release.file, local_dir=path.parent))
+        expected = get_hf_file_metadata(hf_hub_url(release.repo, release.file)).etag  # of a large file its sha256
+    except Exception as error:  # OSError, or of the HTTP library, which changes with the hub client's version
+        raise NppkitError(f"{path} cannot be downloaded ({_first_line(error)}): {remedy}") from None
+    if sha256(found) != expected:
+        found.unlink()
+        raise NppkitError(f"{path} was downloaded with another sha256 than the hub states, {expected}: fetch it again")
+    return found
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """State dict of a release or a safetensors file, wrappers' prefixes removed, and the kind of container.
+
+    A pickle may hold tensors, plain containers and argparse.Namespace (LlamaGen's "args"). NppkitError for
+    anything else, which is not run, and for a missing or damaged file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NppkitError(f"{path} does not exist: give the path of a weights file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), "safetensors"
+    content = _unpickle(path)
+    kind = next((k for k in CONTAINERS if isinstance(content, dict) and isinstance(content.get(k), dict)), "bare")
+    state = _unwrap(content if kind == "bare" else content[kind])
+    if not state:
+        raise NppkitError(f"{path} holds no state dict, alone or under {', '.join(CONTAINERS)}: give a weights file")
+    return state, kind
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise NppkitError(f"{path} is damaged ({_first_line(error)}): make it again or get it again") from None
+
+
+def _unpickle(path: Path) -> object:
+    lazy = zipfile.is_zipfile(path)  # a release's optimiser, two thirds of it, then stays on disk
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        damage = f"is no weights file, or damaged ({type(error).__name__})"
+        reason = f"holds {refused[1]}, which could run code, and was refused" if refused else damage
+        raise NppkitError(f"{path} {reason}: get it from its publisher") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _unwrap(content: object) -> dict[str, Tensor]:
+    """Names and tensors without wrappers' prefixes and computed tables; empty if it is no state dict."""
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        return {}
+    while prefix := next((p for p in WRAPPERS if content and all(key.startswith(p) for key in content)), ""):
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return {key: value for key, value in content.items() if key.split(".")[-1] not in COMPUTED}
+
+
+def release_config(path: str | Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig | VQConfig:
+    """The configuration that a release's weights show, and two numbers that they do not.
+
+    grid_size: 16 for models of 256 pixels, 24 for 384; 0 takes it from the release's name. n_head: 0 takes it from the
+    family's table by width and depth. NppkitError where neither is known, and for a file of something else.
+    """
+    path = Path(path)
+    state, _ = read_state(path)
+    if "quantize.embedding.weight" in state:
+        return TOKENIZERS["VQ-16"]
+    image_size = next((r.image_size for r in RELEASES.values() if r.file == path.name), 0)
+    if not (grid_size or image_size):
+        raise NppkitError(f"{path}: weights do not hold the grid size, and this is no release's name: give it, 16 at 256 pixels")
+    return _gpt_config(state, path, grid_size or TOKENIZERS["VQ-16"].grid_size(image_size), n_head)
+
+
+def _gpt_config(state: dict[str, Tensor], path: Path, grid_size: int, n_head: int) -> GPTConfig:
+    try:
+        (vocab_size, dim), classes = state["tok_embeddings.weight"].shape, len(state["cls_embedding.embedding_table.weight"])
+        hidden, rows = len(state["layers.0.feed_forward.w1.weight"]), len(state["layers.0.attention.wqkv.weight"])
+    except KeyError as error:
+        raise NppkitError(f"{path} is not a transformer's weights ({error} is missing): give a release's file") from None
+    n_layer = sum(key.endswith("attention_norm.weight") for key in state)
+    n_head = n_head or next((m["n_head"] for m in MODELS.values() if (m["dim"], m["n_layer"]) == (dim, n_layer)), 0)
+    if not n_head:
+        raise NppkitError(f"{path}: weights do not hold n_head, and {n_layer} layers of {dim} are no model of LlamaGen: give it")
+    sizes = dict(dim=dim, n_layer=n_layer, n_head=n_head, vocab_size=vocab_size, num_classes=classes - 1, grid_size=grid_size)
+    config = GPTConfig(**sizes)
+    kv_heads = (rows // config.head_dim - n_head) // 2
+    multiple_of = config.multiple_of if config.hidden_dim == hidden else hidden  # another family rounds otherwise
+    return dataclasses.replace(config, n_kv_head=0 if kv_heads == n_head else kv_heads, multiple_of=multiple_of)
+
+
+def check_state(state: dict[str, Tensor], model: torch.nn.Module, path: str | Path) -> None:
+    """NppkitError with one line that names the file and the missing, unexpected and wrongly shaped tensors."""
+    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    theirs = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = [f"{k} is {theirs[k]}, not {ours[k]}" for k in ours if k in theirs and ours[k] != theirs[k]]
+    missing, unexpected = [k for k in ours if k not in theirs], [k for k in theirs if k not in ours]
+    found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
+    if text := "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names):
+        raise NppkitError(f"{path} does not fit this {type(model).__name__} ({text}): check the size and the file")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def load_weights(model: torch.nn.Module, path: str | Path) -> str:
+    """Load a release, an export or a safetensors file into the model; returns the file's sha256."""
+    state, _ = read_state(path)
+    check_state(state, model, path)
+    model.load_state_dict(state)
+    return sha256(path)
+
+
+def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -> dict:
+    """Write a release as safetensors `out`, and as JSON beside it what it was; returns the latter."""
+    source, out = Path(source), Path(out)
+    if out.suffix != ".safetensors":
+        raise NppkitError(f"{out}: the converted file is named *.safetensors")
+    state, kind = read_state(source)
+    name = next(name for name, (_, cls) in CLASSES.items() if isinstance(config, cls))
+    with torch.device("meta"):
+        model = CLASSES[name][0](config)
+    check_state(state, model, source)
+    about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": name}
+    about |= {"config": dataclasses.asdict(config), "parameters": count_parameters(model)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    write_atomic(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    return about
+
+
+def load_converted(path: str | Path) -> GPT | VQModel:
+    """The model of a file that `convert` wrote, frozen, in eval mode."""
+    about = Path(path).with_suffix(".json")
+    try:
+        content = json.loads(about.read_text())
+        model_class, config_class = CLASSES[content["class"]]
+        config = config_class(**content["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NppkitError(f"{about} is missing or damaged ({_first_line(error)}): convert {path} again") from None
+    model = model_class(config)
+    load_weights(model, path)
+    return model.eval().requires_grad_(False)
+
+
+def export(checkpoint: str | Path, out: str | Path) -> None:
+    """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them."""
+    checkpoint, out = Path(checkpoint), Path(out)
+    state, _ = read_state(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        torch.save({"model": state}, temporary)

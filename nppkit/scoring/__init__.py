@@ -1,0 +1,1 @@
+"""Samples to metrics: feature extractors, references, the evaluation contract, sampling by several processes."""

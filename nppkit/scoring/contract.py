@@ -1,0 +1,66 @@
+"""The evaluation contract: what was sampled, how, against which reference, seen by which extractor.
+
+Every result carries it, and numbers of unlike contracts are never put into one table.
+"""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from nppkit.errors import NppkitError
+from nppkit.scoring.config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from nppkit.reference import Reference
+
+
+IS_SPLIT = 5000  # images in one split of the Inception score, as ADM counts
+NEIGHBOURS = 3  # k of precision and recall
+
+
+def measurement(reference: "Reference", image_size: int) -> dict:
+    """The half of a contract that says how images were looked at."""
+    fidelity = version("torch-fidelity")  # 0.4.0 exchanged precision and recall
+    return {
+        "image_size": image_size,
+        "extractor": reference.extractor,
+        "extractor_sha256": reference.extractor_sha256,
+        "reference": reference.source,
+        "reference_sha256": reference.digest,
+        "reference_images": len(reference.features),
+        "metrics": f"torch-fidelity {fidelity}; IS in shuffled splits of {IS_SPLIT}; precision and recall with k = {NEIGHBOURS}",
+    }
+
+
+def contract(config: EvaluationConfig, reference: "Reference", image_size: int) -> dict:
+    """All that two numbers must share to be compared: how images were sampled and how they were looked at."""
+    unseen = ("reference", "save_npz")  # the reference is named by its digest, not by where it lies
+    return {
+        **{key: value for key, value in asdict(config).items() if key not in unseen},
+        "labels": "uniform over classes, a function of (seed, sample index)",
+        "noise": "inverse distribution at a hash of (seed, sample index, position)",
+        "rounding": "clamp(127.5 x + 128, 0, 255), truncated",
+        **measurement(reference, image_size),
+    }
+
+
+def contract_line(terms: dict) -> str:
+    """The contract in one line, to be printed under a table."""
+    digests = {key: terms[f"{key}_sha256"][:12] for key in ("extractor", "reference")}
+    return (
+        f"{terms['samples']} samples at side {terms['image_size']} (temperature {terms['temperature']}, top-k {terms['top_k']}, "
+        f"top-p {terms['top_p']}, seed {terms['report_seed']}) against {terms['reference']} (sha256 {digests['reference']}), "
+        f"seen by {terms['extractor']} (sha256 {digests['extractor']}); {terms['metrics']}"
+    )
+
+
+def check_one_contract(contracts: dict[str, dict]) -> None:
+    """NppkitError if the runs (name -> contract) of one table were not evaluated alike."""
+    names = list(contracts)
+    for name in names[1:]:
+        first, other = contracts[names[0]], contracts[name]
+        unlike = [key for key in {**first, **other} if key not in first or key not in other or first[key] != other[key]]
+        if unlike:
+            raise NppkitError(
+                f"{name} and {names[0]} were evaluated with another {unlike[0]}: evaluate both again with one preset"
+            )

@@ -1,0 +1,180 @@
+"""Evaluation: sample a checkpoint, compare with the reference images through torch-fidelity.
+
+Every result carries its contract (contract.py).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from nppkit.data.images import ImageSet, reference_pixels
+from nppkit.data.npz import read_npz, write_npz
+from nppkit.errors import NppkitError
+from nppkit.files import sha256
+from nppkit.model import GPT
+from nppkit.sample import SamplingConfig, sample_codes, sample_labels
+from nppkit.scoring.config import EvaluationConfig
+from nppkit.scoring.contract import IS_SPLIT, NEIGHBOURS, measurement
+from nppkit.scoring.features import extract_features
+from nppkit.scoring.reference import CHUNK, Reference
+from nppkit.tokenizer import VQModel, reconstruct, to_pixels
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    tokenizer: VQModel,
+    config: SamplingConfig,
+    samples: int,
+    batch_size: int,
+    progress: Callable[[range], Iterable[int]] = iter,
+    draw: Callable = sample_codes,
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone."""
+    device, pixels, labels = next(model.parameters()).device, [], []
+    for start in progress(range(0, samples, batch_size)):
+        index = np.arange(start, min(start + batch_size, samples))
+        labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed)))
+        codes = draw(model, labels[-1].to(device), config, index)
+        pixels.append(decode_pixels(tokenizer, codes))
+    return torch.cat(pixels), torch.cat(labels)
+
+
+def decode_pixels(tokenizer: VQModel, codes: Tensor) -> Tensor:
+    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in."""
+    with torch.autocast(codes.device.type, enabled=False):
+        return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(100)])
+
+
+@torch.inference_mode()
+def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, columns: int, rows: int = 5) -> Tensor:
+    """uint8 images (rows * columns, 3, S, S), row by row: a column for each of so many evenly spaced classes.
+
+    Image i depends on (seed, i) and its class alone, so that two models can be compared image by image.
+    """
+    spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
+    labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
+    return decode_pixels(tokenizer, sample_codes(model, labels, config, np.arange(len(labels))))
+
+
+def reconstruction_features(
+    tokenizer: VQModel,
+    extractor: FeatureExtractorBase,
+    images: ImageSet,
+    side: int,
+    image_size: int,
+    progress: Callable[[list], Iterable] = iter,
+) -> Tensor:
+    """Features (n, D) of the images' centre crops of `side`, encoded, decoded, and looked at with side `image_size`."""
+    features = []
+    for index in progress(np.array_split(np.arange(len(images)), math.ceil(len(images) / CHUNK))):
+        decoded = reconstruct(tokenizer, torch.from_numpy(reference_pixels(images.subset(index), side)))
+        features.append(extract_features(extractor, resize(decoded, image_size))["features"])
+    return torch.cat(features)
+
+
+def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:
+    """Frechet distance in fp64 of features (n, D) from those of a reference, or from other features (m, D)."""
+    ours = fid_features_to_statistics(features.double())
+    if isinstance(reference, Reference):
+        theirs = {"mu": reference.mu, "sigma": reference.sigma}
+    else:
+        theirs = fid_features_to_statistics(reference.double())
+    return fid_statistics_to_metric(ours, theirs, verbose=False)["frechet_inception_distance"]
+
+
+def score(generated: dict[str, Tensor], reference: Reference, kid_subsets: int = 10) -> dict[str, float]:
+    """FID, IS, KID, precision and recall of generated `features` and `logits` against a reference.
+
+    NppkitError if there are too few images for them, or values that are not finite.
+    """
+    g, r = generated["features"], reference.features
+    if min(len(g), len(r)) <= NEIGHBOURS:
+        raise NppkitError(f"{len(g)} images against {len(r)} cannot be scored: give more than {NEIGHBOURS} of each")
+    if not all(values.isfinite().all() for values in generated.values()):
+        raise NppkitError("the generated images have features that are not finite: check the extractor's weights")
+    splits, subset = max(1, len(g) // IS_SPLIT), min(1000, len(g), len(r))
+    kid = kid_features_to_metric(g, r, kid_subsets=kid_subsets, kid_subset_size=subset, verbose=False)
+    prc = prc_features_to_metric(g, r, prc_neighborhood=NEIGHBOURS, verbose=False)
+    return {
+        "fid": frechet_distance(g, reference),
+        "inception_score": isc_features_to_metric(generated["logits"], splits=splits)["inception_score_mean"],
+        "kid": kid["kernel_inception_distance_mean"],
+        "precision": prc["precision"],
+        "recall": prc["recall"],
+    }
+
+
+def sampling_roles(config: EvaluationConfig, cfg_scale: float) -> dict[str, tuple[SamplingConfig, int]]:
+    """How, and how many images, are sampled at one guidance scale: to select a scale, and to report."""
+    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, compile=config.compile)
+    roles = {"select": (config.select_seed, config.select_samples), "report": (config.report_seed, config.samples)}
+    return {role: (SamplingConfig(cfg_scale=cfg_scale, seed=seed, **shared), n) for role, (seed, n) in roles.items()}
+
+
+def evaluate_guidance(
+    model: GPT,
+    tokenizer: VQModel,
+    extractor: FeatureExtractorBase,
+    reference: Reference,
+    config: EvaluationConfig,
+    cfg_scale: float,
+    image_size: int,
+    progress: Callable[[range], Iterable[int]] = iter,
+    folder: Path | None = None,
+    draw: Callable = sample_codes,
+) -> dict[str, float | None]:
+    """Metrics at one guidance scale from the reporting seed, and `select_fid` from the selecting seed.
+
+    `repeat_fid` is that of as many of the reported images as were drawn for selecting: it differs from `select_fid` by
+    the sampling seed alone.
+
+    With `config.save_npz` the reported images are written to `folder`. `agreement` is the share of images in whose
+    class the extractor's classifier believes, None where its classes are not the data's.
+    """
+    found = {}
+    for role, (sampling, samples) in sampling_roles(config, cfg_scale).items():
+        pixels, labels = generate(model, tokenizer, sampling, samples, config.batch_size, progress, draw)
+        pixels = resize(pixels, image_size)
+        found[role] = extract_features(extractor, pixels)  # the reported images come last and are kept
+    if config.save_npz and folder:
+        write_npz(folder / f"samples_cfg{cfg_scale:g}.npz", pixels)
+    scores = score(found["report"], reference, config.kid_subsets)
+    select_fid = frechet_distance(found["select"]["features"], reference)
+    repeat_fid = frechet_distance(found["report"]["features"][: config.select_samples], reference)
+    named = extractor.get_name() == "digits"  # the only one that is trained on the data's classes
+    agreement = (found["report"]["logits"].argmax(-1) == labels).float().mean().item() if named else None
+    return {"cfg_scale": cfg_scale, "select_fid": select_fid, "repeat_fid": repeat_fid, **scores, "agreement": agreement}
+
+
+def evaluate_npz(
+    path: str | Path, extractor: FeatureExtractorBase, reference: Reference, image_size: int, kid_subsets: int = 10
+) -> dict:
+    """Metrics and contract of the images in an npz file, anyone's. NppkitError names a file that holds none."""
+    pixels = read_npz(path)
+    scores = score(extract_features(extractor, resize(pixels, image_size)), reference, kid_subsets)
+    terms = {"samples": len(pixels), "kid_subsets": kid_subsets, **measurement(reference, image_size)}
+    return {"file": Path(path).name, "file_sha256": sha256(path), **scores, "contract": terms}
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """uint8 images (n, 3, S, S) at another side, bicubic, as the "384" rows are evaluated at 256."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    parts = (F.interpolate(part.float(), size=(size, size), mode="bicubic", antialias=True) for part in pixels.split(500))
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def nearest(features: Tensor, reference: Tensor) -> Tensor:
+    """Index (n,) of the reference feature (m, D) nearest to each feature (n, D)."""
+    return torch.cdist(features, reference).argmin(1)

@@ -1,0 +1,84 @@
+"""Sampling by several processes: the codes of a run's images, drawn together and kept as code stores.
+
+    torchrun --nproc-per-node 8 -m nppkit sample PRESET RUN
+
+A sample's label and noise belong to its index and a batch is the same whoever draws it, so the tokens do not depend on the
+number of processes. What was drawn before a kill is not drawn again.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.extract import Part, open_complete
+from nppkit.model import GPT
+from nppkit.sample import SamplingConfig, sample_codes, sample_labels
+from nppkit.training.devices import autocast
+from nppkit.training.processes import ALONE, Processes
+
+
+def weights_digest(model: GPT) -> str:
+    """sha256 of the weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(model.state_dict().items()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def place(folder: Path, config: SamplingConfig) -> Path:
+    """Where the samples of a configuration lie."""
+    return folder / f"drawn_cfg{config.cfg_scale:g}_seed{config.seed}"
+
+
+def _manifest(model: GPT, weights: str, config: SamplingConfig, samples: int, batch_size: int, precision: str) -> dict:
+    """All that decides the codes."""
+    c, origin = model.config, json.dumps([asdict(config), batch_size, precision, weights])
+    names = [str(number) for number in range(c.num_classes)]
+    source = hashlib.sha256(origin.encode()).hexdigest()
+    values = (samples, 1, c.grid_size, c.vocab_size, names, "drawn by the transformer", source, 0)
+    return dict(zip(KEYS, values, strict=True))
+
+
+def draw(
+    model: GPT,
+    config: SamplingConfig,
+    samples: int,
+    batch_size: int,
+    folder: Path,
+    weights: str,
+    precision: str = "fp32",
+    processes: Processes = ALONE,
+    progress: Callable = iter,
+) -> CodeStore | None:
+    """This process's share of the samples; the store once all shares are there, None while others are at work."""
+    manifest, device = _manifest(model, weights, config, samples, batch_size, precision), next(model.parameters()).device
+    if (store := open_complete(folder, manifest)) is not None:
+        return store
+    part, starts = Part(folder, manifest, processes.rank, processes.size), range(0, samples, batch_size)
+    for start in progress(starts[processes.share(len(starts))]):
+        index = np.arange(start, min(start + batch_size, samples))
+        if not part.written[index].all():
+            labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed)).to(device)
+            with autocast(device, precision):
+                part.write(start, sample_codes(model, labels, config, index).cpu().numpy()[:, None])
+    part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed))
+    return open_complete(folder, manifest)
+
+
+def drawn(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray, folder: Path) -> Tensor:
+    """Codes (B, N) that were drawn before, in place of `sample_codes`."""
+    codes, _ = _store(place(folder, config)).batch(index, np.zeros_like(index))
+    return codes.to(labels.device)
+
+
+@functools.lru_cache(maxsize=1)
+def _store(folder: Path) -> CodeStore:
+    return CodeStore(folder)

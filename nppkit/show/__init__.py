@@ -1,0 +1,1 @@
+"""What a reader looks at: plots, figures, live sections of the notebooks, and the runs' progress."""

@@ -1,0 +1,1 @@
+"""The live sections of the explorer notebooks."""

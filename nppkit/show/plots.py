@@ -1,0 +1,379 @@
+"""Plots of one image set, one run, one schedule. Each takes data and returns a matplotlib figure; figures.py compares runs."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from nppkit.grouping import group_targets, patch_grid
+from nppkit.schedule import Segment, learning_rate
+from nppkit.study.graph import figures_dir
+from nppkit.study.presets import Preset
+
+plt.style.use(Path(__file__).parent / "style.mplstyle")
+
+
+VEIL = ListedColormap([(1, 1, 1, 0), (1, 1, 1, 0.6)])  # over what a position does not see
+
+
+def save_figure(figure: Figure, preset: Preset, name: str) -> list[Path]:
+    """Write figures/<preset>/<name>.png and .pdf."""
+    folder = figures_dir(preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
+    figure.savefig(paths[0])
+    with Image.open(paths[0]) as picture:
+        small = with_palette(picture)
+    small.save(paths[0], optimize=True)
+    figure.savefig(paths[1], metadata={"CreationDate": None})
+    return paths
+
+
+def with_palette(picture: Image.Image) -> Image.Image:
+    """The picture in 256 colours: a third of the bytes, and no difference to the eye."""
+    return picture.convert("RGB").quantize(dither=Image.Dither.NONE)
+
+
+def show(figure: Figure) -> None:
+    """Display a figure in a notebook, once."""
+    import matplotlib_inline.backend_inline  # noqa: F401  Figure() alone, unlike pyplot, does not load it
+
+    display(figure)
+    plt.close(figure)
+
+
+def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+    """uint8 images (n, 3, S, S) in rows of `columns` on white, as one image (height, width, 3)."""
+    images = images.numpy().transpose(0, 2, 3, 1)
+    rows, side = -(-len(images) // columns), images.shape[1]
+    canvas = np.full((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (side + gap) * (i // columns), (side + gap) * (i % columns)
+        canvas[y : y + side, x : x + side] = image
+    return canvas
+
+
+def save_tiles(path: Path, images: Tensor, columns: int, like: Tensor) -> None:
+    """Write the tiled images as PNG: in shades of gray, a third of the bytes, if the images that they are `like` are gray."""
+    picture = Image.fromarray(tile(images, columns))
+    picture.convert("L" if (like == like[:, :1]).all() else "RGB").save(path, optimize=True)
+
+
+def image_grid(axes: Axes, images: Tensor, columns: int) -> None:
+    """Draw uint8 images (n, 3, S, S) in rows of `columns`."""
+    axes.imshow(tile(images, columns), interpolation="nearest")
+    axes.set_axis_off()
+
+
+def image_rows(rows: dict[str, Tensor], mark: int = 0) -> Figure:
+    """A titled row of uint8 images (n, 3, S, S) for each entry; a line under the first `mark` rows of pixels."""
+    figure = Figure(figsize=(7, 1.05 * len(rows)))
+    for axes, (title, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+        image_grid(axes, images, len(images))
+        axes.set_title(title, loc="left")
+        if mark:
+            axes.axhline(mark - 0.5, color="C1", linewidth=1)
+    return figure
+
+
+def reconstructions(originals: Tensor, decoded: Tensor) -> Figure:
+    """Images (n, 3, S, S) above what the tokenizer makes of them."""
+    figure, rows = plt.subplots(2, 1, figsize=(7, 2.2))
+    for axes, images, title in zip(rows, (originals, decoded), ("source images", "decoded from their codes"), strict=True):
+        image_grid(axes, images, len(images))
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def samples(generated: Tensor, nearest: Tensor, title: str, columns: int = 10) -> Figure:
+    """Generated images beside the training images nearest to them in feature space."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.3))
+    image_grid(left, generated, columns)
+    image_grid(right, nearest, columns)
+    left.set_title(title, loc="left")
+    right.set_title("nearest training images", loc="left")
+    return figure
+
+
+def schedule(segments: tuple[Segment, ...], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float) -> Figure:
+    """Learning rate and patch side over the schedule epochs; the arguments are those of `schedule.learning_rate`."""
+    total = segments[-1].end * steps_per_epoch
+    steps = np.unique(np.linspace(0, total - 1, 3000).astype(int))
+    rates = [learning_rate(int(s), segments, steps_per_epoch, base_lr, end_lr, **shape) for s in steps]
+    figure, axes = plt.subplots(figsize=(6, 2.4))
+    axes.plot(steps / steps_per_epoch, rates)
+    shade_segments(axes, segments)
+    axes.set(xlabel="schedule epoch", ylabel="learning rate")
+    return figure
+
+
+def shade_segments(axes: Axes, segments: tuple[Segment, ...], labels: bool = True) -> None:
+    """Mark each segment's patch side on an axis of schedule epochs."""
+    for i, segment in enumerate(segments):
+        axes.axvspan(segment.start, segment.end, color="0.5", alpha=0.12 * (i % 2), linewidth=0)
+        if not labels:
+            continue
+        axes.annotate(
+            f"p = {segment.patch_size}",
+            ((segment.start + segment.end) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+        )
+
+
+def history(frame: pd.DataFrame, segments: tuple[Segment, ...]) -> Figure:
+    """Loss, learning rate and throughput of a run over the schedule epochs."""
+    figure, rows = plt.subplots(3, 1, figsize=(6, 5), sharex=True)
+    columns = {"loss": "loss (nats)", "lr": "learning rate", "images_per_second": "images / s"}
+    for axes, (column, label) in zip(rows, columns.items(), strict=True):
+        for _, part in frame.groupby("segment"):
+            axes.plot(part["epoch"], part[column], color="C0", linewidth=1)
+        axes.set_ylabel(label)
+    shade_segments(rows[0], segments)
+    rows[-1].set_xlabel("schedule epoch")
+    return figure
+
+
+def guidance(frame: pd.DataFrame, label: str) -> Figure:
+    """FID and agreement against the guidance scale."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
+    left.plot(frame["cfg_scale"], frame["fid"], "o-", label="reported seed")
+    left.plot(frame["cfg_scale"], frame["select_fid"], "s--", label="selecting seed")
+    left.set(xlabel="guidance scale", ylabel=f"FID ({label})" if label else "FID")
+    left.legend()
+    right.plot(frame["cfg_scale"], frame["agreement"], "o-")
+    right.set(xlabel="guidance scale", ylabel="classifier agreement")
+    return figure
+
+
+def step_times(row: dict) -> Figure:
+    """Step time against patch side, with the ideal 1 / p**2 and the fit a + b / p**2, of the benchmarks' `patches` row."""
+    sides = np.array([int(p) for p in row["seconds"] if p.isdigit()])
+    times = [row["seconds"][str(p)] for p in sides]
+    median, low, high = (np.array([t[key] for t in times]) for key in ("median", "min", "max"))
+    smooth = np.geomspace(sides[0], sides[-1], 100)
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    axes.plot(smooth, median[0] / smooth**2, "--", color="0.4", label="ideal, t(1) / p²")
+    axes.plot(smooth, row["a"] + row["b"] / smooth**2, color="C1", label=f"{row['a']:.2g} s + {row['b']:.3g} s / p²")
+    axes.errorbar(sides, median, (median - low, high - median), fmt="o", color="C0", capsize=3, label="measured, with spread")
+    axes.set(xscale="log", yscale="log", xlabel="patch side p", ylabel="forward + backward (s)")
+    axes.set_xticks(sides, [str(p) for p in sides])
+    axes.minorticks_off()
+    axes.legend()
+    return figure
+
+
+def time_shares(operations: pd.DataFrame) -> Figure:
+    """Where a step's time goes: the share of each kind of operation."""
+    share = operations.groupby("kind")["seconds"].sum().sort_values() / operations["seconds"].sum()
+    figure, axes = plt.subplots(figsize=(5, 0.6 + 0.3 * len(share)))
+    axes.barh(share.index, 100 * share)
+    axes.set_xlabel("share of the step's time (%)")
+    return figure
+
+
+def roofline(operations: pd.DataFrame, peak: float, bandwidth: float) -> Figure:
+    """Rate of every product against its FLOPs per byte, under the machine's two limits; marker area by time.
+
+    peak: FLOP/s, bandwidth: bytes/s.
+    """
+    products = operations[operations["flops"] > 0]
+    intensity, rate = products["flops"] / products["bytes"], products["flops"] / products["seconds"]
+    x = np.geomspace(min(1, intensity.min()), 2 * intensity.max(), 200)
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    axes.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color="0.4", label="copy bandwidth, yardstick")
+    for i, (kind, part) in enumerate(products.groupby("kind")):
+        area = 15 + 400 * part["seconds"] / operations["seconds"].sum()
+        axes.scatter(intensity[part.index], rate[part.index] / 1e9, s=area, color=f"C{i}", marker="os^D"[i % 4], label=kind)
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte, least traffic", ylabel="GFLOP/s")
+    axes.legend()
+    return figure
+
+
+def code_colours(rows: Tensor) -> ListedColormap:
+    """A colour for each codebook row (V, D): codes that lie close together get close colours.
+
+    Codes are ranked along the codebook's first principal axis and take cividis, which is safe for colour-blind readers.
+    """
+    place = principal_axes(rows, rows, 1)[:, 0].argsort().argsort() / (len(rows) - 1)
+    return ListedColormap(plt.get_cmap("cividis")(place))
+
+
+def principal_axes(x: Tensor, basis: Tensor, n: int = 2) -> np.ndarray:
+    """Coordinates (m, n) of rows x (m, C) on the first n principal axes of `basis` (V, C)."""
+    mean = basis.mean(0)
+    axes = np.linalg.svd((basis - mean).numpy(), full_matrices=False)[2][:n]
+    signs = np.sign(axes[np.arange(n), np.abs(axes).argmax(1)])  # a singular vector's sign is arbitrary
+    return (x - mean).numpy() @ (axes * signs[:, None]).T
+
+
+def code_grid(axes: Axes, codes: Tensor, colours: ListedColormap, patch_size: int = 1, position: int | None = None) -> None:
+    """Codes (N,) as a coloured G x G grid with its patch windows; `position` outlines one patch and fades what it cannot see."""
+    grid = patch_grid(len(codes), 1)
+    axes.imshow(codes.view(grid, grid), cmap=colours, vmin=0, vmax=colours.N - 1, interpolation="nearest")
+    if grid <= 8:
+        for (y, x), code in np.ndenumerate(codes.view(grid, grid).numpy()):
+            dark = sum(colours(int(code))[:3]) < 1.5
+            axes.text(x, y, code, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+    patch_windows(axes, grid, patch_size, 1, position)
+    axes.set_axis_off()
+
+
+def patch_windows(axes: Axes, grid: int, patch_size: int, cell: float, position: int | None = None) -> None:
+    """Outline the p x p windows of a grid whose cells are `cell` wide, veil those after `position`, and mark that one."""
+    side, width = patch_grid(grid * grid, patch_size), patch_size * cell
+    edges, end = np.arange(side + 1) * width - 0.5, grid * cell - 0.5
+    axes.hlines(edges, -0.5, end, color="white", linewidth=1.2)
+    axes.vlines(edges, -0.5, end, color="white", linewidth=1.2)
+    if position is not None:
+        later = (np.arange(side * side) > position).reshape(side, side)
+        axes.imshow(later, cmap=VEIL, vmin=0, vmax=1, extent=(-0.5, end, end, -0.5), interpolation="nearest")
+        corner = (edges[position % side], edges[position // side])
+        axes.add_patch(Rectangle(corner, width, width, fill=False, edgecolor="#D55E00", linewidth=2.5))
+
+
+def target_matrix(axes: Axes, num_tokens: int, patch_size: int, position: int | None = None) -> None:
+    """Which image tokens each position of the sequence is scored on: K marks in each column (Eq. 2)."""
+    targets = group_targets(torch.arange(num_tokens)[None], patch_size)[0].numpy()  # (n, K)
+    marks = np.zeros((num_tokens, len(targets)))
+    np.put_along_axis(marks, targets.T, 1, 0)
+    if position is not None:
+        marks[targets[position], position] = 2
+    axes.imshow(marks, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2, aspect="auto", interpolation="none")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set(xlabel="position in the sequence", ylabel="image token, raster order")
+
+
+def grouping(image: Tensor, codes: Tensor, colours: ListedColormap, patch_size: int, position: int) -> Figure:
+    """An image (3, S, S) and its codes (N,) cut into patches; what one position sees and what it is scored on."""
+    figure = Figure(figsize=(9, 3.1), layout="none")  # drawn at every move of a slider: no search for margins
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15, top=0.91, wspace=0.24)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    left.imshow(image.permute(1, 2, 0), interpolation="nearest")
+    grid = patch_grid(len(codes), 1)
+    patch_windows(left, grid, patch_size, image.shape[-1] / grid, position)
+    left.set_axis_off()
+    code_grid(middle, codes, colours, patch_size, position)
+    target_matrix(right, len(codes), patch_size, position)
+    for axes, title in ((left, "image"), (middle, "codes; faded: not yet seen"), (right, "scored on")):
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def patch_embeddings(vocabulary: Tensor, patches: Tensor, mine: Tensor, colours: ListedColormap, position: int) -> Figure:
+    """Patch embeddings (m, C) of many images and of this one (n, C), on the principal axes of the token embeddings (V, C)."""
+    figure = Figure(figsize=(6, 3.1), layout="none")
+    axes = figure.add_axes((0.12, 0.15, 0.55, 0.82))
+    axes.scatter(*principal_axes(patches, vocabulary).T, s=3, color="0.75", label="patches of 100 images", rasterized=True)
+    tokens = principal_axes(vocabulary, vocabulary)
+    axes.scatter(*tokens.T, c=np.arange(colours.N), cmap=colours, s=14, label="the codes' own embeddings")
+    own = principal_axes(mine, vocabulary)
+    axes.plot(*own.T, "x", color="C0", markersize=5, label="this image's patches")
+    axes.plot(*own[position], "o", mfc="none", color="C1", markersize=11, markeredgewidth=2, label="the marked patch")
+    axes.set(xlabel="first principal axis", ylabel="second principal axis")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def tokenized(image: Tensor, codes: Tensor, decoded: Tensor, colours: ListedColormap) -> Figure:
+    """An image (3, S, S), its codes (N,), and the image decoded from them (3, S, S)."""
+    figure = Figure(figsize=(7, 2.6))
+    left, middle, right = figure.subplots(1, 3)
+    for axes, pixels, title in ((left, image, "image"), (right, decoded, "decoded from the codes")):
+        axes.imshow(pixels.permute(1, 2, 0), interpolation="nearest")
+        axes.set_title(title, loc="left")
+        axes.set_axis_off()
+    code_grid(middle, codes, colours)
+    middle.set_title(f"{len(codes)} codes of {colours.N}", loc="left")
+    return figure
+
+
+def all_sides(codes: Tensor, colours: ListedColormap, patch_sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Figure:
+    """One image's codes (N,) at several patch sides, and what each position is scored on."""
+    figure = Figure(figsize=(9, 4.6))
+    for (top, bottom), p in zip(figure.subplots(2, len(patch_sizes)).T, patch_sizes, strict=True):
+        code_grid(top, codes, colours, p)
+        target_matrix(bottom, len(codes), p)
+        top.set_title(f"p = {p}: {len(codes) // p**2} patch{'es' * (p * p < len(codes))} of {p * p}", loc="left")
+        bottom.set_ylabel("image token" if p == patch_sizes[0] else "")
+    return figure
+
+
+def prediction(codes: Tensor, probabilities: Tensor, colours: ListedColormap, patch_size: int, position: int) -> Figure:
+    """What one position predicts, (V,), and the K codes of its patch, marked in the image's codes (N,) and below the bars."""
+    figure = Figure(figsize=(9, 2.8), layout="none")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.16, top=0.9, wspace=0.22)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.2))
+    code_grid(left, codes, colours, patch_size, position)
+    left.set_title("the patch to predict", loc="left")
+    targets = group_targets(codes[None], patch_size)[0, position]
+    right.bar(np.arange(colours.N), probabilities, color=colours(np.arange(colours.N)), width=1)
+    right.plot(targets, probabilities[targets], "v", color="C1", label=f"its K = {len(targets)} codes", clip_on=False)
+    right.set(xlabel="code", ylabel="predicted probability", xlim=(-1, colours.N), ylim=(0, None))
+    right.legend()
+    return figure
+
+
+def design(segments: tuple[Segment, ...], rates: np.ndarray, num_tokens: int) -> Figure:
+    """Learning rate (one value a step, evenly spaced), sequence length and cost so far over the schedule epochs."""
+    figure, end = Figure(figsize=(7, 5.2)), segments[-1].end
+    rows = figure.subplots(3, 1, sharex=True)
+    rows[0].plot(np.linspace(0, end, len(rates)), rates)
+    edges = [0, *(s.end for s in segments)]
+    rows[1].stairs([num_tokens // s.patch_size**2 for s in segments], edges, color="C0", baseline=None, linewidth=1.5)
+    lengths = sorted({num_tokens // s.patch_size**2 for s in segments})
+    rows[1].set(yscale="log", ylim=(lengths[0] / 2, lengths[-1] * 2))
+    rows[1].set_yticks(lengths, lengths, minor=False)
+    rows[1].set_yticks([], minor=True)
+    spent = np.cumsum([0, *((s.end - s.start) / s.patch_size**2 / end for s in segments)])
+    rows[2].plot(edges, spent, "-", color="C0", label="this schedule")
+    rows[2].plot([0, end], [0, 1], "--", color="C1", label="next-token prediction")
+    rows[2].legend(loc="upper left")
+    for axes, label in zip(rows, ("learning rate", "positions", "share of NTP's cost"), strict=True):
+        axes.set_ylabel(label)
+    for i, axes in enumerate(rows):
+        shade_segments(axes, segments, labels=i == 0)
+    rows[2].set(xlabel="schedule epoch", xlim=(0, end))
+    return figure
+
+
+def run_curves(histories: dict[str, pd.DataFrame], against: str = "epoch") -> Figure:
+    """Loss, learning rate and throughput of several runs over schedule epochs, or over another column."""
+    figure = Figure(figsize=(7, 4.8))
+    rows = figure.subplots(3, 1, sharex=True)
+    styles = ("-", "--", ":", "-.")
+    columns = {"loss": "loss (nats)", "lr": "learning rate", "images_per_second": "images / s"}
+    for axes, (column, label) in zip(rows, columns.items(), strict=True):
+        for i, (name, frame) in enumerate(histories.items()):
+            axes.plot(frame[against], frame[column], styles[i % 4], color=f"C{i % 7}", linewidth=1.2, label=name)
+        axes.set_ylabel(label)
+    if histories:
+        rows[0].legend(fontsize=7)
+    rows[-1].set_xlabel("schedule epoch" if against == "epoch" else against)
+    return figure
+
+
+def losses(curves: dict[str, list[float]], segments: tuple[Segment, ...] = (), steps_per_epoch: int = 1) -> Figure:
+    """Training losses over the steps, each step's faint and their running mean in front."""
+    figure = Figure(figsize=(7, 2.6))
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(curves.items()):
+        axes.plot(values, color=f"C{i}", alpha=0.2, linewidth=0.8)
+        smooth = pd.Series(values, dtype=float).ewm(span=20).mean()
+        axes.plot(smooth, ("-", "--", ":")[i % 3], color=f"C{i}", label=name)
+    steps = tuple(Segment(s.patch_size, s.start * steps_per_epoch, s.end * steps_per_epoch) for s in segments)
+    shade_segments(axes, steps)
+    axes.set(xlabel="optimiser step", ylabel="loss (nats)")
+    if len(curves) > 1:
+        axes.legend()
+    return figure

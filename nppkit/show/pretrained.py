@@ -1,0 +1,127 @@
+"""A small trained pair in the package, NTP and NPP from the same seed, so that the notebooks have something to show at once.
+
+    nppkit pair     # makes it again: trains and evaluates both runs unless that is done, and keeps them here
+
+The folder `pretrained` is laid out like a results home, with each run's weights in its own folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nppkit.data.images import reference_pixels, study_images
+from nppkit.errors import NppkitError
+from nppkit.files import home, sha256, write_atomic
+from nppkit.model import GPT, GPTConfig
+from nppkit.releases import load_weights
+from nppkit.study.graph import checkpoint_dir, evaluate_job, run_dir, tokenizer_dir
+from nppkit.study.presets import Preset, load_preset
+from nppkit.study.records import Job, versions
+from nppkit.study.runs import find_run
+from nppkit.tokenizer import VQConfig, VQModel, to_model_range
+from nppkit.training.checkpoint import checkpoints
+
+HOME = Path(__file__).parent / "pretrained"
+PRESET = "demo"
+RUNS = ("GPT-L_ntp_seed0", "GPT-L_npp_p2_lambda1-2_seed0")
+KEPT = ("config.json", "history.csv", "train_metrics.json", "metrics.json", "samples.png")
+UNUSED = "quantize.codebook_used"  # of the released state dict: a quarter of the small tokenizer's file, read by nothing
+
+
+def pair_jobs() -> list[Job]:
+    """The jobs that make the pair."""
+    preset = load_preset(PRESET)
+    return [evaluate_job(preset, find_run(preset, run_id)) for run_id in RUNS]
+
+
+def keep(target: Path = HOME) -> None:
+    """Copy the complete pair's weights and results to `target`, and note how they were made."""
+    preset = load_preset(PRESET)
+    for run in (find_run(preset, run_id) for run_id in RUNS):
+        folder = target / "results" / PRESET / "runs" / run.id
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copyfile(run_dir(preset, run) / name, folder / name)
+        newest = checkpoints(checkpoint_dir(preset, run))[-1]
+        shutil.copyfile(newest / "model.safetensors", folder / "model.safetensors")
+    keep_tokenizer(tokenizer_dir(preset), target / "results" / PRESET / "tokenizer")
+    files = sorted(target.rglob("*.safetensors"))
+    made = {"command": "nppkit pair", "preset": PRESET, "runs": RUNS, "versions": versions()}
+    made["sha256"] = {str(path.relative_to(target)): sha256(path) for path in files}
+    write_atomic(target / "made.json", json.dumps(made, indent=1) + "\n")
+
+
+def keep_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer folder's weights, without the buffer that nothing reads, and its descriptions."""
+    target.mkdir(parents=True, exist_ok=True)
+    state = load_file(source / "tokenizer.safetensors")
+    save_file({key: value for key, value in state.items() if key != UNUSED}, target / "tokenizer.safetensors")
+    for name in ("tokenizer.json", "metrics.json"):
+        shutil.copyfile(source / name, target / name)
+
+
+def load_tokenizer(folder: Path) -> VQModel:
+    """The frozen tokenizer of a tokenizer folder, a kept one or a job's. NppkitError names a missing file."""
+    try:
+        model = VQModel(VQConfig(**json.loads((folder / "tokenizer.json").read_text())))
+        state = load_file(folder / "tokenizer.safetensors")
+    except (OSError, ValueError) as error:
+        raise NppkitError(f"{folder} holds no tokenizer ({error}): run the tokenize notebook") from None
+    model.load_state_dict({UNUSED: model.quantize.codebook_used, **state})
+    return model.eval().requires_grad_(False)
+
+
+def load_model(run: Path) -> GPT:
+    """The transformer of a run's folder in its newest state, in eval mode. NppkitError without configuration or weights."""
+    weights = weights_file(run)
+    if weights is None:
+        raise NppkitError(f"{run} has no weights yet: train the run, or choose another")
+    model = GPT(GPTConfig(**json.loads((run / "config.json").read_text())["model"]))
+    load_weights(model, weights)
+    return model.eval().requires_grad_(False)
+
+
+def weights_file(run: Path) -> Path | None:
+    """The weights of a run's folder: kept beside its results, or in the newest checkpoint of its home; None without."""
+    if (run / "model.safetensors").is_file():
+        return run / "model.safetensors"
+    place, preset = run.parents[3], run.parents[1].name
+    found = (place / "checkpoints" / preset / run.name).glob("*/step_*/model.safetensors")
+    return max(found, key=os.path.getmtime, default=None) if (run / "config.json").is_file() else None
+
+
+def results_of(preset: Preset) -> Path:
+    """Results of a preset: the package's own of the preset that it has a pair of, else this machine's."""
+    return (HOME if preset.name == PRESET else home()) / "results" / preset.name
+
+
+def trained_runs(homes: list[Path]) -> dict[str, Path]:
+    """Run folders with weights, by a name for a menu; the package's pair first."""
+    runs = [path for place in (HOME, *homes) for path in sorted(place.glob("results/*/runs/*"), key=_pair_first)]
+    named = {f"{run.name} ({run.parents[1].name}{'' if HOME in run.parents else f', {run.parents[3]}'})": run for run in runs}
+    return {name: run for name, run in named.items() if weights_file(run)}
+
+
+def _pair_first(run: Path) -> tuple[int, str]:
+    return (RUNS.index(run.name) if run.name in RUNS else len(RUNS), run.name)
+
+
+def preset_images(preset: Preset, n: int = 0, heldout: bool = False) -> tuple[Tensor, np.ndarray]:
+    """Pixels uint8 (n, 3, S, S) and labels (n,) of a preset's training or held-out images; n 0 takes all."""
+    images = study_images(preset.data)[heldout]
+    if n:
+        images = images.subset(np.arange(n) * len(images) // n)
+    return torch.from_numpy(reference_pixels(images, preset.data.image_size)), images.labels
+
+
+@torch.inference_mode()
+def encode(tokenizer: VQModel, batches: Iterable[Tensor]) -> Tensor:
+    """Codes (n, N) of uint8 images, batch by batch."""
+    return torch.cat([tokenizer.encode(to_model_range(batch)) for batch in batches]).clone()

@@ -1,0 +1,198 @@
+"""The graph: the jobs of a preset, and where their results lie.
+
+tokenize -> train -> evaluate -> tables and figure. A job's configuration holds everything that decides
+its result, including its upstream jobs' configurations, so its digest says whether a result is current.
+"""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from nppkit.errors import NppkitError
+from nppkit.files import home
+from nppkit.settings import settings
+from nppkit.study.presets import Preset, load_preset
+from nppkit.study.published import table_runs
+from nppkit.study.records import Job, _outputs_digest, why_incomplete
+from nppkit.study.runs import LARGE, Run, image_size, preset_runs
+
+FIGURES = {  # a report's figures, by what follows its name; the others have one
+    "table5_cost": (),
+    "claims": (),
+    "gain": ("", "_switch"),
+    "equal_compute": ("", "_time", "_fid", "_fid_time"),
+    "when_it_pays": ("", "_flops", "_nll"),
+}
+COARSE = "study_8x8"  # the preset that when_it_pays reads besides its own
+REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
+
+
+def results_dir(preset: Preset) -> Path:
+    return home() / "results" / preset.name
+
+
+def figures_dir(preset: Preset) -> Path:
+    return home() / "figures" / preset.name
+
+
+def run_dir(preset: Preset, run: Run) -> Path:
+    return results_dir(preset) / "runs" / run.id
+
+
+def tokenizer_preset(preset: Preset) -> Preset:
+    """The preset whose tokenizer, extractor and codes this one uses: its own, or those of `tokenizer_of`."""
+    if not preset.tokenizer_of:
+        return preset
+    other = load_preset(preset.tokenizer_of)
+    for section in ("data", "tokenizer", "extractor"):
+        if getattr(preset, section) != getattr(other, section):
+            raise NppkitError(
+                f"preset {preset.name}: {section} differs from that of {other.name}: make it equal, or own a tokenizer"
+            )
+    return other
+
+
+def tokenizer_dir(preset: Preset, large: bool = False) -> Path:
+    return results_dir(tokenizer_preset(preset)) / f"tokenizer{LARGE if large else ''}"
+
+
+def checkpoint_dir(preset: Preset, run: Run) -> Path:
+    """Outside git, keyed by the configuration's digest: a changed preset never resumes an old run."""
+    return home() / "checkpoints" / preset.name / run.id / train_job(preset, run).digest[:12]
+
+
+def tokenize_job(preset: Preset, large: bool = False) -> Job:
+    """Train or load the tokenizer and the extractor, extract the codes. The large one only extracts, at 1.5 x the side."""
+    preset = tokenizer_preset(preset)
+    outputs = ["metrics.json", "reconstructions.png", *store_files(preset)]
+    upstream = (tokenize_job(preset),) if large else ()
+    if not large:
+        outputs += ["tokenizer.safetensors", "tokenizer.json"] + (
+            ["extractor.safetensors"] if preset.extractor.name == "digits" else []
+        )
+    config = {"data": settings(preset.data), "tokenizer": settings(preset.tokenizer), "extractor": settings(preset.extractor)}
+    config["image_size"] = image_size(preset, large)
+    parameters = {"preset": preset.source, "large": large, "threads": preset.tokenizer_threads}
+    folder = tokenizer_dir(preset, large)
+    spared = tuple(store_files(preset)) if large else ()  # a clone of the study has room for the other codes only
+    return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config, spared)
+
+
+def store_files(preset: Preset) -> list[str]:
+    """The files of the two code stores of a tokenize job."""
+    codes = "codes.npz" if preset.data.packed else "codes.npy"
+    return [f"{split}/{name}" for split in ("train", "heldout") for name in (codes, "labels.npy", "manifest.json")]
+
+
+def train_job(preset: Preset, run: Run) -> Job:
+    """Train one run."""
+    config = {"model": preset.models[run.size], "training": settings(run.training(preset)), "run": run.id}
+    outputs = ("config.json", "history.csv", "train_metrics.json")
+    config, parameters = {**config, **_precision(preset)}, _parameters(preset, run)
+    return Job(f"train {run.id}", "train", parameters, run_dir(preset, run), outputs, _tokenize_jobs(preset, run), config)
+
+
+def _tokenize_jobs(preset: Preset, run: Run) -> tuple[Job, ...]:
+    return (tokenize_job(preset), tokenize_job(preset, True)) if run.large else (tokenize_job(preset),)
+
+
+def _parameters(preset: Preset, run: Run) -> dict:
+    return {"preset": preset.source, "run": run.id, "precision": preset.precision, "threads": preset.threads}
+
+
+def _precision(preset: Preset) -> dict:
+    """What decides a result unless it is the default."""
+    return {} if preset.precision == "fp32" else {"precision": preset.precision}
+
+
+def evaluate_job(preset: Preset, run: Run) -> Job:
+    """Sample and score one run, as it was trained here or from released weights."""
+    outputs = ("metrics.json", "samples.png")
+    config, upstream = {"evaluation": settings(preset.evaluation), **_precision(preset)}, (train_job(preset, run),)
+    if run.id in preset.weights:
+        config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
+    folder, parameters = run_dir(preset, run), _parameters(preset, run)
+    return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config)
+
+
+def report_job(preset: Preset, report: str) -> Job:
+    """One table or figure."""
+    outputs = [f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",))]
+    figures = [f"{report}{part}.{suffix}" for part in FIGURES.get(report, ("",)) for suffix in ("png", "pdf")]
+    folder, config = results_dir(preset), {"report": report}
+    outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
+    upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
+    if report == "when_it_pays":
+        coarse = load_preset(COARSE)
+        config[COARSE] = {run.id: _outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
+    return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
+
+
+def report_runs(preset: Preset, report: str) -> list[Run]:
+    """The preset's runs that a report needs: of a table its rows', of Figure 1 Table 5's, of others all."""
+    table = re.match(r"table(\d)", report.replace("figure1_", "table5_"))
+    wanted = table_runs(int(table[1])) if table else None
+    return [run for run in preset_runs(preset) if wanted is None or replace(run, seed=0) in wanted]
+
+
+def reports(preset: Preset) -> tuple[str, ...]:
+    """The reading notebooks of a preset: the paper's tables and Figure 1, and what else it asks for."""
+    return tuple(dict.fromkeys((*REPORTS, *preset.reports)))
+
+
+def graph(preset: Preset) -> list[Job]:
+    """All jobs of a preset, upstream first."""
+    runs = preset_runs(preset)
+    tokenize = [tokenize_job(preset)] + [tokenize_job(preset, True)] * any(run.large for run in runs)
+    train = [train_job(preset, run) for run in runs if run.id not in preset.weights]
+    evaluate = [evaluate_job(preset, run) for run in runs]
+    return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in reports(preset))]
+
+
+def set_aside_stale(preset: Preset) -> list[str]:
+    """Rename every record that is no longer valid, so that its job runs again; returns a line for each."""
+    jobs = graph(preset)
+    reasons = {job.name: why_incomplete(job, needed=False) for job in jobs}
+    for job in jobs:
+        trained = job.notebook == "evaluate" and job.parameters["run"] not in preset.weights
+        if trained and reasons[job.name] and not reasons[job.upstream[0].name]:
+            reasons[job.upstream[0].name] = _checkpoint_gone(preset, Run.parse(job.parameters["run"]))
+    for run in {job.parameters["run"] for job in jobs if job.notebook in ("train", "evaluate") and reasons[job.name]}:
+        for upstream in _tokenize_jobs(preset, Run.parse(run)):
+            reasons[upstream.name] = why_incomplete(upstream)
+    lines = []
+    for job in (job for job in jobs if reasons[job.name] and job.record.is_file()):
+        job.record.replace(job.record.with_suffix(".stale"))
+        lines.append(f"{job.name} will run again: {reasons[job.name]}")
+    return lines
+
+
+def _checkpoint_gone(preset: Preset, run: Run) -> str:
+    """A finished training whose checkpoint is gone counts until someone needs the checkpoint."""
+    folder = checkpoint_dir(preset, run)
+    return "" if any(folder.glob("step_*")) else f"its checkpoint in {folder} is gone"
+
+
+def rule_name(job: Job) -> str:
+    """The job's name as Snakemake shows it and takes it as a target; table1_main is table1."""
+    numbered = re.match(r"(table|figure)\d+", job.name)
+    return numbered[0] if numbered else re.sub(r"[^A-Za-z0-9]", "_", job.name)
+
+
+def launch_arguments(job: Job) -> str:
+    """The launcher's command line for the job, without the preset."""
+    run = f" {job.parameters['run']}" if "run" in job.parameters else ""
+    return f"{job.notebook}{run}{' --large' if job.parameters.get('large') else ''}"
+
+
+def priority(preset: Preset, job: Job) -> int:
+    """Evaluations first, because they are short; then trainings: the "384" rows last, seed by seed, the longest first."""
+    if job.notebook == "evaluate":
+        return 100_000
+    if job.notebook != "train":
+        return 0
+    run = Run.parse(job.parameters["run"])
+    length = sum((s.end - s.start) / s.patch_size**2 for s in run.segments(preset.training.epochs))
+    cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
+    return 10_000 * (not run.large) + 1000 * max(0, 9 - (run.seed - preset.first_seed)) + min(cost, 999)

@@ -1,0 +1,84 @@
+"""What a preset's run is made of: its trainer, its trained or released transformer, its extractor and reference."""
+
+from pathlib import Path
+
+from nppkit.data.codes import CodeStore
+from nppkit.data.images import study_images
+from nppkit.data.train_tokenizer import tokenizer_config
+from nppkit.errors import NppkitError
+from nppkit.files import home, located, npz_keys
+from nppkit.model import GPT, GPTConfig
+from nppkit.releases import find, load_weights, release_config
+from nppkit.scoring.evaluate import evaluate_npz
+from nppkit.scoring.features import load_extractor
+from nppkit.scoring.reference import prepare_reference
+from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
+from nppkit.study.presets import Preset
+from nppkit.study.runs import Run
+from nppkit.training.checkpoint import load_newest
+from nppkit.training.devices import pick_device
+from nppkit.training.trainer import Trainer, make_model
+
+
+def check_inputs(preset: Preset, side: int) -> None:
+    """NppkitError for what would stop a tokenize job only after its trainings: grid, extractor's weights, reference."""
+    tokenizer_config(preset.tokenizer, preset.data.image_size).grid_size(side)
+    e = preset.extractor
+    if e.name != "digits":
+        load_extractor(e.name, located(e.weights), e.sha256)
+    if preset.evaluation.reference:
+        npz_keys(located(preset.evaluation.reference))
+
+
+def run_trainer(preset: Preset, run: Run, model: GPT, store: CodeStore, heldout: CodeStore, **options: object) -> Trainer:
+    """The trainer of a preset's run, with its files in their places; options: the trainer's from `device` on.
+
+    Precision is the preset's alone, since it is in the digest that the checkpoints carry.
+    """
+    job, segments = train_job(preset, run), run.segments(preset.training.epochs)
+    history, folder = job.folder / "history.csv", checkpoint_dir(preset, run)
+    options |= {"precision": preset.precision}
+    return Trainer(model, store, heldout, segments, run.training(preset), run.seed, history, folder, job.digest, **options)
+
+
+def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
+    """The transformer of a run, in eval mode: as trained here, or the released one that the preset names.
+
+    NppkitError if there is no finished checkpoint, or if the weights are not of this run's size and grid.
+    """
+    if run.id in preset.weights:
+        return load_released(preset, run, store).eval().requires_grad_(False)
+    digest, folder = train_job(preset, run).digest, checkpoint_dir(preset, run)
+    found = load_newest(folder, digest)
+    total = run.training(preset).epochs * preset.training.steps_per_epoch
+    if found is None or found[1]["step"] < total:
+        raise NppkitError(f"no finished checkpoint of {run.id} in {folder}: run the train notebook")
+    model = make_model(store, preset.models[run.size], preset.training, run.seed)
+    model.load_state_dict(found[0]["model"])
+    return model.eval().requires_grad_(False)
+
+
+def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
+    """The transformer of the weights that the preset names for a run: of its size, on the grid of the codes."""
+    path, sizes = find(preset.weights[run.id]), preset.models[run.size]
+    classes = release_config(path, store.grid_size, sizes["n_head"]).num_classes
+    shape = dict(vocab_size=store.vocab_size, num_classes=classes, grid_size=store.grid_size)
+    model = GPT(GPTConfig(**{**shape, **sizes}))
+    load_weights(model, path)
+    return model
+
+
+def extractor_weights(preset: Preset) -> Path:
+    """The feature extractor's weights file: the trained digit classifier's, or the one the preset names."""
+    if preset.extractor.name == "digits":
+        return tokenizer_dir(preset) / "extractor.safetensors"
+    return located(preset.extractor.weights)
+
+
+def evaluate_file(preset: Preset, file: str, device: str = "auto") -> dict:
+    """Metrics and contract of the images in an npz file, seen as a preset's samples are."""
+    e, size, cache = preset.evaluation, preset.data.image_size, home() / "checkpoints" / preset.name
+    extractor = load_extractor(preset.extractor.name, extractor_weights(preset), preset.extractor.sha256).to(pick_device(device))
+    training = None if e.reference else study_images(preset.data)[0]  # the reference is of these, or a file
+    reference = prepare_reference(e.reference, training, size, extractor, cache)
+    return evaluate_npz(file, extractor, reference, size, e.kid_subsets)

@@ -1,0 +1,166 @@
+"""What was measured: the results of complete runs, one by one, over seeds, and against their baselines."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pandas as pd
+
+from nppkit.files import read_json
+from nppkit.scoring.contract import check_one_contract
+from nppkit.study.graph import evaluate_job, run_dir, tokenizer_dir
+from nppkit.study.presets import Preset
+from nppkit.study.published import PUBLISHED
+from nppkit.study.records import why_incomplete
+from nppkit.study.runs import Run, preset_runs, seeds
+from nppkit.study.stats import Interval, interval, pooled_deviation
+
+EQUAL_FLOPS = {"B": (175, 515), "L": (177, 509)}  # epochs of NTP at the FLOPs of NPP's 300, and of NPP at those of NTP's 300
+
+
+def run_result(preset: Preset, run: Run) -> dict | None:
+    """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run.
+
+    Released weights have no cost of ours.
+    """
+    if why_incomplete(evaluate_job(preset, run)):
+        return None
+    folder = run_dir(preset, run)
+    metrics = read_json(folder / "metrics.json")
+    train = metrics["weights"] if run.id in preset.weights else read_json(folder / "train_metrics.json")
+    scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
+    best = best_guidance(metrics["guidance"])
+    at_best = {f"best_{key}": value for key, value in scales[best].items()}
+    cost = {key: train.get(key) for key in ("seconds", "cpu_seconds", "flops", "parameters")}
+    identity = {"run": run.id, "size": run.size, "large": run.large, "recipe": run.recipe, "seed": run.seed}
+    return {
+        **identity,
+        **scales[preset.evaluation.common_guidance],
+        **at_best,
+        **paper_metrics(preset, run, scales),
+        "best_scale": best,
+        "heldout_nll": metrics["heldout_nll"],
+        **cost,
+        "contract": metrics["contract"],
+    }
+
+
+def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
+    """The metrics at the guidance scale that the paper gives for this model; empty unless the preset has all of those."""
+    paper = pd.read_csv(PUBLISHED / "guidance.csv", index_col="size")
+    if not set(paper.to_numpy().ravel()) <= set(preset.evaluation.guidance):
+        return {}
+    return {f"paper_{key}": value for key, value in scales[paper.loc[run.size, run.recipe[:3]]].items()}
+
+
+def results(preset: Preset, run: Run) -> list[dict]:
+    """The results of every seed of a run that the preset lists and that is complete."""
+    found = [run_result(preset, replace(run, seed=seed)) for seed in seeds(preset, run)]
+    return [result for result in found if result]
+
+
+def all_results(preset: Preset) -> pd.DataFrame:
+    """A row for every complete run of the preset, in its order. NppkitError if they were evaluated unlike each other."""
+    found = [result for run in preset_runs(preset) if (result := run_result(preset, run))]
+    check_one_contract({result["run"]: result.pop("contract") for result in found})
+    return pd.DataFrame(found)
+
+
+def best_guidance(rows: list[dict[str, float]]) -> float:
+    """The scale of lowest FID on the selecting seed, which is not the one that is reported."""
+    return min(rows, key=lambda row: row["select_fid"])["cfg_scale"]
+
+
+def mean(rows: list[dict], key: str) -> float | None:
+    """Mean over the seeds that have a value, or None."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> Interval:
+    """The difference of a metric between two runs (or what else `combine` makes of it), paired by seed."""
+    ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
+    shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
+    return interval([combine(ours[seed], theirs[seed]) for seed in shared])
+
+
+QUALITIES = {"fid": "FID", "best_fid": "FID at each run's best scale", "heldout_nll": "held-out NLL"}
+
+
+def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str, str] = QUALITIES) -> pd.DataFrame:
+    """What stands behind each name: a run minus another, paired by seed, with 95 % intervals and verdicts.
+
+    Lower is better for all `keys`; an interval that spans zero gives no verdict.
+    """
+    lines = []
+    for name, (run, baseline) in pairs.items():
+        line = {"difference": name}
+        for key, label in keys.items():
+            found = paired(preset, run, baseline, key)
+            line |= {label: str(found), f"{label}: verdict": found.verdict("better", "worse") if found.n else ""}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def histories(preset: Preset, run: Run) -> pd.DataFrame:
+    """The training histories of a run's complete seeds, one below the other, with `seed`, and FLOPs and CPU time so far.
+
+    `point` says which rows belong together over seeds, here and below.
+    """
+    frames = []
+    for seed in (result["seed"] for result in results(preset, run) if result["run"] not in preset.weights):
+        folder = run_dir(preset, replace(run, seed=seed))
+        frame, counted = pd.read_csv(folder / "history.csv"), read_json(folder / "train_metrics.json")["flops_per_step"]
+        steps = frame["step"].diff().fillna(frame["step"])
+        flops = (steps * frame["patch_size"].astype(str).map(counted)).cumsum()
+        frames.append(frame.assign(seed=seed, point=frame["step"], flops=flops, cpu=frame["cpu_seconds"].cumsum()))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def guidance_curves(preset: Preset, run: Run) -> pd.DataFrame:
+    """Metrics at every guidance scale, a row for each seed of a run and scale."""
+    files = [(r["seed"], run_dir(preset, replace(run, seed=r["seed"])) / "metrics.json") for r in results(preset, run)]
+    rows = [{"seed": seed, **row} for seed, path in files for row in read_json(path)["guidance"]]
+    return pd.DataFrame([{**row, "point": row["cfg_scale"]} for row in rows])
+
+
+def ends(preset: Preset, run: Run) -> pd.DataFrame:
+    """Where a run ends, a row a seed: epochs, cost, FID and likelihood."""
+    epochs = run.training(preset).epochs
+    keys = ("seed", "flops", "seconds", "cpu_seconds", "fid", "best_fid", "heldout_nll")
+    return pd.DataFrame([{"epochs": epochs, "point": epochs, **{key: row[key] for key in keys}} for row in results(preset, run)])
+
+
+def segment_ends(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
+    """Held-out likelihood of single tokens at the end of every segment, mean over a run's seeds, a row a run."""
+    lines = []
+    for name, run in named.items():
+        frame = histories(preset, run)
+        if not frame.empty:
+            last = frame.sort_values("step").groupby(["seed", "segment"]).last()
+            nll = last.groupby("segment")["heldout_nll"].mean()
+            sides = last.groupby("segment")["patch_size"].first()
+            lines.append({"run": name, **{f"after p = {sides[i]}": round(nll[i], 3) for i in nll.index}})
+    return pd.DataFrame(lines)
+
+
+def sampling_deviation(preset: Preset) -> float:
+    """Standard deviation of FID over sampling seeds, pooled over all complete runs and guidance scales; NaN of none.
+
+    Every checkpoint is sampled with two seeds at each scale; equal numbers of images are compared, because FID is biased
+    by that number.
+    """
+    complete = [run for run in preset_runs(preset) if run_result(preset, run)]
+    rows = [row for run in complete for row in read_json(run_dir(preset, run) / "metrics.json")["guidance"]]
+    return pooled_deviation([(row["select_fid"], row["repeat_fid"]) for row in rows]) if rows else float("nan")
+
+
+def floors(preset: Preset) -> str:
+    """What every FID of the preset is read against: the tokenizer's reconstructions, and real images against real."""
+    path = tokenizer_dir(preset) / "metrics.json"
+    if not path.is_file():
+        return "floors: not run"
+    m = read_json(path)
+    return (
+        f"floors: FID {m['reconstruction_fid']:.3g} of {m['reconstruction_images']} reconstructed training images, "
+        f"{m['real_fid']:.3g} of {m['real_images'][0]} training images against the other {m['real_images'][1]}"
+    )

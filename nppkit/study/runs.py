@@ -1,0 +1,153 @@
+"""Runs: their ids, the recipes that a preset lists, and what each recipe changes."""
+
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from nppkit.errors import NppkitError
+from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
+from nppkit.study.presets import Preset
+from nppkit.training.config import TrainingConfig
+
+LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
+RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
+RECIPE = re.compile(
+    r"(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+))"
+    r"(?:_epochs(?P<epochs>[1-9]\d*))?(?:_lr(?P<lr>(?:[1-9]\d*)?[1-9]e-[1-9]))?(?P<constant>_constant)?(?P<reset>_reset)?"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1.
+
+    Variants: `epochs` other than the preset's (0), a learning rate `lr` other than the preset's (as text: 15e-4), the rate
+    `constant` as LlamaGen trained, the optimiser's state `reset` at each segment.
+    """
+
+    size: str
+    patch_size: int = 1
+    levels: int = 1
+    lam: Fraction | None = None
+    large: bool = False
+    seed: int = 0
+    epochs: int = 0
+    lr: str = ""
+    constant: bool = False
+    reset: bool = False
+
+    def __post_init__(self):
+        if self.levels == 2:  # #L = 2 is p = 2: one run
+            object.__setattr__(self, "levels", 1)
+            object.__setattr__(self, "patch_size", 2)
+        if self.lam is not None:
+            object.__setattr__(self, "lam", parse_lambda(self.lam))
+
+    @property
+    def recipe(self) -> str:
+        variant = f"_epochs{self.epochs}" * bool(self.epochs) + f"_lr{self.lr}" * bool(self.lr)
+        variant += "_constant" * self.constant + "_reset" * self.reset
+        if self.lam is None:
+            return f"ntp{variant}"
+        scale = f"L{self.levels}" if self.levels > 1 else f"p{self.patch_size}"
+        return f"npp_{scale}_lambda{self.lam.numerator}-{self.lam.denominator}{variant}"
+
+    @property
+    def id(self) -> str:
+        """Readable and unique, e.g. GPT-L_npp_p2_lambda2-3_seed0."""
+        return f"GPT-{self.size}{LARGE if self.large else ''}_{self.recipe}_seed{self.seed}"
+
+    def of(self, size: str, **changes: object) -> "Run":
+        """The same run at another size, or with other changes."""
+        return replace(self, size=size, **changes)
+
+    @classmethod
+    def parse(cls, run_id: str) -> "Run":
+        """The run of that id. NppkitError if it is not one."""
+        match = RUN_ID.fullmatch(run_id)
+        recipe = RECIPE.fullmatch(match["recipe"]) if match else None
+        if not recipe:
+            raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
+        run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
+        run |= dict(epochs=int(recipe["epochs"] or 0), lr=recipe["lr"] or "")
+        run |= dict(constant=bool(recipe["constant"]), reset=bool(recipe["reset"]))
+        if recipe["kind"]:
+            run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
+            run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
+        return cls(**run)
+
+    def training(self, preset: Preset) -> TrainingConfig:
+        """The preset's training with what this variant changes."""
+        schedule = "constant" if self.constant else preset.training.lr_schedule
+        epochs, reset = self.epochs or preset.training.epochs, self.reset or preset.training.reset_optimizer
+        lr = float(self.lr or preset.training.lr)
+        return replace(preset.training, epochs=epochs, lr=lr, lr_schedule=schedule, reset_optimizer=reset)
+
+    def segments(self, epochs: int) -> tuple[Segment, ...]:
+        """The run's segments in schedule epochs, of which there are `epochs` unless the run has its own number."""
+        epochs = self.epochs or epochs
+        if self.lam is None:
+            return ntp_segments(epochs)
+        if self.levels > 1:
+            return multi_scale_segments(epochs, self.levels, self.lam)
+        return single_scale_segments(epochs, self.patch_size, self.lam)
+
+
+def preset_runs(preset: Preset) -> list[Run]:
+    """Every run of the preset, in its order; NppkitError names a recipe that is not one, and a number of seeds of no run."""
+    names = [f"{size}_{recipe}" for size, recipes in preset.runs.items() for recipe in recipes]
+    first = [Run.parse(f"GPT-{name}_seed0") for name in names]
+    for name, run in zip(names, first, strict=True):
+        if run.id != f"GPT-{name}_seed0":
+            raise NppkitError(f"preset {preset.name}: runs: {name} is spelt {run.recipe} here: change it")
+    if unknown := set(preset.seeds) - {*preset.runs, *names}:
+        raise NppkitError(f"preset {preset.name}: seeds: {min(unknown)!r} is none of its sizes or size_recipe: see runs")
+    runs = list(dict.fromkeys(replace(run, seed=seed) for run in first for seed in seeds(preset, run)))
+    if unknown := set(preset.weights) - {run.id for run in runs}:
+        raise NppkitError(f"preset {preset.name}: weights of {min(unknown)}, which is not one of its runs: add it to runs")
+    for run in runs:
+        check_patches(preset, run)
+    return runs
+
+
+def seed_count(preset: Preset, run: Run) -> int:
+    """How many seeds of a run the preset has: that of its recipe, else that of its size; 0 if it does not list the run."""
+    size = f"{run.size}{LARGE * run.large}"
+    if run.recipe not in preset.runs.get(size, []):
+        return 0
+    return int(preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)))
+
+
+def seeds(preset: Preset, run: Run) -> range:
+    """The seeds of a run that the preset lists; empty if it does not list the run."""
+    return range(preset.first_seed, preset.first_seed + seed_count(preset, run))
+
+
+def check_patches(preset: Preset, run: Run) -> None:
+    """NppkitError if the tokenizer does not divide the run's image side, or a patch side its code grid."""
+    side, pixels = image_size(preset, run.large), preset.tokenizer.downsampling
+    if side % pixels:
+        raise NppkitError(
+            f"preset {preset.name}: run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: "
+            "change data.image_size"
+        )
+    grid = side // pixels
+    for segment in run.segments(preset.training.epochs):
+        if grid % segment.patch_size:
+            raise NppkitError(
+                f"preset {preset.name}: run {run.id}: patch side {segment.patch_size} does not divide the {grid} x {grid} "
+                f"code grid ({pixels} pixels a code): use fewer levels, or a shorter tokenizer.vq.ch_mult"
+            )
+
+
+def find_run(preset: Preset, run_id: str) -> Run:
+    """The preset's run of that id. NppkitError if its model is not in the preset."""
+    run = Run.parse(run_id)
+    if run.size not in preset.models:
+        raise NppkitError(f"run {run_id}: preset {preset.name} has no model {run.size}: use {', '.join(preset.models)}")
+    check_patches(preset, run)
+    return run
+
+
+def image_size(preset: Preset, large: bool = False) -> int:
+    return preset.data.image_size * 3 // 2 if large else preset.data.image_size

@@ -1,0 +1,1 @@
+"""Codes to a trained model: batches, the trainer, checkpoints, processes and devices."""

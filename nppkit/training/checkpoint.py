@@ -1,0 +1,133 @@
+"""Checkpoints: a folder of safetensors and one JSON file, complete or absent.
+
+Files are written to a hidden folder, synced, and renamed; only then are older checkpoints removed. Every file has its
+digest in state.json, which holds its own as well.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nppkit.errors import NppkitError
+from nppkit.files import sha256
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep_last: int = 1, keep_best: int = 0
+) -> Path:
+    """Write folder/step_<step> with one safetensors file per group and state.json.
+
+    The newest `keep_last` are kept, and the `keep_best` of lowest state["score"]. NppkitError if the disk is full.
+    """
+    final, temporary = folder / f"step_{step:08d}", folder / f".step_{step:08d}.{os.getpid()}"
+    try:
+        _discard_leftovers(folder)
+        temporary.mkdir(parents=True)
+        _write(temporary, tensors, {"step": step, **state})
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that was refused
+        temporary.replace(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise NppkitError(f"checkpoint {final} could not be written ({error}): free some space; older ones are intact") from None
+    _prune(folder, keep_last, keep_best)
+    return final
+
+
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+    for name, group in tensors.items():
+        save_file({key: value.detach().contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
+    state = {**state, "files": {path.name: sha256(path) for path in folder.iterdir()}}
+    (folder / "state.json").write_text(json.dumps({**state, "digest": _state_digest(state)}))
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _state_digest(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, keep_last: int, keep_best: int) -> None:
+    """Remove older checkpoints; each becomes hidden first, so that no half removed one is seen."""
+    found = checkpoints(folder)
+    keep = {*found[-keep_last:], *sorted(found, key=_score)[:keep_best]}
+    for old in (path for path in found if path not in keep):
+        old.replace(folder / f".{old.name}.old")
+    _discard_leftovers(folder)
+
+
+def _discard_leftovers(folder: Path) -> None:
+    """Remove hidden folders: of processes that were killed while writing, and of old checkpoints."""
+    for path in folder.glob(".step_*"):
+        shutil.rmtree(path)
+
+
+def _score(path: Path) -> float:
+    try:
+        score = json.loads((path / "state.json").read_text())["score"]
+        return score if math.isfinite(score) else math.inf
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first. A link is none: it could lead anywhere."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and not path.is_symlink())
+
+
+def load_checkpoint(path: Path, config_digest: str) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """Tensors by group, and the state. NppkitError names a damaged file, or a checkpoint of another configuration."""
+    state = _read_state(path / "state.json")
+    if state.get("config_digest") != config_digest:
+        raise NppkitError(f"checkpoint {path} belongs to another configuration: remove it or use its own preset")
+    tensors = {}
+    for name, digest in state["files"].items():
+        file = path / name
+        if not re.fullmatch(r"\w+\.safetensors", name) or not file.is_file() or sha256(file) != digest:
+            raise NppkitError(f"checkpoint file {file} is missing or damaged: remove {path}")
+        try:
+            tensors[file.stem] = load_file(file)
+        except SafetensorError as error:
+            raise NppkitError(f"checkpoint file {file} is damaged ({error}): remove {path}") from None
+    return tensors, state
+
+
+def _read_state(path: Path) -> dict:
+    try:
+        state = json.loads(path.read_text())
+        digest = state.pop("digest", None)  # checkpoints of the first days have none
+        intact = digest in (None, _state_digest(state)) and isinstance(state["files"], dict) and isinstance(state["step"], int)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise NppkitError(f"checkpoint {path} is missing or damaged: remove {path.parent}")
+    return state
+
+
+def load_newest(folder: Path, config_digest: str) -> tuple[dict[str, dict[str, Tensor]], dict] | None:
+    """The newest complete checkpoint, or None. A damaged one is named in a warning and the one before is used."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path, config_digest)
+        except NppkitError as error:
+            if "another configuration" in str(error):
+                raise
+            warnings.warn(str(error), stacklevel=2)
+    return None

@@ -1,0 +1,47 @@
+"""Where and how precisely a model computes."""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from nppkit.errors import NppkitError
+
+CPU = torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 autocast over fp32 weights, or nothing for fp32."""
+    if precision not in ("fp32", "bf16"):
+        raise NppkitError(f"precision {precision!r} is unknown: use fp32 or bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise NppkitError(f"device {name!r} is not available ({str(error).splitlines()[0]}): use auto or cpu") from None
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A GPU fetches it from pinned memory while it still computes the step before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def compiled(loss: Callable, device: torch.device, graphs: bool = False) -> Callable:
+    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler.
+
+    graphs: on a GPU as CUDA graphs, whose kernels are not launched one by one. Gradients of several calls must not add up
+    then: torch would overwrite the first with the second.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        warnings.warn("no C++ compiler found: training runs eagerly, somewhat slower", stacklevel=2)
+        return loss
+    return torch.compile(loss, dynamic=False, mode="reduce-overhead" if graphs else None)

@@ -1,0 +1,328 @@
+"""Training: a loop over segments and steps that stops and resumes anywhere, bit for bit.
+
+Batches, crops and label dropout are pure functions of (seed, step, sample), dropout noise of
+(seed, step, rank), the learning rate of the step: a checkpoint needs no random state and no data position.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nppkit import noise
+from nppkit.cost import step_flops
+from nppkit.data.codes import CodeStore
+from nppkit.errors import NppkitError
+from nppkit.files import check_space, write_atomic
+from nppkit.grouping import patch_grid
+from nppkit.loss import npp_loss
+from nppkit.model import GPT, GPTConfig
+from nppkit.schedule import Segment, learning_rate, segment_at
+from nppkit.training.batches import batch_at
+from nppkit.training.checkpoint import checkpoints, load_newest, save_checkpoint
+from nppkit.training.config import TrainingConfig
+from nppkit.training.devices import CPU, autocast, compiled, to_device
+from nppkit.training.guard import Interrupted, StopRequest, exclusive
+from nppkit.training.processes import ALONE, Processes, part_of, whole
+
+
+def make_optimizer(model: GPT, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on every parameter of two or more dimensions (Section 4.1)."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int) -> GPT:
+    """A new transformer for the codes of a store. Runs of one seed and size start from the same weights."""
+    torch.manual_seed(noise.torch_seed(seed))
+    shape = dict(vocab_size=store.vocab_size, num_classes=store.num_classes, grid_size=store.grid_size)
+    try:
+        model = GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
+    except TypeError as error:
+        raise NppkitError(f"preset: models: {error}: see nppkit/presets/demo.yaml") from None
+    model.recompute = config.recompute
+    return model
+
+
+def clock() -> tuple[float, float]:
+    """Seconds on the wall, and of this process's CPU time."""
+    return time.perf_counter(), time.process_time()
+
+
+@dataclass
+class Trainer:
+    """One run: model, optimiser, data, schedule, and where checkpoints and history go."""
+
+    model: GPT
+    store: CodeStore
+    heldout: CodeStore
+    segments: tuple[Segment, ...]
+    config: TrainingConfig
+    seed: int
+    history_path: Path
+    checkpoint_folder: Path
+    config_digest: str
+    device: torch.device = CPU
+    precision: str = "fp32"
+    processes: Processes = ALONE
+    shard: bool = False  # weights, gradients and AdamW's moments split over the processes, not repeated in each
+    micro_batch: int = 0  # images that a process computes at once; 0: its whole share of the batch
+    graphs: bool = False  # a compiled step as a CUDA graph
+    save_seconds: float = 600.0
+    keep_last: int = 2  # should the newest be damaged, there is one before it
+    keep_best: int = 0  # checkpoints of the lowest held-out likelihood, where one was measured
+
+    def __post_init__(self):
+        for segment in self.segments:
+            patch_grid(self.store.grid_size**2, segment.patch_size)
+        if self.config.batch_size < self.processes.size:
+            raise NppkitError(f"batch_size {self.config.batch_size} is below {self.processes.size} processes: use fewer devices")
+        if self.save_seconds < 0 or self.keep_last < 1 or self.keep_best < 0:
+            raise NppkitError(
+                f"keep_last {self.keep_last}, keep_best {self.keep_best}: keep 1 or more, and save in 0 or more minutes"
+            )
+        if self.shard and self.config.batch_size % self.processes.size:  # all must compute as many pieces
+            raise NppkitError(f"shard: {self.processes.size} processes do not divide batch_size {self.config.batch_size}")
+        pieces = self.processes != ALONE or 0 < self.micro_batch < self.config.batch_size
+        if self.graphs and (pieces or not self.config.compile):
+            raise NppkitError("graphs: they need training.compile, one device, and the whole batch on it (micro_batch 0)")
+        self.model.to(self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
+        self.replica = self.processes.replicate(self.model, self.shard)
+        self.optimizer = make_optimizer(self.model, self.config)  # of what this process holds of the weights
+        self.loss_fn = compiled(npp_loss, self.device, self.graphs) if self.config.compile else npp_loss
+        self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
+        self.pending = []  # loss and gradient norm of steps since the last look, still on the device
+
+    @property
+    def total_steps(self) -> int:
+        return self.segments[-1].end * self.config.steps_per_epoch
+
+    @property
+    def data_digest(self) -> str:
+        m = self.store.manifest
+        return f"{m['tokenizer_sha256']}/{m['source_digest']}/{m['image_size']}"
+
+    def fit(self, progress: Callable[[range], Iterable[int]] = iter) -> pd.DataFrame:
+        """Train from the newest checkpoint to the end of the last segment; returns the history, a row per logged step.
+
+        After SIGTERM it saves and raises Interrupted.
+        """
+        with self.only_writer(), StopRequest() as stop:
+            self.resume()
+            self.warm_up()
+            self.mark, saved = clock(), time.perf_counter()
+            per_epoch = self.config.steps_per_epoch
+            per_row, per_likelihood = self.config.log_every or per_epoch, self.config.heldout_every * per_epoch
+            for step in progress(range(self.step, self.total_steps)):
+                segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
+                if self.config.reset_optimizer and step == segment.start * self.config.steps_per_epoch:
+                    self.optimizer.state.clear()
+                self.train_step(step, segment.patch_size)
+                self.step = step + 1
+                boundary = self.step == segment.end * self.config.steps_per_epoch
+                measured = boundary or (per_likelihood and self.step % per_likelihood == 0)
+                if measured or self.step % per_row == 0:
+                    self.log(segment, measured)
+                due, stopping = self.processes.any(time.perf_counter() - saved > self.save_seconds, stop.requested)
+                if boundary or due or stopping or (self.keep_best and math.isfinite(self.score)):
+                    self.save()
+                    saved = time.perf_counter()
+                if stopping:
+                    raise Interrupted(f"stopped after step {self.step} and saved; the same command goes on")
+        return pd.DataFrame(self.history)
+
+    def train_step(self, step: int, patch_size: int) -> None:
+        """One optimiser step on the step's batch: this process's share of it, in pieces of `micro_batch`."""
+        codes, labels = self.batch(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        torch.manual_seed(noise.torch_seed(self.seed, noise.DROPOUT, step, self.processes.rank))
+        loss = self.backward(codes, labels, patch_size)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pending.append((loss, norm))
+
+    def backward(self, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
+        """Gradients of the global batch's mean loss, and this process's part of that loss."""
+        size, parts = self.micro_batch or len(codes), []
+        for start in range(0, len(codes), size):
+            piece, last = slice(start, start + size), start + size >= len(codes)
+            with autocast(self.device, self.precision), self.exchange_gradients(last):
+                loss = self.loss_fn(self.replica, codes[piece], labels[piece], patch_size)
+                loss = loss * (len(codes[piece]) / self.config.batch_size)
+                (loss * self.processes.size).backward()  # because gradients are averaged over the processes
+            parts.append(loss.detach())
+        return sum(parts[1:], start=parts[0])
+
+    def exchange_gradients(self, now: bool) -> AbstractContextManager:
+        """Let the processes average their gradients in this backward pass, or not yet; always, where none has room for all."""
+        return nullcontext() if now or self.shard or self.processes == ALONE else self.replica.no_sync()
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's share of the global batch, which is the same for any number of processes."""
+        codes, labels = batch_at(self.store, step, self.config.batch_size, self.seed, self.config.label_dropout)
+        mine = self.processes.share(self.config.batch_size)
+        return to_device(codes[mine], self.device), to_device(labels[mine], self.device)
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(step, self.segments, self.config.steps_per_epoch, **self.config.rates)
+
+    def warm_up(self) -> None:
+        """Compile every patch side that is still to come, outside the measured time."""
+        if self.loss_fn is npp_loss:
+            return
+        self.model.train()
+        for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
+            self.backward(*self.batch(0), p)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def lap(self) -> None:
+        """Add the time since the last mark, after the device has finished, and check the losses so far."""
+        self.losses += self.processes.total([float(loss) for loss, _ in self.pending])
+        self.norms += [float(whole(norm)) for _, norm in self.pending]
+        self.pending = []
+        self.spent = [spent + now - mark for spent, now, mark in zip(self.spent, clock(), self.mark, strict=True)]
+        for i, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise self.not_finite(self.step - len(self.losses) + i, f"loss {loss}, gradient norm {norm}")
+
+    def not_finite(self, step: int, what: str) -> NppkitError:
+        """The error that ends a run which has diverged at that step."""
+        newest = checkpoints(self.checkpoint_folder)[-1:]
+        last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
+        return NppkitError(f"step {step}: {what}: lower training.lr; {last}")
+
+    def log(self, segment: Segment, measured: bool) -> None:
+        """Add a history row: means since the last row, and, where `measured`, the held-out likelihood."""
+        self.lap()
+        steps = len(self.losses)
+        row = {"step": self.step, "epoch": self.step / self.config.steps_per_epoch, "segment": self.segments.index(segment)}
+        row |= {"patch_size": segment.patch_size, "lr": self.learning_rate(self.step - 1)}
+        row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps}
+        row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
+        row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
+        row["heldout_nll"] = math.nan
+        if measured:
+            row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision, processes=self.processes)
+            if len(self.heldout) and not math.isfinite(row["heldout_nll"]):
+                raise self.not_finite(self.step - 1, f"held-out likelihood {row['heldout_nll']}")
+        self.history.append(row)
+        self.losses, self.norms, self.spent = [], [], [0.0, 0.0]
+        if self.processes.rank == 0:
+            write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
+        self.mark = clock()
+
+    @property
+    def score(self) -> float:
+        """The held-out likelihood of these very weights, NaN where it was not measured."""
+        last = self.history[-1] if self.history else {"step": -1}
+        return last["heldout_nll"] if last["step"] == self.step else math.nan
+
+    def save(self) -> None:
+        """Write a checkpoint, if this is the first process. NaN never reaches disk, wherever it came from."""
+        self.lap()
+        tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
+        state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent, "score": self.score}
+        tensors = {group: self.processes.gather(named) for group, named in tensors.items()}
+        bad = next((name for group in tensors.values() for name, value in group.items() if not value.isfinite().all()), "")
+        if self.processes.any(bool(bad))[0]:  # the first process has seen them whole; all stop
+            raise self.not_finite(self.step - 1, f"{bad or 'a weight or moment'} holds NaN or Inf")
+        if self.processes.rank == 0:
+            save_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.keep_last, self.keep_best)
+        self.mark = clock()
+
+    def only_writer(self) -> AbstractContextManager:
+        """Keep others from this run, and see that its checkpoints fit on the disk."""
+        if self.processes.rank > 0:
+            return nullcontext()
+        for folder in (self.checkpoint_folder, self.history_path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's two moments
+        missing = self.keep_last + self.keep_best - len(checkpoints(self.checkpoint_folder))
+        check_space(self.checkpoint_folder, size * (max(missing, 0) + 1), "the run's checkpoints")
+        return exclusive(self.checkpoint_folder)
+
+    def resume(self) -> None:
+        """Continue from the newest complete checkpoint, if there is one."""
+        found = load_newest(self.checkpoint_folder, self.config_digest)
+        step = found[1]["step"] if found else 0
+        if self.processes.total([step]) != [step * self.processes.size]:
+            raise NppkitError(f"{self.checkpoint_folder} differs between the processes: use a file system that all of them share")
+        if found is None:
+            return
+        tensors, state = found
+        if state["data"] != self.data_digest:
+            raise NppkitError(f"checkpoints in {self.checkpoint_folder} were trained on other codes: remove them")
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: part_of(value, own[name]) for name, value in tensors["model"].items()})
+        load_optimizer(self.optimizer, self.model, tensors["optimizer"])
+        for key in ("step", "losses", "norms", "spent", "history"):
+            setattr(self, key, state[key])
+
+    def measured_cost(self) -> dict[str, float]:
+        """Seconds so far, from the history, without compilation; FLOPs of all steps, counted on this run's real ones.
+
+        cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
+        """
+        codes, labels = self.batch(0)
+        few = self.micro_batch or len(codes)
+        flops = {p: step_flops(self.model, codes[:few], labels[:few], p) for p in {s.patch_size for s in self.segments}}
+        flops = {p: count * self.config.batch_size // few for p, count in flops.items()}
+        steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
+        total = sum(flops[s.patch_size] * n for s, n in steps.items())
+        seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
+        return {**seconds, "flops": total, "flops_per_step": flops}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
+    """AdamW's state as named tensors: exp_avg.<parameter>, exp_avg_sq.<parameter>, step.<parameter>."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split(".", 1)
+        p = parameters[name]
+        optimizer.state[p][kind] = value.to(p.device) if kind == "step" else part_of(value, p)
+
+
+@torch.inference_mode()
+def heldout_nll(
+    model: GPT,
+    store: CodeStore,
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 100,
+    processes: Processes = ALONE,
+) -> float:
+    """Negative log-likelihood per token in nats at p = 1 over every image's first crop: eval mode, no label dropout.
+
+    NaN without images.
+    """
+    was_training, total = model.training, 0.0
+    model.eval()
+    for start in range(0, len(store), batch_size * processes.size):
+        together = np.arange(start, min(start + batch_size * processes.size, len(store)))
+        index = together[processes.share(len(together))]
+        some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
+        codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
+        with autocast(device, precision):
+            total += npp_loss(model, codes, labels, 1).item() * len(index)
+    model.train(was_training)
+    return processes.total([total])[0] / len(store) if len(store) else math.nan

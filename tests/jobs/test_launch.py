@@ -1,0 +1,136 @@
+"""The launcher: parameters are checked data, records are written last."""
+
+import nbformat
+import pytest
+
+from nppkit import cli
+from nppkit.errors import NppkitError
+from nppkit.jobs import launch
+from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
+from nppkit.study import graph, records
+
+CELL = 'preset: str = "smoke"  # a preset\nthreads: int = 1\nlr: float = 0.1\nema: bool = False\n'
+
+
+def test_declared_parameters():
+    """The parameters cell is the interface: names, types, defaults."""
+    assert declared_parameters(CELL) == {"preset": (str, "smoke"), "threads": (int, 1), "lr": (float, 0.1), "ema": (bool, False)}
+
+
+@pytest.mark.parametrize("cell", ["x = 1", "x: list = []", "import os", "x: int = f()"])
+def test_parameters_cell_holds_typed_literals_alone(cell):
+    """Anything but `name: type = literal` is not a declaration."""
+    with pytest.raises((NppkitError, ValueError)):
+        declared_parameters(cell)
+
+
+def test_values_are_coerced_or_refused():
+    """Strings become the declared type; wrong types and unknown names are refused by name."""
+    declared = declared_parameters(CELL)
+    assert check_parameters({"lr": "1e-4", "ema": "true"}, declared, "nb") == {
+        "preset": "smoke",
+        "threads": 1,
+        "lr": 1e-4,
+        "ema": True,
+    }
+    with pytest.raises(NppkitError, match="unknown parameter 'thread'"):
+        check_parameters({"thread": 1}, declared, "nb")
+    with pytest.raises(NppkitError, match="parameter threads: 'two' is not an int"):
+        check_parameters({"threads": "two"}, declared, "nb")
+
+
+def namespace(injected="", **values):
+    """A kernel's namespace after the parameters cell and, if any, the injected one."""
+    ns = {"In": ["", CELL, injected]}
+    exec(CELL, ns)
+    return ns | values
+
+
+def test_plain_papermill_strings_are_coerced():
+    """`papermill -p ema true` makes the string "true": the notebook makes it a bool again."""
+    ns = namespace('# Parameters\nema = "true"\nlr = "1e-3"\n', ema="true", lr="1e-3")
+    notebook_parameters(ns)
+    assert ns["ema"] is True and ns["lr"] == 1e-3
+
+
+def test_plain_papermill_unknown_names_are_refused():
+    """papermill only warns of an unknown name: the notebook refuses it."""
+    with pytest.raises(NppkitError, match="unknown parameter 'learning_rate'"):
+        notebook_parameters(namespace("# Parameters\nlearning_rate = 1\n", learning_rate=1))
+
+
+def test_other_variables_are_no_parameters():
+    """In JupyterLab a notebook runs twice: its own variables do not count as parameters."""
+    ns = namespace(history=[1], threads="2")
+    notebook_parameters(ns)
+    assert ns["threads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nothing"), "preset 'nothing' is unknown"),
+        (("train", "smoke", "GPT-B"), "run 'GPT-B' is not a run id"),
+        (("paint", "smoke"), "notebook 'paint' is unknown"),
+    ],
+)
+def test_unknown_jobs_are_named(arguments, message):
+    """An unknown notebook, preset or run is one line."""
+    with pytest.raises(NppkitError, match=message):
+        find_job(*arguments)
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "bf16"), ("run", "GPT-B_ntp_seed1"), ("preset", "demo")])
+def test_what_a_record_names_cannot_be_another(home, name, value):
+    """A job's record would stand for another preset, run or precision than was computed: refused before any work."""
+    job = find_job("train", "smoke", "GPT-B_ntp_seed0")
+    with pytest.raises(NppkitError, match=f"parameter {name} is decided by the preset and the run"):
+        launch.execute(job, {name: value})
+    assert not job.folder.exists()
+
+
+def test_a_report_without_its_notebook_is_named(home, smoke):
+    """A preset's report that is no notebook of the folder is one line, not an error of papermill."""
+    with pytest.raises(NppkitError, match=r"notebooks/nothing\.ipynb does not exist"):
+        launch.execute(graph.report_job(smoke, "nothing"), {})
+
+
+KERNEL = """
+from pathlib import Path
+starts = Path(__file__).with_name("starts")
+starts.write_text(f"{starts.read_text()}1" if starts.exists() else "1")
+assert len(starts.read_text()) > FAILURES, "port in use"
+import sys
+sys.path.remove(str(Path(__file__).parent))
+import runpy
+runpy.run_module("ipykernel_launcher", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("failures", "done"), [(2, True), (99, False)])
+def test_a_kernel_that_ends_at_its_start_is_started_again(tmp_path, monkeypatch, failures, done):
+    """As when another process takes its port: the job is done nevertheless, or fails in one line after some starts."""
+    cells = [nbformat.v4.new_code_cell(source) for source in ("preset: str = ''", "open('../made.txt', 'w').close()")]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for folder in ("notebooks", "bin"):
+        (tmp_path / folder).mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks/make.ipynb")
+    (tmp_path / "bin/ipykernel_launcher.py").write_text(KERNEL.replace("FAILURES", str(failures)))
+    monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bin"))
+    job = records.Job("make", "make", {}, tmp_path, ("made.txt",), (), {})
+    if done:
+        launch.execute(job, {})
+    else:
+        with pytest.raises(NppkitError, match=r"^make failed: its kernel did not start \(Kernel died before replying.*\) \(read"):
+            launch.execute(job, {})
+    assert job.record.exists() == (tmp_path / "made.txt").exists() == done
+    assert len((tmp_path / "bin/starts").read_text()) == min(failures + 1, launch.KERNEL_STARTS)
+
+
+def test_command_line_prints_one_line(capsys):
+    """A bad argument ends with exit status 1 and one line, no traceback."""
+    assert cli.call(["run", "nothing", "train"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: preset 'nothing' is unknown") and error.count("\n") == 1

@@ -1,0 +1,71 @@
+"""Leases of GPUs, which a machine without any can pretend to have."""
+
+import os
+import time
+
+import faults
+import pytest
+from test_faults import wait_for
+
+from nppkit.errors import NppkitError
+from nppkit.jobs import leases
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Three GPUs, by name, and nobody else's leases."""
+    monkeypatch.setattr(leases, "FOLDER", tmp_path / "leases")
+    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.1)
+    monkeypatch.setenv(leases.VISIBLE, "0,1,2")
+
+
+def hold(folder, count, got):
+    leases.FOLDER = folder
+    with leases.leased(count) as gpus:
+        got.put(gpus)
+        got.put(os.environ[leases.VISIBLE])
+        time.sleep(600)
+
+
+def start(count):
+    """Another process with a lease, and what it has."""
+    got = faults.processes.Queue()
+    process = faults.processes.Process(target=hold, args=(leases.FOLDER, count, got), daemon=True)
+    process.start()
+    return process, got
+
+
+def test_jobs_take_distinct_gpus():
+    """Two jobs at the same time see different GPUs; a third waits, and gets those of one that was killed."""
+    first, got = start(2)
+    assert got.get(timeout=120) == ["0", "1"] and got.get() == "0,1"
+    with leases.leased(1) as gpus:
+        assert gpus == ["2"] and os.environ[leases.VISIBLE] == "2"
+    assert os.environ[leases.VISIBLE] == "0,1,2"
+    second, later = start(2)
+    wait_for(lambda: second.is_alive())
+    second.join(1)
+    assert later.empty()
+    first.kill()
+    assert later.get(timeout=120) == ["0", "1"]
+    second.kill()
+
+
+def test_a_job_within_a_job_keeps_its_lease():
+    """A notebook that runs another one first does not wait for itself."""
+    with leases.leased(1) as outer, leases.leased(1) as inner:
+        assert outer == inner == ["0"]
+
+
+def test_more_than_there_are_is_refused():
+    """A job that could never start says so."""
+    with pytest.raises(NppkitError, match="devices 4: this machine shows 3 GPUs"), leases.leased(4):
+        pass
+
+
+@pytest.mark.parametrize("value", ["", "-1"])
+def test_without_gpus_nothing_changes(monkeypatch, value):
+    """On a CPU there is nothing to lease."""
+    monkeypatch.setenv(leases.VISIBLE, value)
+    with leases.leased(8) as gpus:
+        assert gpus == [] and os.environ[leases.VISIBLE] == value

@@ -1,0 +1,106 @@
+"""The plan: what the cost model says of a preset's runs, or what this machine measures, added up."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nppkit import cli, cost
+from nppkit.jobs import plan, timing
+from nppkit.model import GPTConfig
+from nppkit.study.presets import load_preset
+from nppkit.study.runs import Run, preset_runs
+from nppkit.training import trainer
+
+A100 = cost.GPUS["A100-80G"]
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    """The plan of imagenet256 on 8 A100, a row a job."""
+    return plan.plan(load_preset("imagenet256"), A100, 8, 0.4).set_index("job")
+
+
+def test_every_run_is_listed(imagenet):
+    """All jobs of the graph that take GPUs, and a sum that is their sum."""
+    ids = [run.id for run in preset_runs(load_preset("imagenet256"))]
+    assert imagenet.index.tolist() == ["tokenize", "tokenize-384", *ids, "sum"]
+    for column in ("tokens", "FLOPs", "disk GB", "train", "evaluate"):
+        assert imagenet[column].iloc[-1] == pytest.approx(imagenet[column].iloc[:-1].sum())
+
+
+def test_hours_follow_the_cost_model(imagenet):
+    """B's 1,501,200 steps of 256 images at 40 % of an A100's peak; p = 2 for half of them saves three eighths."""
+    ntp, npp = imagenet.loc["GPT-B_ntp_seed0"], imagenet.loc["GPT-B_npp_p2_lambda1-2_seed0"]
+    assert ntp["steps"] == npp["steps"] == 300 * 5004 and ntp["tokens"] == 300 * 5004 * 256 * 256
+    assert ntp["train"] == pytest.approx(300 * 5004 * 256 * cost.train_flops(GPTConfig(), 1) / (0.4 * A100.flops))
+    assert npp["tokens"] == 0.625 * ntp["tokens"] and 0.61 < npp["train"] / ntp["train"] < 0.625
+    fp32 = dataclasses.replace(load_preset("imagenet256"), precision="fp32")
+    assert plan.plan(fp32, A100, 8, 0.4)["train"].iloc[2] == pytest.approx(2 * ntp["train"])
+
+
+def test_extraction_and_disk(imagenet):
+    """1.29 million images of 20 crops of 256 uint16 codes; two checkpoints beside the next; larger grids by their area."""
+    crops = (5004 * 256 + 10_000) * 20
+    assert imagenet.loc["tokenize", "disk GB"] == pytest.approx(crops * 256 * 2 / 1e9)
+    assert imagenet.loc["tokenize-384", "disk GB"] == pytest.approx(crops * 576 * 2 / 1e9)
+    assert imagenet.loc["tokenize-384", "train"] / imagenet.loc["tokenize", "train"] == pytest.approx(2.25, rel=0.02)
+    assert imagenet.loc["GPT-B_ntp_seed0", "disk GB"] == pytest.approx(3 * 12 * 110888448 / 1e9)
+
+
+def test_memory(imagenet):
+    """A device holds its share of the batch, or as much of it as fits."""
+    assert imagenet.loc["GPT-B_ntp_seed0", "images a device"] == "32 of 32"
+    xxl = imagenet.loc["GPT-XXL-384_ntp_seed0"]
+    assert xxl["images a device"] == "16 of 32" and 22 < xxl["GB a device"] < 80
+
+
+def test_released_weights_are_not_trained():
+    """Runs from released weights cost their evaluation alone."""
+    table = plan.plan(load_preset("imagenet256-eval"), A100, 1, 0.4).set_index("job")
+    assert table["steps"].sum() == 0 and (table["evaluate"].iloc[2:] > 600).all()
+    assert table.loc["GPT-B_ntp_seed0", ["FLOPs", "train", "disk GB"]].tolist() == [0, 0, 0]
+
+
+def test_measured_times_are_added_up(smoke, monkeypatch):
+    """Without a GPU a run's time is its steps at each patch side, and its images, times what was measured for them."""
+    monkeypatch.setattr(timing, "start_seconds", lambda: 3.0)
+    monkeypatch.setattr(timing, "step_seconds", lambda preset, run, sides: {p: 10.0 * len(run.size) / p for p in sides})
+    monkeypatch.setattr(timing, "image_seconds", lambda preset, run, guided: 2.0 if guided else 1.0)
+    monkeypatch.setattr(timing, "tokenizer_seconds", lambda preset: (0.5, 0.25))
+    table = plan.plan(smoke, None, 1, 0.4).set_index("job")
+    assert table.loc["GPT-B_ntp_seed0", "train"] == 300 * 10 + 3
+    assert table.loc["GPT-B_npp_p2_lambda1-2_seed0", "train"] == 150 * 5 + 150 * 10 + 3
+    assert table.loc["GPT-B_ntp_seed0", "evaluate"] == 300 * (1 + 2) + 3
+    assert table.loc["tokenize", "train"] == 120 * 0.5 + 600 * 5 * 0.25 + 3
+
+
+def test_times_are_of_real_steps(smoke, monkeypatch):
+    """What is timed is Trainer.train_step at the asked patch sides, on codes of the preset's grid.
+
+    Compiled code of earlier models is dropped first: at its limit the compiler would silently run the next ones eagerly.
+    """
+    seen = []
+    step = trainer.Trainer.train_step
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(
+        trainer.Trainer, "train_step", lambda self, s, p: seen.append((self.store.codes.shape, p)) or step(self, s, p)
+    )
+    monkeypatch.setattr(torch.compiler, "reset", lambda: seen.append("reset"))
+    times = timing.step_seconds(smoke, Run("B"), [2, 1])
+    assert seen == ["reset"] + [((16, 5, 64), 2)] * 4 + [((16, 5, 64), 1)] * 4
+    assert all(0 < t < 60 for t in times.values())
+    assert 0 < timing.image_seconds(smoke, Run("B"), True) < 60
+    assert all(0 < t < 60 for t in timing.tokenizer_seconds(smoke))
+
+
+def test_command_line(capsys):
+    """The plan names GPU, utilisation and total; unknown GPUs and impossible shares are one line."""
+    assert cli.call(["plan", "imagenet256-eval", "--gpu", "H100-80G", "--gpus", "2", "--utilisation", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "on H100-80G at 50% of its peak, bf16" in said and "on 2 of them" in said and "GPT-XXL-384_ntp_seed0" in said
+    for options, message in (
+        (["--gpu", "TPU"], "GPU 'TPU' is unknown: use one of A100"),
+        (["--utilisation", "2"], "utilisation 2.0"),
+    ):
+        assert cli.call(["plan", "imagenet256", *options]) == 1 and message in capsys.readouterr().err

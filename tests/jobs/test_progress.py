@@ -1,0 +1,12 @@
+"""Progress in a batch log: how far, how long, and how long still."""
+
+from nppkit.jobs import progress
+
+
+def test_lines_say_how_long_it_takes(monkeypatch, capsys):
+    """A line after each interval names what is done, the time so far and the time left; nothing is lost on the way."""
+    monkeypatch.setenv(progress.BATCH, "1")
+    now = iter(range(0, 1000, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert list(progress.progress([1, 2, 3, 4], "codes")) == [1, 2, 3, 4]
+    assert capsys.readouterr().out.splitlines() == ["codes 1/4 after 12 s, 36 s left", "codes 3/4 after 24 s, 8 s left"]

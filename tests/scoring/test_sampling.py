@@ -1,0 +1,62 @@
+"""Sampling by several processes: the same tokens whoever draws them."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from test_sample import gpt
+
+from nppkit.sample import SamplingConfig, sample_codes, sample_labels
+from nppkit.scoring import sampling
+from nppkit.training.processes import Processes
+
+CONFIG, SAMPLES, BATCH = SamplingConfig(cfg_scale=2.0, seed=5), 23, 3
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The model, and the codes of one process that keeps nothing."""
+    model, batches = gpt(), [np.arange(start, min(start + BATCH, SAMPLES)) for start in range(0, SAMPLES, BATCH)]
+    labels = [torch.from_numpy(sample_labels(index, model.config.num_classes, 5)) for index in batches]
+    codes = [sample_codes(model, part, CONFIG, index) for part, index in zip(labels, batches, strict=True)]
+    return model, torch.cat(codes), torch.cat(labels)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_tokens_do_not_depend_on_the_number_of_processes(whole, tmp_path, size):
+    """1, 2 and 4 processes draw the tokens and labels of one, in any order; only the last to finish has the store."""
+    model, codes, labels = whole
+    folder = sampling.place(tmp_path, CONFIG)
+    stores = [
+        sampling.draw(model, CONFIG, SAMPLES, BATCH, folder, "w", processes=Processes(rank, size))
+        for rank in reversed(range(size))
+    ]
+    assert all(store is None for store in stores[:-1])
+    found, names = stores[-1].batch(np.arange(SAMPLES), np.zeros(SAMPLES, np.int64))
+    assert torch.equal(found, codes) and torch.equal(names, labels)
+    index = np.arange(5, 9)
+    assert torch.equal(partial(sampling.drawn, folder=tmp_path)(model, labels[5:9], CONFIG, index), codes[5:9])
+
+
+def test_a_killed_drawing_goes_on(whole, tmp_path, monkeypatch):
+    """What was drawn before a kill is not drawn again; other weights are drawn anew."""
+    model, codes, _ = whole
+    sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w", processes=Processes(0, 2))
+    drawn = []
+    monkeypatch.setattr(sampling, "sample_codes", lambda *args: drawn.append(args[-1]) or sample_codes(*args))
+    store = sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w")
+    assert torch.equal(store.batch(np.arange(SAMPLES), np.zeros(SAMPLES, np.int64))[0], codes)
+    assert min(index.min() for index in drawn) > 0 and len(drawn) == 4
+    assert sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w") is not None and len(drawn) == 4
+    sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "others")
+    assert len(drawn) == 12
+
+
+def test_weights_have_a_digest(whole):
+    """Another weight is another digest."""
+    model = gpt()
+    before = sampling.weights_digest(model)
+    assert before == sampling.weights_digest(gpt())
+    model.output.weight.data[0, 0] += 1
+    assert sampling.weights_digest(model) != before

@@ -1,0 +1,204 @@
+"""Presets: checked in full before any work is done."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from nppkit.data.config import DataConfig, TokenizerConfig
+from nppkit.errors import NppkitError
+from nppkit.model import MODELS
+from nppkit.releases import RELEASES
+from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
+from nppkit.settings import coerce, settings
+from nppkit.study import presets
+from nppkit.study.presets import FOLDER, load_preset, preset_names
+from nppkit.study.published import published, row_run
+from nppkit.study.runs import Run, preset_runs
+from nppkit.training.config import TrainingConfig
+
+
+@pytest.fixture
+def smoke_file(tmp_path):
+    """The smoke preset as a file to change: smoke_file(lambda content: ...)."""
+
+    def write(change):
+        content = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+        change(content)
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_packaged_presets_load(name):
+    """Every preset of the package is valid."""
+    assert load_preset(name).name == name
+
+
+def test_own_file(smoke_file):
+    """A YAML file of one's own is a preset, named after the file."""
+    preset = load_preset(smoke_file(lambda c: c["training"].update(lr=0.5)))
+    assert preset.name == "mine" and preset.training.lr == 0.5
+
+
+DEFAULTS = {  # of the first release; a digest leaves them out, so another value here would belie every record
+    DataConfig: dict(source="mnist", path="", name="", image_size=32, crops="shift", heldout=500, limit=0),
+    TokenizerConfig: dict(name="", vq={}, weights="", steps=0, batch_size=64, lr=2e-3, seed=0),
+    ExtractorConfig: dict(name="digits", weights="", sha256="", steps=0, batch_size=128, lr=3e-3, seed=0),
+    TrainingConfig: dict(epochs=300, steps_per_epoch=4, batch_size=64, lr=1e-4, end_lr=1e-5, warmup_epochs=1.0)
+    | dict(decay_fraction=0.2, beta1=0.9, beta2=0.95, weight_decay=0.05, grad_clip=1.0, dropout=0.1, label_dropout=0.1)
+    | dict(lr_schedule="segments", reset_optimizer=False, log_every=0, heldout_every=0, compile=False),
+    EvaluationConfig: dict(samples=2000, select_samples=1000, guidance=[1.0, 1.5, 2.0], common_guidance=1.5)
+    | dict(temperature=1.0, top_k=0, top_p=1.0, report_seed=0, select_seed=1, batch_size=500, kid_subsets=10)
+    | dict(reference="", save_npz=False),
+}
+
+
+@pytest.mark.parametrize("section", DEFAULTS)
+def test_defaults_stay(section):
+    """Defaults of published settings never change; `settings` shows what differs from them."""
+    found = dataclasses.asdict(section())
+    assert {key: found[key] for key in DEFAULTS[section]} == DEFAULTS[section]
+    assert settings(section()) == {} and settings(section(batch_size=7) if "batch_size" in found else section(limit=7)) != {}
+
+
+@pytest.mark.parametrize("name", ["nothing", "../presets/demo", "/etc/passwd", "", "a.yaml"])
+def test_unknown_preset(name):
+    """An unknown preset is named with the known ones, and a name is never a path."""
+    with pytest.raises(NppkitError, match="is unknown: use one of"):
+        load_preset(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["training"].update(learning_rate=1), "unknown setting 'learning_rate'"),
+        (lambda c: c["training"].update(batch_size="many"), "batch_size: 'many' is not an int"),
+        (lambda c: c["training"].update(batch_size=2.5), r"batch_size: 2\.5 is not an int"),
+        (lambda c: c["training"].update(compile=3), "compile: 3 is not a bool"),
+        (lambda c: c.pop("models"), "'models' is missing"),
+        (lambda c: c.update(data=[1]), "data must be a mapping"),
+        (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
+        (lambda c: c["evaluation"].update(select_seed=0), "select_seed"),
+        (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),
+        (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
+        (lambda c: c["tokenizer"].update(name="VQ-32"), "tokenizer.name 'VQ-32' is unknown"),
+        (lambda c: c["extractor"].update(steps=0), "extractor.steps is 0"),
+    ],
+)
+def test_bad_settings_are_named(smoke_file, change, message):
+    """An unknown key, a wrong type, a missing section or a contradiction is one line that names it."""
+    with pytest.raises(NppkitError, match=message):
+        load_preset(smoke_file(change))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("training.steps_per_epoch", value) for value in (0, -1, 2**31)),
+        *(("training.lr", value) for value in (0.0, -1e-3, float("nan"), float("inf"))),
+        *(("training.batch_size", 0), ("training.dropout", 1.5), ("evaluation.top_p", 2.0), ("evaluation.temperature", -1.0)),
+        *(("evaluation.guidance", []), ("evaluation.guidance", [1.5, "x"]), ("runs.B", "ntp"), ("models.B", 7), ("threads", 0)),
+    ],
+)
+def test_values_out_of_range_are_named(smoke_file, setting, value):
+    """A number that is not finite, negative, zero where something is counted, or a table of another kind is refused."""
+
+    def change(content):
+        *sections, key = setting.split(".")
+        for section in sections:
+            content = content[section]
+        content[key] = value
+
+    with pytest.raises(NppkitError, match=setting.split(".")[-1]):
+        load_preset(smoke_file(change))
+
+
+def test_code_in_yaml_does_not_run(tmp_path):
+    """A preset that would call a function is refused by file name, and the function is not called."""
+    path, trace = tmp_path / "evil.yaml", tmp_path / "trace"
+    path.write_text(f"name: !!python/object/apply:os.mkdir ['{trace}']\n")
+    with pytest.raises(NppkitError, match=r"evil\.yaml is not valid YAML"):
+        load_preset(str(path))
+    assert not trace.exists()
+    yaml.unsafe_load(path.read_text())
+    assert trace.exists(), "the payload works, so its absence above means something"
+
+
+@pytest.mark.parametrize("text", ["{", "- 1", ""])
+def test_yaml_that_is_no_preset(tmp_path, text):
+    """Broken and foreign YAML is refused by file name."""
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(NppkitError, match=r"bad\.yaml"):
+        load_preset(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (float, "1e-4", 1e-4),
+        (int, "3", 3),
+        (bool, "true", True),
+        (bool, "False", False),
+        (float, 2, 2.0),
+        (str, "x'\"\n", "x'\"\n"),
+    ],
+)
+def test_strings_are_coerced_to_the_declared_type(kind, value, expected):
+    """What papermill's command line passes as text becomes the declared type."""
+    result = coerce(kind, value, "parameter x")
+    assert result == expected and type(result) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(int, "1.5"), (int, 1.5), (int, True), (bool, "yes"), (float, "fast"), (str, 3), (bool, 1)]
+)
+def test_other_values_are_refused(kind, value):
+    """What does not spell the declared type is refused by name."""
+    with pytest.raises(NppkitError, match="parameter x"):
+        coerce(kind, value, "parameter x")
+
+
+def test_imagenet_presets_are_the_papers():
+    """imagenet256 has every trained row of Tables 1-5, the paper's sizes, schedule and guidance scales, and LlamaGen's rate.
+
+    Its evaluation twin has the rows whose weights were released, each with its own release.
+    """
+    preset, released = load_preset("imagenet256"), load_preset("imagenet256-eval")
+    rows = {row_run(row) for number in (1, 2, 3, 4, 5) for _, row in published(number).iterrows()} - {None}
+    assert rows | {Run("B", constant=True)} == set(preset_runs(preset))
+    assert preset.models == released.models == MODELS
+    t = preset.training
+    assert (t.epochs, t.batch_size, t.lr, t.end_lr, t.steps_per_epoch) == (300, 256, 1e-4, 1e-5, 1281167 // 256)
+    assert (t.beta1, t.beta2, t.weight_decay, t.dropout, t.label_dropout) == (0.9, 0.95, 0.05, 0.1, 0.1)
+    assert {2.0, 1.75, 1.7, 1.65} <= set(preset.evaluation.guidance) and preset.evaluation == released.evaluation
+    assert preset.evaluation.samples == 50_000 and preset.precision == "bf16" and preset.data.crops == "ten_crop"
+    assert set(released.weights) == {run.id for run in preset_runs(released)}
+    for run_id, name in released.weights.items():
+        run, release = Run.parse(run_id), RELEASES[name]
+        kind = "NPP" if run.lam else "LlamaGen"
+        assert (release.family, release.size, release.image_size) == (kind, run.size, 384 if run.large else 256) and release.repo
+
+
+def test_unknown_precision(smoke_file):
+    """A precision that is neither fp32 nor bf16 is named."""
+    with pytest.raises(NppkitError, match="precision 'fp8' is unknown"):
+        load_preset(smoke_file(lambda content: content.update(precision="fp8")))
+
+
+@pytest.mark.parametrize("name", presets.preset_names())
+def test_saved_preset_is_read_back(tmp_path, name):
+    """A preset written as YAML loads as the same settings, under the file's name."""
+    preset = presets.load_preset(name)
+    presets.save_preset(preset, tmp_path / f"{name}.yaml")
+    again = presets.load_preset(str(tmp_path / f"{name}.yaml"))
+    assert dataclasses.replace(again, source=preset.source) == preset
+
+
+def test_preset_that_cannot_be_saved(tmp_path):
+    """One line names the file, and what to do."""
+    with pytest.raises(NppkitError, match=r"cannot be written.*choose another folder"):
+        presets.save_preset(presets.load_preset("smoke"), tmp_path / "missing" / "mine.yaml")

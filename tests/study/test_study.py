@@ -1,0 +1,129 @@
+"""The committed study: every record is valid today, and every number of a table comes from a metrics file."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from nppkit.cost import step_flops
+from nppkit.model import GPT, GPTConfig
+from nppkit.study import claims, graph, results, runs, tables
+from nppkit.study.presets import load_preset
+from nppkit.study.records import why_incomplete
+from nppkit.study.runs import Run
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ("study", "study_8x8")
+
+
+@pytest.fixture(autouse=True)
+def repository(monkeypatch):
+    """The results that are committed."""
+    monkeypatch.setenv("NPPKIT_HOME", str(ROOT))
+
+
+def invalid_records(preset):
+    """Why a committed record is not valid, for every tokenize, train and evaluate job that has one."""
+    jobs = [job for job in graph.graph(preset) if job.notebook in ("tokenize", "train", "evaluate")]
+    reasons = {job.name: why_incomplete(job, needed=False) for job in jobs if job.record.exists()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_records_are_valid(name):
+    """Configuration, upstream and files of every committed record are today's; what is not is named."""
+    assert invalid_records(load_preset(name)) == {}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_digests_are_todays(name):
+    """Each job's configuration still has the digest that its record was written with: no refactoring invalidates a run."""
+    pinned = json.loads((ROOT / "tests/golden/config_digests.json").read_text())[name]
+    jobs = {job.name: job.digest for job in graph.graph(load_preset(name))}
+    assert {job: jobs.get(job) for job in pinned} == pinned
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_result_without_a_record(name):
+    """A run's committed files belong to a complete job: a metrics file without its record would be read by nobody."""
+    preset = load_preset(name)
+    folders = {graph.run_dir(preset, run).name for run in runs.preset_runs(preset)}
+    for path in (ROOT / "results" / name / "runs").glob("*/metrics.json"):
+        assert path.parent.name in folders and (path.parent / "evaluate.record.json").exists(), path
+
+
+def test_a_clone_trains_no_complete_run(tmp_path):
+    """Snakemake takes committed records as done, also where a clone made the tokenizer's the newest file."""
+    shutil.copytree(ROOT / "results/study_8x8", tmp_path / "results/study_8x8")
+    os.utime(tmp_path / "results/study_8x8/tokenizer/tokenize.record.json")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--workflow-profile", "profiles/default"]
+    env = {**os.environ, "NPPKIT_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [*command, "--config", "preset=study_8x8"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    planned = result.stdout.split("Reasons:")[1].split("missing provenance")[0]
+    assert "table1" in planned and "evaluate_" not in planned and "train_" not in planned
+
+
+@pytest.mark.parametrize("change", ["delete", "alter"])
+def test_a_changed_metrics_file_is_named(tmp_path, monkeypatch, change):
+    """Deleting or altering one metrics file is found, by its name."""
+    found = sorted((ROOT / "results/study/runs").glob("*/metrics.json"))
+    if not found:
+        pytest.skip("no run of the study is complete yet")
+    shutil.copytree(ROOT / "results/study", tmp_path / "results/study")
+    victim = tmp_path / found[0].relative_to(ROOT)
+    if change == "delete":
+        victim.unlink()
+    else:
+        victim.write_text(victim.read_text().replace('"fid": ', '"fid": 1'))
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    (reason,) = invalid_records(load_preset("study")).values()
+    assert str(victim) in reason
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_table_numbers_come_from_metrics_files(number):
+    """The committed table is what the metrics files give today, to the last digit."""
+    preset = load_preset("study")
+    if results.all_results(preset).empty:
+        pytest.skip("no run of the study is complete yet")
+    (path,) = (ROOT / "results/study").glob(f"table{number}_*.csv")
+    made = tables.make_table(preset, number)
+    pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(io.StringIO(made.to_csv(index=False))))
+    for result in (
+        r for _, row in tables.published(number).iterrows() if (run := tables.row_run(row)) for r in results.results(preset, run)
+    ):
+        record = json.loads((graph.run_dir(preset, Run.parse(result["run"])) / "evaluate.record.json").read_text())
+        assert record["config_digest"] == graph.evaluate_job(preset, Run.parse(result["run"])).digest
+
+
+def test_readme_shows_todays_verdicts():
+    """README's table is what the committed results say: `make study-report` writes it."""
+    between = (ROOT / "README.md").read_text().split(claims.MARK)[1]
+    assert between.strip() == claims.for_readme(load_preset("study"))
+
+
+@pytest.mark.parametrize("size", ["B", "L"])
+def test_equal_compute_runs_cost_the_same(size):
+    """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step."""
+    preset = load_preset("study")
+    npp, ntp = Run(size, patch_size=2, lam="1/2"), Run(size)
+    theirs, ours = (replace(run, epochs=n) for run, n in zip((ntp, npp), results.EQUAL_FLOPS[size], strict=True))
+    assert {ours, theirs} <= set(runs.preset_runs(preset))
+    model = GPT(GPTConfig(**preset.models[size], vocab_size=64, num_classes=10, grid_size=16))
+    codes, labels = torch.zeros(2, 256, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    counted = {p: step_flops(model, codes, labels, p) for p in (1, 2)}
+
+    def flops(run):
+        return sum((s.end - s.start) * counted[s.patch_size] for s in run.segments(300))
+
+    assert flops(ours) == pytest.approx(flops(ntp), rel=0.01) and flops(theirs) == pytest.approx(flops(npp), rel=0.01)

@@ -1,0 +1,347 @@
+"""Training: pure data order, the step, exact resume."""
+
+import argparse
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_store
+from torch import nn
+
+from nppkit import cli, loss
+from nppkit.data.codes import CodeStore
+from nppkit.errors import NppkitError
+from nppkit.jobs import workers
+from nppkit.model import GPT, GPTConfig
+from nppkit.schedule import learning_rate, multi_scale_segments
+from nppkit.study import models
+from nppkit.study.runs import Run
+from nppkit.training import batches, devices, trainer
+from nppkit.training.checkpoint import checkpoints
+from nppkit.training.config import TrainingConfig
+from nppkit.training.processes import Processes
+
+SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
+CONFIG = TrainingConfig(epochs=8, steps_per_epoch=3, batch_size=4, lr=1e-2, log_every=2)
+SEGMENTS = multi_scale_segments(8, 3, "1/2")  # p = 4 for 2 epochs, 2 for 2, 1 for 4: 24 steps
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def stop_after(step):
+    """Progress that ends the loop before the given step."""
+
+    def progress(steps):
+        for s in steps:
+            if s == step:
+                raise Stopped
+            yield s
+
+    return progress
+
+
+def make_trainer(store, folder, config=CONFIG, **changes):
+    model = trainer.make_model(store, SIZES, config, seed=0)
+    return trainer.Trainer(model, store, store, SEGMENTS, config, 0, folder / "history.csv", folder / "ckpt", "digest", **changes)
+
+
+def run(store, folder, stops=(), **changes):
+    """Train to the end, killed and started again before each step of `stops`; every step is saved."""
+    folder.mkdir(exist_ok=True)
+    for step in stops:
+        with pytest.raises(Stopped):
+            make_trainer(store, folder, save_seconds=0.0, **changes).fit(stop_after(step))
+    trainer = make_trainer(store, folder, **changes)
+    trainer.fit()
+    return trainer
+
+
+def same(a, b):
+    """Weights, optimiser, and history but for the clock are equal bit for bit."""
+    states = [{**t.model.state_dict(), **trainer.optimizer_tensors(t.optimizer, t.model)} for t in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    clock = ["seconds", "cpu_seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(a.history).drop(columns=clock), pd.DataFrame(b.history).drop(columns=clock), check_exact=True
+    )
+
+
+@pytest.mark.parametrize("stops", [(12,), (7,), (6,), (1, 13, 23)], ids=["half", "mid-epoch", "boundary", "thrice"])
+def test_resume_is_exact(store, tmp_path, stops, monkeypatch):
+    """N + restart + N steps equal 2N steps bit for bit, also mid-epoch, on a segment boundary, and after three restarts.
+
+    Weights, optimiser and history are the same, and each step's batch and learning rate.
+    """
+    steps = []
+
+    def noted(trainer, step):
+        steps.append((step, trainer.learning_rate(step), *(tensor.tolist() for tensor in batch(trainer, step))))
+        return batch(trainer, step)
+
+    batch = trainer.Trainer.batch
+    monkeypatch.setattr(trainer.Trainer, "batch", noted)
+    same(run(store, tmp_path / "whole"), run(store, tmp_path / "parts", stops))
+    assert len(steps) == 48 and steps[:24] == steps[24:]
+
+
+@pytest.mark.slow
+def test_resume_is_exact_when_compiled(store, tmp_path):
+    """The same with torch.compile."""
+    config = dataclasses.replace(CONFIG, compile=True)
+    same(run(store, tmp_path / "whole", config=config), run(store, tmp_path / "parts", (9,), config=config))
+
+
+@pytest.mark.slow
+def test_a_segment_boundary_compiles_nothing(store, tmp_path):
+    """One graph for each patch side, made before the first step that is timed; none comes later."""
+    torch.compiler.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    trainer = make_trainer(store, tmp_path, config=dataclasses.replace(CONFIG, compile=True))
+    trainer.warm_up()
+    before = graphs["unique_graphs"]
+    trainer.fit()
+    assert before == graphs["unique_graphs"] == len({segment.patch_size for segment in SEGMENTS})
+
+
+def test_command_line_reaches_the_trainer(store, home, smoke, monkeypatch):
+    """--save-minutes, --keep-last, --keep-best, --graphs reach the trainer; without them it saves every ten minutes."""
+    monkeypatch.setattr(workers, "CodeStore", lambda folder: store)
+    made = []
+    monkeypatch.setattr(workers, "run_trainer", lambda *args, **options: made.append(options) or argparse.Namespace(fit=print))
+    words = ["--save-minutes", "2", "--keep-last", "5", "--keep-best", "1"]
+    for extra in ([], [*words, "--graphs"]):
+        assert cli.call(["train", "smoke", "GPT-B_ntp_seed0", *extra]) == 0
+    found = [[options[key] for key in ("save_seconds", "keep_last", "keep_best", "graphs")] for options in made]
+    assert found == [[600.0, 2, 0, False], [120.0, 5, 1, True]]
+
+
+@pytest.mark.parametrize("change", [dict(micro_batch=3), dict(processes=Processes(0, 2)), dict(config=CONFIG)])
+def test_graphs_need_a_whole_compiled_batch(store, tmp_path, change):
+    """Pieces of a batch would overwrite each other's gradients, and without compilation there is no graph."""
+    compiled = dataclasses.replace(CONFIG, compile=True)
+    assert make_trainer(store, tmp_path, graphs=True, config=compiled, micro_batch=4).graphs
+    with pytest.raises(NppkitError, match="graphs: they need training"):
+        make_trainer(store, tmp_path, graphs=True, **{"config": compiled, **change})
+
+
+def test_precision_is_in_the_digest(store, home, smoke):
+    """A preset's trainer computes in the preset's precision, and its checkpoints are not those of another."""
+    trainers = [
+        models.run_trainer(dataclasses.replace(smoke, precision=p), Run("B"), make_trainer(store, home).model, store, store)
+        for p in ("fp32", "bf16")
+    ]
+    assert [t.precision for t in trainers] == ["fp32", "bf16"] and trainers[0].config_digest != trainers[1].config_digest
+
+
+def test_seeds_differ(store, tmp_path):
+    """Another seed gives other batches and other weights: the equality above is not empty."""
+    a, b = (trainer.make_model(store, SIZES, CONFIG, seed) for seed in (0, 1))
+    assert not torch.equal(a.tok_embeddings.weight, b.tok_embeddings.weight)
+    assert not torch.equal(batches.batch_at(store, 0, 8, 0)[0], batches.batch_at(store, 0, 8, 1)[0])
+
+
+def test_every_image_once_a_visit(store):
+    """Ten images in batches of four: each comes once in a visit, also where a batch spans two visits."""
+    seen = []
+    by_codes = {store.codes[i, c].tobytes(): i for i in range(10) for c in range(2)}
+    for step in range(5):
+        codes, _ = batches.batch_at(store, step, 4, 0)
+        seen += [by_codes[row.numpy().astype(np.uint16).tobytes()] for row in codes]
+    assert Counter(seen[:10]) == Counter(seen[10:]) == Counter(range(10))
+    assert seen[:10] != seen[10:]
+    large, _ = batches.batch_at(store, 0, 20, 0)
+    assert [by_codes[row.numpy().astype(np.uint16).tobytes()] for row in large] == seen, "two visits in one batch"
+
+
+def test_both_crops_are_used(store):
+    """An image's crop varies from visit to visit."""
+    crops = {store.codes[0, c].tobytes(): c for c in range(2)}
+    found = {
+        crops.get(row.numpy().astype(np.uint16).tobytes()) for step in range(50) for row in batches.batch_at(store, step, 4, 0)[0]
+    }
+    assert {0, 1} <= found
+
+
+def test_label_dropout_rate(tmp_path):
+    """A tenth of the labels is replaced by "unconditional", and with rate 0 none."""
+    store = CodeStore(write_store(tmp_path / "large", n=1000))
+    dropped = [(batches.batch_at(store, step, 500, 0, 0.1)[1] == 3).float().mean().item() for step in range(40)]
+    assert abs(np.mean(dropped) - 0.1) < 0.01
+    assert not (batches.batch_at(store, 0, 500, 0, 0.0)[1] == 3).any()
+
+
+def test_weight_decay_on_matrices_alone(store):
+    """Parameters of two or more dimensions decay, norms do not."""
+    model = trainer.make_model(store, SIZES, CONFIG, 0)
+    decays = {p.dim() >= 2: g["weight_decay"] for g in trainer.make_optimizer(model, CONFIG).param_groups for p in g["params"]}
+    assert decays == {True: 0.05, False: 0.0}
+
+
+def test_history_follows_the_schedule(store, tmp_path):
+    """Rows carry the segment's patch side and the learning rate; segments end with a held-out likelihood."""
+    history = pd.DataFrame(run(store, tmp_path / "run").history)
+    assert history["step"].tolist() == sorted({*range(2, 25, 2), 6, 12, 24})
+    assert history.loc[history["step"].isin([6, 12, 24]), "patch_size"].tolist() == [4, 2, 1]
+    expected = [learning_rate(s - 1, SEGMENTS, 3, 1e-2) for s in history["step"]]
+    assert history["lr"].tolist() == expected
+    assert history["heldout_nll"].notna().tolist() == history["step"].isin([6, 12, 24]).tolist()
+
+
+def test_constant_learning_rate(store, tmp_path):
+    """LlamaGen's own training has neither warm-up nor decay."""
+    config = dataclasses.replace(CONFIG, lr_schedule="constant")
+    assert {row["lr"] for row in run(store, tmp_path / "run", config=config).history} == {CONFIG.lr}
+
+
+def test_optimizer_comes_back_on_the_device(store, tmp_path):
+    """All of AdamW's state is where the weights are, its step count too: the fused kernel of a GPU reads it there."""
+    done = run(store, tmp_path / "run")
+    saved, model = trainer.optimizer_tensors(done.optimizer, done.model), done.model.to("meta")
+    done.optimizer.state.clear()
+    trainer.load_optimizer(done.optimizer, model, saved)
+    assert {value.device.type for state in done.optimizer.state.values() for value in state.values()} == {"meta"}
+
+
+def test_optimizer_reset(store, tmp_path, monkeypatch):
+    """AdamW counts its steps through all segments, or from each segment's start; also when stopped on the boundary."""
+    reset = dataclasses.replace(CONFIG, reset_optimizer=True)
+    counts = {}
+    for name, config, stops in (("carried", CONFIG, ()), ("reset", reset, ()), ("resumed", reset, (12,))):
+        trainer = run(store, tmp_path / name, stops, config=config)
+        counts[name] = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert counts == {"carried": {24}, "reset": {12}, "resumed": {12}}
+
+
+def test_heldout_likelihood_in_between(store, tmp_path):
+    """With heldout_every the likelihood is taken at those epochs, besides the segments' ends."""
+    config = dataclasses.replace(CONFIG, heldout_every=3, log_every=3)
+    history = pd.DataFrame(run(store, tmp_path / "run", config=config).history)
+    assert history.loc[history["heldout_nll"].notna(), "epoch"].tolist() == [2, 3, 4, 6, 8]
+
+
+def test_heldout_likelihood_between_two_rows(store, tmp_path):
+    """Its epochs count also where no row of the history is due, as in a preset of 5,004 steps an epoch and a row every 100."""
+    config = dataclasses.replace(CONFIG, heldout_every=3, log_every=4)
+    history = pd.DataFrame(run(store, tmp_path / "run", config=config).history)
+    assert history["step"].tolist() == [4, 6, 8, 9, 12, 16, 18, 20, 24]
+    assert history.loc[history["heldout_nll"].notna(), "step"].tolist() == [6, 9, 12, 18, 24]
+
+
+def test_training_learns(tmp_path):
+    """On one image the loss falls well below that of guessing."""
+    store = CodeStore(write_store(tmp_path / "one", n=1, crops=1))
+    trainer = run(store, tmp_path / "run")
+    assert trainer.history[-1]["loss"] < 0.8 * math.log(16)
+
+
+def test_nan_stops_and_is_not_saved(store, tmp_path):
+    """A loss that is not finite stops the run with the step and the last good checkpoint; NaN never reaches disk."""
+    trainer = make_trainer(store, tmp_path)
+    ordinary = trainer.loss_fn
+    trainer.loss_fn = lambda model, codes, labels, p: ordinary(model, codes, labels, p) * (math.nan if trainer.step == 7 else 1)
+    with pytest.raises(NppkitError, match=r"step 7: loss nan.*step_00000006"):
+        trainer.fit()
+    assert [path.name for path in checkpoints(tmp_path / "ckpt")] == ["step_00000006"]
+
+
+def test_other_configuration_is_refused(store, tmp_path):
+    """A checkpoint of another configuration is never loaded."""
+    run(store, tmp_path / "run")
+    model = trainer.make_model(store, SIZES, CONFIG, 0)
+    with pytest.raises(NppkitError, match="another configuration"):
+        trainer.Trainer(model, store, store, SEGMENTS, CONFIG, 0, tmp_path / "h.csv", tmp_path / "run" / "ckpt", "other").fit()
+
+
+def test_other_codes_are_refused(store, tmp_path):
+    """A checkpoint trained on other codes is never continued."""
+    run(store, tmp_path / "run")
+    other = CodeStore(write_store(tmp_path / "other", tokenizer_sha256="retrained"))
+    with pytest.raises(NppkitError, match="other codes"):
+        make_trainer(other, tmp_path / "run").fit()
+
+
+def test_patch_larger_than_the_grid_is_refused(store, tmp_path):
+    """Levels whose coarsest patch exceeds the grid are an error before any work."""
+    model = trainer.make_model(store, SIZES, CONFIG, 0)
+    with pytest.raises(NppkitError, match="patch_size 8 does not divide the 4 x 4 grid"):
+        trainer.Trainer(model, store, store, multi_scale_segments(300, 4, "1/2"), CONFIG, 0, tmp_path / "h", tmp_path / "c", "d")
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("int8", lambda n: devices.autocast(torch.device("cpu"), n)), ("tpu9", devices.pick_device)]
+)
+def test_unknown_device_or_precision(name, function):
+    """An unknown device or precision is named."""
+    with pytest.raises(NppkitError, match=name):
+        function(name)
+
+
+def test_compile_falls_back_without_a_compiler(monkeypatch):
+    """Without a C++ compiler the loss runs eagerly, and one line says so."""
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        assert devices.compiled(loss.npp_loss, torch.device("cpu")) is loss.npp_loss
+
+
+def test_measured_flops_are_counted_not_derived(store, tmp_path):
+    """FLOPs come from the operations of the real step: a model with another layer count costs what it runs."""
+    trainer = run(store, tmp_path / "run")
+    whole = trainer.measured_cost()
+    trainer.model.layers = trainer.model.layers[:1]
+    half = trainer.measured_cost()
+    assert half["flops"] < 0.75 * whole["flops"]
+    per_step = whole["flops_per_step"]
+    assert whole["flops"] == 6 * per_step[4] + 6 * per_step[2] + 12 * per_step[1]
+    assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in trainer.history))
+
+
+def test_seconds_are_those_of_the_steps(store, tmp_path, monkeypatch):
+    """The history's clocks run while steps train, and stand still for compilation, likelihoods and checkpoints."""
+    now = [0.0]
+
+    def takes(owner, name, seconds):
+        function = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            now[0] += seconds
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    monkeypatch.setattr(trainer, "clock", lambda: (now[0], now[0] / 2))
+    takes(trainer.Trainer, "train_step", 1)
+    for owner, name in ((trainer.Trainer, "warm_up"), (trainer, "heldout_nll"), (trainer, "save_checkpoint")):
+        takes(owner, name, 1000)
+    cost = run(store, tmp_path / "run").measured_cost()
+    assert now[0] > 6000 and (cost["seconds"], cost["cpu_seconds"]) == (24, 12)
+
+
+def test_released_weights(store, tmp_path, home, smoke):
+    """A run whose weights the preset names is that file's model, in eval mode; another size is refused by name."""
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(**SIZES, vocab_size=16, num_classes=7, grid_size=4))
+    nn.init.normal_(model.output.weight)
+    torch.save({"model": model.state_dict()}, home / "c2i.pt")
+    preset = dataclasses.replace(smoke, models={"B": SIZES}, runs={"B": ["ntp"]}, weights={"GPT-B_ntp_seed0": "c2i.pt"})
+    loaded = models.load_trained(preset, Run("B"), store)
+    assert not loaded.training and loaded.config.num_classes == 7
+    codes, labels = store.batch(np.arange(3), np.zeros(3, int))
+    torch.testing.assert_close(loaded(codes, labels), model.eval()(codes, labels))
+    with pytest.raises(NppkitError, match=r"c2i\.pt does not fit this GPT"):
+        models.load_trained(dataclasses.replace(preset, models={"B": {**SIZES, "n_layer": 3}}), Run("B"), store)
+
+
+def test_likelihood_of_nothing(tmp_path):
+    """Without held-out images there is no likelihood: NaN, and no error."""
+    empty = CodeStore(write_store(tmp_path / "empty", n=0))
+    model = trainer.make_model(empty, SIZES, CONFIG, 0)
+    assert math.isnan(trainer.heldout_nll(model, empty, devices.CPU))
