@@ -11,7 +11,11 @@ INTEGER_DTYPES = ("torch.int64", "torch.int32", "torch.int16", "torch.uint8", "t
 
 
 def patch_grid(num_tokens: int, patch_size: int) -> int:
-    """Side of the patch grid, G / p, for N = G * G tokens. NppkitError unless N is a square and p divides G."""
+    """Side of the patch grid, G / p, for N = G * G tokens. NppkitError unless N is a square and p divides G.
+
+    >>> patch_grid(num_tokens=256, patch_size=2)
+    8
+    """
     grid = isqrt(num_tokens)
     if grid * grid != num_tokens:
         raise NppkitError(f"{num_tokens} tokens are not a square grid: give G * G tokens per image")
@@ -21,7 +25,16 @@ def patch_grid(num_tokens: int, patch_size: int) -> int:
 
 
 def group_embeddings(x: Tensor, patch_size: int) -> Tensor:
-    """Patch embeddings: the mean of each p x p window of token embeddings, (B, N, C) -> (B, N / p**2, C) (Eq. 1)."""
+    """Patch embeddings: the mean of each p x p window of token embeddings, (B, N, C) -> (B, N / p**2, C) (Eq. 1).
+
+    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError unless N is a square grid
+    whose side patch_size divides.
+
+    >>> import torch
+    >>> x = torch.arange(16.0).view(1, 16, 1)  # a 4 x 4 grid of one-dimensional embeddings
+    >>> group_embeddings(x, 2).flatten().tolist()
+    [2.5, 4.5, 10.5, 12.5]
+    """
     side = patch_grid(x.shape[1], patch_size)
     if patch_size == 1:
         return x
@@ -30,7 +43,14 @@ def group_embeddings(x: Tensor, patch_size: int) -> Tensor:
 
 
 def group_targets(codes: Tensor, patch_size: int) -> Tensor:
-    """The K = p**2 codes that each patch is scored on, (B, N) -> (B, N / K, K). Codes stay integers."""
+    """The K = p**2 codes that each patch is scored on, (B, N) -> (B, N / K, K) (Eq. 2). Codes stay integers.
+
+    NppkitError for codes that are not integers, and as `group_embeddings`.
+
+    >>> import torch
+    >>> group_targets(torch.arange(16).view(1, 16), 2)[0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    """
     if str(codes.dtype) not in INTEGER_DTYPES:
         raise NppkitError(f"codes are {codes.dtype}: they must be integers (bf16 alters 93 % of 14-bit codes)")
     side = patch_grid(codes.shape[1], patch_size)

@@ -13,6 +13,11 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     logits: (B, n, V), targets: (B, n, K) int64. One softmax serves all K targets, because
     mean_k CE(logits, t_k) = logsumexp(logits) - mean_k logits[t_k]: the logits are never repeated.
     K = 1 is the ordinary next-token loss.
+
+    >>> import torch
+    >>> logits = torch.zeros(1, 4, 32)  # four patches, all 32 codes alike
+    >>> round(patch_loss(logits, torch.zeros(1, 4, 9, dtype=torch.int64)).item(), 4)  # ln 32
+    3.4657
     """
     logits = logits.float()
     return (logits.logsumexp(-1) - logits.gather(-1, targets).mean(-1)).mean()
@@ -22,5 +27,12 @@ def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: int) ->
     """The loss of one batch at a patch side: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
 
     model(codes, labels, patch_size) -> logits (B, N / p**2, V); codes: (B, N) integers, labels: (B,).
+
+    >>> import torch
+    >>> from nppkit import GPT, GPTConfig
+    >>> model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4))
+    >>> codes, labels = torch.zeros(2, 16, dtype=torch.int64), torch.tensor([3, 7])
+    >>> [round(npp_loss(model, codes, labels, p).item(), 4) for p in (1, 2, 4)]  # the output head starts at 0
+    [3.4657, 3.4657, 3.4657]
     """
     return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size))

@@ -27,7 +27,13 @@ MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that decides the transformer's weights and its output."""
+    """Everything that decides the transformer's weights and its output. NppkitError for sizes that do not divide.
+
+    The defaults are GPT-B on 256-pixel ImageNet. n_kv_head below n_head is grouped-query attention.
+
+    >>> GPTConfig(**MODELS["XL"], grid_size=24).block_size
+    576
+    """
 
     dim: int = 768
     n_layer: int = 12
@@ -193,7 +199,13 @@ class StaticKVCache(nn.Module):
 
 
 class GPT(nn.Module):
-    """The transformer. NTP is patch_size = 1; NPP trains the same weights at larger patch sides first."""
+    """The transformer. NTP is patch_size = 1; NPP trains the same weights at larger patch sides first (Section 2).
+
+    >>> model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4))
+    >>> codes, labels = torch.zeros(2, 16, dtype=torch.int64), torch.tensor([3, 10])  # 10 is "unconditional"
+    >>> [tuple(model(codes, labels, p).shape) for p in (1, 2, 4)]
+    [(2, 16, 32), (2, 4, 32), (2, 1, 32)]
+    """
 
     def __init__(self, c: GPTConfig):
         super().__init__()

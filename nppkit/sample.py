@@ -21,7 +21,10 @@ from nppkit.model import GPT, KVCache, StaticKVCache
 class SamplingConfig:
     """How tokens are drawn. top_k 0 and top_p 1 filter nothing; cfg_interval -1 guides every token.
 
-    compile: the decoding step as one CUDA graph, for GPUs.
+    compile: the decoding step as one CUDA graph, for GPUs. NppkitError for values out of range.
+
+    >>> SamplingConfig(cfg_scale=2.0, top_k=100).temperature
+    1.0
     """
 
     cfg_scale: float = 1.0
@@ -69,7 +72,11 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def sample_labels(index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """Class labels of the samples with these indices: uniform, and a pure function of (seed, index)."""
+    """Class labels (n,) of the samples with these indices (n,): uniform, and a pure function of (seed, index).
+
+    >>> sample_labels(np.arange(5), num_classes=10, seed=0).tolist() == sample_labels(np.arange(9), 10, 0)[:5].tolist()
+    True
+    """
     return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
 
 
@@ -131,5 +138,12 @@ def decode_tokens(
 
 
 def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:
-    """Codes (B, N) int64 of one batch; arguments as in `decode_tokens`."""
+    """Codes (B, N) int64 of one batch; arguments as in `decode_tokens` (Section 3.1: guidance, temperature 1).
+
+    >>> from nppkit import GPTConfig
+    >>> model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4)).eval()
+    >>> labels, index = torch.tensor([3, 7]), np.arange(2)  # the noise of a sample belongs to its index
+    >>> tuple(sample_codes(model, labels, SamplingConfig(cfg_scale=2.0, seed=1), index).shape)
+    (2, 16)
+    """
     return torch.stack(list(decode_tokens(model, labels, config, index)), 1)

@@ -1,4 +1,4 @@
-"""The coarse-to-fine schedule: segments, learning rate, relative cost. Pure functions (Section 3.3).
+"""The coarse-to-fine schedule: segments, learning rate, relative cost. Pure functions (Section 2).
 
 Time is counted in schedule epochs of `steps_per_epoch` optimiser steps; how often the data is visited
 is another matter.
@@ -12,7 +12,11 @@ from nppkit.errors import NppkitError
 
 @dataclass(frozen=True)
 class Segment:
-    """Epochs [start, end) trained at one patch side."""
+    """Epochs [start, end) trained at one patch side.
+
+    >>> Segment(patch_size=2, start=0, end=150)
+    Segment(patch_size=2, start=0, end=150)
+    """
 
     patch_size: int
     start: int
@@ -31,17 +35,31 @@ def parse_lambda(value: str | float | Fraction) -> Fraction:
 
 
 def ntp_segments(epochs: int) -> tuple[Segment, ...]:
-    """Next-token prediction: one segment at p = 1."""
+    """Next-token prediction: one segment at p = 1.
+
+    >>> ntp_segments(300)
+    (Segment(patch_size=1, start=0, end=300),)
+    """
     return _segments([1], [epochs])
 
 
 def single_scale_segments(epochs: int, patch_size: int, lam: str | float | Fraction) -> tuple[Segment, ...]:
-    """One patch side until lambda * T, then p = 1 (the ablations of Tables 2 and 3)."""
+    """One patch side until lambda * T, then p = 1 (the ablations of Tables 2 and 3). NppkitError for an empty segment.
+
+    >>> [(s.patch_size, s.end) for s in single_scale_segments(300, 4, "2/3")]
+    [(4, 200), (1, 300)]
+    """
     return _segments([patch_size, 1], [int(epochs * parse_lambda(lam)), epochs])
 
 
 def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction) -> tuple[Segment, ...]:
-    """Coarse to fine: level l has p = 2**l and ends at int(T * lambda**l), l = levels - 1 ... 0 (Table 4)."""
+    """Coarse to fine: level l has p = 2**l and ends at int(T * lambda**l), l = levels - 1 ... 0 (Section 2, Table 4).
+
+    NppkitError for less than one level, a lambda outside (0, 1), or a segment without an epoch.
+
+    >>> [(s.patch_size, s.end) for s in multi_scale_segments(300, levels=4, lam="1/2")]
+    [(8, 37), (4, 75), (2, 150), (1, 300)]
+    """
     if levels < 1:
         raise NppkitError(f"levels {levels} is below 1: use 1 for next-token prediction")
     lam = parse_lambda(lam)
@@ -57,7 +75,12 @@ def _segments(patch_sizes: list[int], ends: list[int]) -> tuple[Segment, ...]:
 
 
 def segment_at(step: int, segments: tuple[Segment, ...], steps_per_epoch: int) -> int:
-    """Index of the segment that trains optimiser step `step`, counted from 0. NppkitError past the end."""
+    """Index of the segment that trains optimiser step `step`, counted from 0. NppkitError past the end.
+
+    >>> segments = multi_scale_segments(300, 2, "1/2")
+    >>> [segment_at(step, segments, steps_per_epoch=10) for step in (0, 1499, 1500)]
+    [0, 0, 1]
+    """
     for index, segment in enumerate(segments):
         if segment.start * steps_per_epoch <= step < segment.end * steps_per_epoch:
             return index
@@ -76,7 +99,11 @@ def learning_rate(
     """Learning rate of one step: in every segment linear warm-up from 0, constant, linear decay to end_lr.
 
     The decay covers the last `decay_fraction` of the segment's steps, not rounded, so end_lr is
-    approached and not reached (Section 4.1).
+    approached and not reached (Section 3.1). NppkitError past the end.
+
+    >>> segments = multi_scale_segments(300, 2, "1/2")
+    >>> [round(learning_rate(step, segments, 10, base_lr=1e-4), 7) for step in (0, 5, 100, 1499, 1505)]
+    [0.0, 5e-05, 0.0001, 1.03e-05, 5e-05]
     """
     segment = segments[segment_at(step, segments, steps_per_epoch)]
     s = step - segment.start * steps_per_epoch
@@ -90,12 +117,20 @@ def learning_rate(
 
 
 def cost_ratio(segments: tuple[Segment, ...]) -> float:
-    """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / p**2."""
+    """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / p**2 (Section 3.6).
+
+    >>> cost_ratio(multi_scale_segments(300, 2, "1/2"))
+    0.625
+    """
     return sum((s.end - s.start) / s.patch_size**2 for s in segments) / segments[-1].end
 
 
 def ideal_cost_ratio(patch_sizes: list[int], lam: str | float | Fraction) -> float:
-    """The same with unrounded boundaries lambda**i, as the paper's tables print it. Coarsest side first."""
+    """The same with unrounded boundaries lambda**i, as the paper's Tables 2-4 print it. Coarsest side first.
+
+    >>> ideal_cost_ratio([8, 4, 2, 1], "1/2")
+    0.572265625
+    """
     lam, last = parse_lambda(lam), len(patch_sizes) - 1
     ends = [lam ** (last - i) for i in range(len(patch_sizes))]
     shares = [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -16,7 +16,13 @@ from nppkit.errors import NppkitError
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Everything that decides the tokenizer's weights and its output."""
+    """Everything that decides the tokenizer's weights and its output. NppkitError unless norm_groups divides ch.
+
+    ch_mult: width of each resolution in units of ch, the finest first; every further one halves the image's side.
+
+    >>> VQConfig().grid_size(256), VQConfig(ch_mult=(1, 2)).downsampling
+    (16, 2)
+    """
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -189,7 +195,16 @@ class Codebook(nn.Module):
 
 
 class VQModel(nn.Module):
-    """Encoder, codebook and decoder."""
+    """Encoder, codebook and decoder of a VQGAN; images (B, 3, S, S) in [-1, 1] to codes (B, N) int64 and back.
+
+    The code of a position is the codebook row nearest to its normalised latent. NppkitError for an image side that the
+    downsampling does not divide.
+
+    >>> model = VQModel(VQConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=4))
+    >>> codes = model.encode(torch.zeros(2, 3, 32, 32))
+    >>> tuple(codes.shape), tuple(model.decode(codes).shape)
+    ((2, 256), (2, 3, 32, 32))
+    """
 
     def __init__(self, c: VQConfig):
         super().__init__()

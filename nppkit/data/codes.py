@@ -27,7 +27,15 @@ UNKNOWN = "unknown"  # tokenizer_sha256 of an imported store whose tokenizer was
 
 
 class CodeStore:
-    """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest."""
+    """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest.
+
+    codes: (images, crops, N) uint16; labels: (images,); `batch(images, crops)` gives int64 tensors (B, N) and (B,).
+
+    >>> from nppkit.files import home
+    >>> store = CodeStore(home() / "results/study/tokenizer/train")
+    >>> store.codes.shape, store.vocab_size, store.grid_size
+    ((4500, 5, 256), 32, 16)
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)

@@ -24,6 +24,9 @@ class Preset:
     models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size, or size_recipe,
     -> number of seeds (default 1), counted from first_seed.
     weights: run id -> a release (nppkit weights fetch) or a file, which is evaluated in place of training the run.
+
+    >>> sorted(load_preset("demo").models)
+    ['B', 'L', 'XL', 'XXL']
     """
 
     name: str
@@ -71,12 +74,20 @@ class Preset:
 
 
 def preset_names() -> list[str]:
-    """Names of the presets in the package."""
+    """Names of the presets in the package.
+
+    >>> "imagenet256" in preset_names()
+    True
+    """
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
 def load_preset(name: str) -> Preset:
-    """The preset of that name, or of that YAML file. NppkitError names an unknown preset, key or type."""
+    """The preset of that name, or of that YAML file. NppkitError names an unknown preset, key or type.
+
+    >>> load_preset("demo").data.image_size  # pixels
+    32
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     own_file = name.endswith((".yaml", ".yml"))
     if (not own_file and path.parent != FOLDER) or not path.is_file():

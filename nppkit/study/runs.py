@@ -23,6 +23,9 @@ class Run:
 
     Variants: `epochs` other than the preset's (0), a learning rate `lr` other than the preset's (as text: 15e-4), the rate
     `constant` as LlamaGen trained, the optimiser's state `reset` at each segment.
+
+    >>> [(s.patch_size, s.end) for s in Run.parse("GPT-B_npp_p2_lambda2-3_seed0").segments(epochs=300)]
+    [(2, 200), (1, 300)]
     """
 
     size: str
@@ -94,7 +97,12 @@ class Run:
 
 
 def preset_runs(preset: Preset) -> list[Run]:
-    """Every run of the preset, in its order; NppkitError names a recipe that is not one, and a number of seeds of no run."""
+    """Every run of the preset, in its order; NppkitError names a recipe that is not one, and a number of seeds of no run.
+
+    >>> from nppkit import load_preset
+    >>> len(preset_runs(load_preset("study")))
+    105
+    """
     names = [f"{size}_{recipe}" for size, recipes in preset.runs.items() for recipe in recipes]
     first = [Run.parse(f"GPT-{name}_seed0") for name in names]
     for name, run in zip(names, first, strict=True):
