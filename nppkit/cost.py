@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nppkit.grouping import group_targets
 from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
-from nppkit.schedule import Segment
+from nppkit.schedule import Segment, mean_cost
 
 UTILISATION = 0.4  # share of a GPU's peak that a plan reckons with; docs/imagenet.md compares it with LlamaGen's reports
 BYTES = {"fp32": 4, "bf16": 2}
@@ -51,8 +51,7 @@ def parameters(c: GPTConfig) -> int:
 
 def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...]) -> float:
     """Table 5's rule, GFLOPs an image: linear weights x (patches + 1), a multiply-add counted as one, mean over epochs."""
-    positions = sum((s.end - s.start) * (c.block_size // s.patch_size**2 + 1) for s in segments) / segments[-1].end
-    return linear_weights(c) * positions / 1e9
+    return linear_weights(c) * mean_cost(segments, lambda p: c.block_size // p**2 + 1) / 1e9
 
 
 def train_flops(c: GPTConfig, patch_size: int) -> int:
@@ -109,7 +108,7 @@ def sampling_seconds(c: GPTConfig, gpu: GPU, batch_size: int, guided: bool, util
 
 def gpu_hours(c: GPTConfig, segments: tuple[Segment, ...], images: int, gpu: GPU, utilisation: float = UTILISATION) -> float:
     """GPU-hours of a bf16 training on `images` an epoch, at a share of the GPU's peak; data and optimiser are not counted."""
-    flops = images * sum((s.end - s.start) * train_flops(c, s.patch_size) for s in segments)
+    flops = images * segments[-1].end * mean_cost(segments, lambda p: train_flops(c, p))
     return flops / (gpu.flops * utilisation) / 3600
 
 

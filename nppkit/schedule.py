@@ -4,6 +4,7 @@ Time is counted in schedule epochs of `steps_per_epoch` optimiser steps; how oft
 is another matter.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -116,13 +117,18 @@ def learning_rate(
     return base_lr
 
 
+def mean_cost(segments: tuple[Segment, ...], cost: Callable[[int], float]) -> float:
+    """What an epoch costs on average over a schedule, where cost(p) is that of an epoch at patch side p, in any unit."""
+    return sum((s.end - s.start) * cost(s.patch_size) for s in segments) / segments[-1].end
+
+
 def cost_ratio(segments: tuple[Segment, ...]) -> float:
     """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / p**2 (Section 3.6).
 
     >>> cost_ratio(multi_scale_segments(300, 2, "1/2"))
     0.625
     """
-    return sum((s.end - s.start) / s.patch_size**2 for s in segments) / segments[-1].end
+    return mean_cost(segments, lambda p: p**-2)
 
 
 def ideal_cost_ratio(patch_sizes: list[int], lam: str | float | Fraction) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nppkit.cost import GPU
 from nppkit.errors import NppkitError
-from nppkit.schedule import multi_scale_segments
+from nppkit.schedule import mean_cost, multi_scale_segments
 
 REPORTS = Path(__file__).parents[2] / "results" / "bench"
 GPU_REPORTS = REPORTS.parent / "gpu"  # of benchmarks/gpu.py
@@ -108,8 +108,7 @@ def gpu_steps(report: dict, gpu: GPU) -> pd.DataFrame:
 
 def two_levels(cost: dict[int, float]) -> float:
     """What a whole training at p = 2 and then p = 1 costs, against p = 1 alone, from the cost of a step at each."""
-    segments = multi_scale_segments(300, 2, "1/2")
-    return sum((s.end - s.start) / 300 * cost[s.patch_size] / cost[1] for s in segments)
+    return mean_cost(multi_scale_segments(300, 2, "1/2"), lambda p: cost[p] / cost[1])
 
 
 def gpu_sampling(report: dict) -> pd.DataFrame:
