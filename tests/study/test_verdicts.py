@@ -1,0 +1,73 @@
+"""The protocol's rule, on made-up studies whose truth is known."""
+
+import numpy as np
+import pytest
+
+from nppkit.study.verdicts import NO_MATTER, REFUTED, SUPPORTED, UNDECIDED, Contrast, decide, holm
+
+# docs/protocol.md: deviation in the pilot, planned seeds, power at a difference of 1.0, equivalence where there is none
+PLAN = [(1.14, 20, 0.82, 0.64), (0.43, 25, 1.0, 1.0), (1.02, 20, 0.91, 0.82), (0.82, 20, 0.99, 0.98), (1.28, 25, 0.84, 0.67)]
+PLAN += [(2.58, 20, 0.14, 0.0)]
+FAMILY = [Contrast(f"contrast {i}", -1, n) for i, (_, n, _, _) in enumerate(PLAN, 1)]
+STUDIES = 1000
+
+
+def studies(truth: float) -> np.ndarray:
+    """Verdicts (STUDIES, 6) of made-up studies as planned, all of whose true differences are `truth`."""
+    rng = np.random.default_rng(0)
+    made = [
+        {c: rng.normal(truth, deviation, n) for c, (deviation, n, _, _) in zip(FAMILY, PLAN, strict=True)} for _ in range(STUDIES)
+    ]
+    return np.array([[d.verdict for d in decide(study, margin=1.0)] for study in made])
+
+
+def test_false_positives():
+    """Of a thousand studies without any difference, at most 5 % (within sampling error) claim one; none is left unplanned."""
+    verdicts = studies(0.0)
+    false = np.isin(verdicts, [SUPPORTED, REFUTED]).any(1).mean()
+    assert false <= 0.05 + 2 * (0.05 * 0.95 / STUDIES) ** 0.5
+    found = (verdicts == NO_MATTER).mean(0)
+    assert found == pytest.approx([equal for *_, equal in PLAN], abs=0.05)
+
+
+def test_power_is_as_planned():
+    """At a true difference of 1.0 each contrast is supported as often as the protocol's table says, or a little more by Holm."""
+    found = (studies(-1.0) == SUPPORTED).mean(0)
+    assert all(share > power - 0.04 for share, (_, _, power, _) in zip(found, PLAN, strict=True))
+    assert found[-1] < 0.45  # the last one is not planned for a difference of 1.0
+
+
+def test_the_sign_decides():
+    """The same differences with the other sign refute the claim."""
+    x = np.random.default_rng(1).normal(-3.0, 1.0, 20)
+    both = {Contrast("below", -1, 20): x, Contrast("above", 1, 20): x}
+    assert [d.verdict for d in decide(both, margin=1.0)] == [SUPPORTED, REFUTED]
+
+
+def test_small_and_surely_not_zero_does_not_matter():
+    """An interval within the margin comes before a rejected zero; one that leaves it does not."""
+    x = 0.3 + 0.1 * np.sin(np.arange(20))
+    (found,) = decide({Contrast("small", -1, 20): x}, margin=1.0)
+    assert found.adjusted < 1e-6 and found.verdict == NO_MATTER
+    assert decide({Contrast("small", -1, 20): x}, margin=0.3)[0].verdict == REFUTED
+
+
+def test_no_verdict_before_all_seeds():
+    """A contrast that lacks a seed has none, whatever it shows, and the others are corrected for all of the family."""
+    x, y = np.linspace(-6, -4, 20), np.linspace(-1.5, 0.7, 20)
+    alone, together = decide({FAMILY[2]: y}, 1.0), decide({FAMILY[0]: x[:19], FAMILY[2]: y}, 1.0)
+    assert together[0].verdict == "planned 20, done 19" and together[1].adjusted == pytest.approx(2 * alone[0].adjusted)
+    assert together[1].low < alone[0].low
+    assert decide({FAMILY[0]: []}, 1.0)[0].verdict == "planned 20, done 0"
+    assert decide({FAMILY[0]: [2.0]}, 1.0)[0].verdict == "planned 20, done 1"
+
+
+def test_undecided():
+    """A wide interval around zero decides nothing."""
+    assert decide({FAMILY[0]: np.linspace(-9, 9, 20)}, 1.0)[0].verdict == UNDECIDED
+
+
+def test_holm():
+    """The textbook's example: steps down from the smallest, never decreasing, never above one."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
