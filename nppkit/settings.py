@@ -1,104 +1,163 @@
 """Settings from a file: every key known, every value of its type and in its range, before any work is done."""
 
 import dataclasses
+import functools
 import math
-import re
-import types
 import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from nppkit.errors import NppkitError
 
+LIMIT = 2**31  # of all numbers: beyond it, a slip
+EXAMPLE = "see nppkit/presets/demo.yaml"
 
-def settings(section: typing.Any) -> dict:
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    return value
+
+
+def _bool(value: Any) -> Any:
+    spelt = {"true": True, "false": False, "1": True, "0": False}
+    value = spelt.get(value.lower(), value) if isinstance(value, str) else value
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a bool")
+    return value
+
+
+def _real(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and 0 <= value < LIMIT):
+        raise ValueError(f"{value!r} is not a number from 0 to 2^31")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not an int")
+    return value
+
+
+Bool = Annotated[bool, BeforeValidator(_bool)]
+Int = Annotated[int, BeforeValidator(_whole)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Count = Annotated[Int, Field(ge=0, lt=LIMIT)]
+Positive = Annotated[Int, Field(gt=0, lt=LIMIT)]
+Number = Annotated[Float, Field(ge=0, lt=LIMIT, allow_inf_nan=False)]
+Above0 = Annotated[Float, Field(gt=0, lt=LIMIT, allow_inf_nan=False)]
+Share = Annotated[Float, Field(ge=0, le=1, allow_inf_nan=False)]
+Real = Annotated[Any, AfterValidator(_real)]  # an int or a float, as it was written
+Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]*\z")]  # becomes a folder
+KINDS = {int: Int, float: Float, bool: Bool, str: str}
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def section(cls: type) -> type:
+    """A frozen dataclass whose values are checked by pydantic wherever it is made; what is wrong is a NppkitError."""
+    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+    init = made.__init__
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            init(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise NppkitError(explained(error, made)) from None
+
+    made.__init__ = checked
+    return made
+
+
+def build(cls: type, values: Any, where: str) -> Any:
+    """A section from a mapping. NppkitError names the file or what else `where` says, and the first setting that is wrong."""
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(values)
+    except pydantic.ValidationError as error:
+        raise NppkitError(f"{where}: {explained(error, cls)}") from None
+
+
+def coerce(kind: type, value: Any, where: str) -> Any:
+    """The value as an int, float, bool or str, from itself or from a string that spells it. NppkitError otherwise."""
+    try:
+        return pydantic.TypeAdapter(KINDS[kind]).validate_python(value)
+    except pydantic.ValidationError:
+        raise NppkitError(f"{where}: {value!r} is not {'an' if kind is int else 'a'} {kind.__name__}") from None
+
+
+def explained(error: pydantic.ValidationError, cls: type) -> str:
+    """The first of pydantic's findings in our words: which setting, what is wrong with it, what would be right."""
+    first = error.errors(include_url=False)[0]
+    place, kind, value = ".".join(map(str, first["loc"])), first["type"], first["input"]
+    if kind == "value_error":
+        return ": ".join(filter(None, (place, str(first["ctx"]["error"]))))
+    if kind == "unexpected_keyword_argument":
+        return f"unknown setting {first['loc'][-1]!r}: use one of {', '.join(_fields(cls, first['loc'][:-1]))}"
+    if kind == "missing":
+        return f"setting {first['loc'][-1]!r} is missing: {EXAMPLE}"
+    if kind.startswith("dataclass"):
+        return f"{place or 'it'} must be a mapping of {', '.join(_fields(cls, first['loc']))}"
+    if kind == "literal_error":
+        return f"{place} {value!r} is unknown: use {first['ctx']['expected'].replace(chr(39), '')}"
+    if kind.split("_")[0] in ("int", "float", "string", "dict", "list"):
+        name = {"string": "text", "dict": "mapping"}.get(kind.split("_")[0], kind.split("_")[0])
+        return f"{place}: {value!r} is not {'an' if name == 'int' else 'a'} {name}"
+    return f"{place} {value!r}: {first['msg'].lower().replace('input', 'it', 1)}: {EXAMPLE}"
+
+
+def _fields(cls: type, place: tuple) -> list[str]:
+    for name in place:
+        cls = cls.__dataclass_fields__[name].type
+    return list(cls.__dataclass_fields__)
+
+
+def settings(part: Any) -> dict:
     """What a section of a preset sets otherwise than its defaults: all of it that decides a digest.
 
     A setting that a later version adds thus leaves what was computed before valid, as long as its default does.
     """
-    fields = [(field, getattr(section, field.name)) for field in dataclasses.fields(section)]
+    fields = [(field, getattr(part, field.name)) for field in dataclasses.fields(part)]
     return {field.name: value for field, value in fields if value != _default(field)}
 
 
-def _default(field: dataclasses.Field) -> typing.Any:
+def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def build(cls: type, values: dict, where: str) -> typing.Any:
-    """A dataclass from a mapping, with every key and type checked; sections are built recursively."""
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise NppkitError(f"{where} must be a mapping of {', '.join(hints)}")
-    if unknown := [key for key in values if key not in hints]:
-        raise NppkitError(f"{where}: unknown setting {unknown[0]!r}: use one of {', '.join(hints)}")
-    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in required if name not in values]:
-        raise NppkitError(f"{where}: setting {missing[0]!r} is missing")
-    converted = {}
-    for key, value in values.items():
-        section = dataclasses.is_dataclass(hints[key])
-        convert = build if section else coerce
-        converted[key] = convert(hints[key], value, f"{where}: {key}")
-    return cls(**converted)
+class _Loader(yaml.SafeLoader):
+    """YAML without the traps: no key twice, no octal and no base-60 numbers."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise ValueError(f"line {line}: {key.value!r} stands already in line {lines[key.value]}: keep one")
+        return super().construct_mapping(node, deep)
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        digits = node.value.lstrip("+-")
+        if ":" in digits or (digits[:1] == "0" and digits[1:].isdigit()):
+            raise ValueError(f"line {node.start_mark.line + 1}: {node.value} is no plain number: write it in decimal digits")
+        kind = node.tag.rpartition(":")[2]
+        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
 
 
-def coerce(kind: type, value: typing.Any, where: str) -> typing.Any:
-    """The value as the declared type, from itself or from a string that spells it. NppkitError otherwise."""
-    if isinstance(kind, types.GenericAlias):
-        kind = typing.get_origin(kind)
-    booleans = {"true": True, "false": False, "1": True, "0": False}
-    if kind is bool and isinstance(value, str) and value.lower() in booleans:
-        return booleans[value.lower()]
-    if type(value) is kind:
-        return value
-    if kind in (int, float) and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return kind(value)
-        except ValueError:
-            pass
-    raise NppkitError(f"{where}: {value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # becomes a folder
-LARGEST = 2**31  # of all numbers: beyond it, a slip
-ABOVE_0 = [
-    *("image_size", "batch_size", "epochs", "steps_per_epoch", "lr", "grad_clip", "samples", "select_samples"),
-    *("temperature", "kid_subsets", "threads", "tokenizer_threads", "gpus"),
-]
-AT_MOST_1 = ["decay_fraction", "beta1", "beta2", "dropout", "label_dropout", "top_p"]
-
-
-def check_numbers(section: typing.Any, where: str) -> None:
-    """NppkitError names the first number of a section, and of the sections in it, that is out of its range."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            check_numbers(value, f"{where}: {field.name}")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(value, field.name, f"{where}: {field.name}")
-
-
-def _check_number(value: float, name: str, where: str) -> None:
-    if not _is_number(value):
-        raise NppkitError(f"{where} {value} is not a number from 0 to 2^31: check it")
-    if name in ABOVE_0 and value == 0:
-        raise NppkitError(f"{where} must be above 0")
-    if name in AT_MOST_1 and value > 1:
-        raise NppkitError(f"{where} {value} is above 1")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < LARGEST
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and _is_number(value) and value > 0
-
-
-def _check_list(where: str, name: str, values: object, is_right: typing.Callable[[object], bool]) -> None:
-    if not isinstance(values, list) or not values or not all(map(is_right, values)):
-        raise NppkitError(f"{where}: {name} {values!r} is not a list of what it should hold: see nppkit/presets/demo.yaml")
-
-
-def _check_table(where: str, name: str, table: dict, is_right: typing.Callable[[object], bool], key: re.Pattern = NAME) -> None:
-    for k, value in table.items():
-        if not (isinstance(k, str) and key.fullmatch(k) and is_right(value)):
-            raise NppkitError(f"{where}: {name}: {k!r}: {value!r} is not what it should hold: see nppkit/presets/demo.yaml")
+def read_yaml(path: Path) -> dict:
+    """A YAML file that holds a mapping. NppkitError names the file, and the line of a key that stands twice."""
+    try:
+        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  a SafeLoader
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise NppkitError(f"{path} is not a mapping of settings: {EXAMPLE}")
+    return content

@@ -1,9 +1,16 @@
 """The `data` and `tokenizer` sections of a preset."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
+
+from nppkit.settings import Above0, Bool, Count, Positive, section
+
+Sizes = Annotated[list[Positive], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@section
 class DataConfig:
     """Where images come from. `heldout` images are never trained on; `limit` 0 takes all.
 
@@ -13,25 +20,25 @@ class DataConfig:
     source: str = "mnist"  # mnist | folder | torchvision | npz
     path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
-    image_size: int = 32
+    image_size: Positive = 32
     crops: str = "shift"  # shift | ten_crop | center
-    heldout: int = 500
+    heldout: Count = 500
     heldout_path: str = ""  # where they are; empty: a random part of `path`
-    limit: int = 0
-    packed: bool = False  # keep the codes compressed, for git
+    limit: Count = 0
+    packed: Bool = False  # keep the codes compressed, for git
 
 
-@dataclass(frozen=True)
+@section
 class TokenizerConfig:
     """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a release or file."""
 
     name: str = ""
-    vq: dict = field(default_factory=dict)
+    vq: dict[str, Positive | Sizes] = field(default_factory=dict)
     weights: str = ""
-    steps: int = 0
-    batch_size: int = 64
-    lr: float = 2e-3
-    seed: int = 0
+    steps: Count = 0
+    batch_size: Positive = 64
+    lr: Above0 = 2e-3
+    seed: Count = 0
 
     @property
     def downsampling(self) -> int:

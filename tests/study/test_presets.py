@@ -1,6 +1,7 @@
 """Presets: checked in full before any work is done."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -134,6 +135,25 @@ def test_yaml_that_is_no_preset(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(NppkitError, match=r"bad\.yaml"):
         load_preset(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("training: {lr: 1.0}", r"line 99: 'training' stands already in line \d+: keep one"),
+        ("data: {limit: 1, limit: 2}", r"line 99: 'data' stands already"),
+        ("threads: 0200", "line 99: 0200 is no plain number: write it in decimal digits"),
+        ("threads: 1:30", "line 99: 1:30 is no plain number"),
+        ("first_seed: 1:30.5", "line 99: 1:30.5 is no plain number"),
+    ],
+)
+def test_traps_of_yaml(smoke_file, line, message):
+    """A key that stands twice, octal and base-60 numbers are refused with their line; YAML would take them silently."""
+    path = Path(smoke_file(lambda content: None))
+    text = path.read_text()
+    path.write_text(text + "\n" * (98 - text.count("\n")) + line + "\n")
+    with pytest.raises(NppkitError, match=rf"mine\.yaml is not valid YAML: {message}"):
+        load_preset(str(path))
 
 
 @pytest.mark.parametrize(
