@@ -41,7 +41,7 @@ for job in JOBS:
             [ancient(upstream.record) for upstream in job.upstream],
         output:
             job.record,
-        threads: job.parameters.get("threads", 1)
+        threads: graph.options(job).threads
         priority: graph.priority(PRESET, job)
         message:
             job.name

@@ -35,10 +35,14 @@ def measure() -> dict:
         def train(levels: int, attempt: int) -> float:
             segments, where = multi_scale_segments(EPOCHS, levels, "1/2"), folder / f"L{levels}_{attempt}"
             model = make_model(store, SIZES, config, 0)
-            trainer = Trainer(
-                model, store, heldout, segments, config, 0, folder / "history.csv", where, "", bench.DEVICE, bench.PRECISION
-            )
-            return trainer.fit()["seconds" if bench.DEVICE.type == "cuda" else "cpu_seconds"].sum()
+            places = folder / "history.csv", where, ""
+            trainer = Trainer(model, store, heldout, segments, config, 0, *places, precision=bench.PRECISION)
+            with trainer.running() as steps:
+                for step in steps:
+                    trainer.train_step(step, trainer.segment(step).patch_size)
+                    trainer.after(step)
+            clock = "seconds" if bench.DEVICE.type == "cuda" else "cpu_seconds"
+            return sum(row[clock] for row in trainer.history)
 
         rounds = [{levels: train(levels, attempt) for levels in (1, 2)} for attempt in range(2)]
     times = {name: [seconds[levels] for seconds in rounds] for name, levels in (("ntp", 1), ("npp_L2", 2))}

@@ -26,7 +26,7 @@ PRESET = argument("preset", metavar="PRESET", help="a name in nppkit/presets, or
 RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_seed0")
 DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
 PRECISION = argument("--precision", default="", help="fp32 or bf16; default: the preset's")
-THREADS = argument("--threads", type=int, default=1, help="CPU threads of each process (default %(default)s)")
+OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/training/options.py")
 
 
 def command(name: str, example: str, *arguments: tuple) -> Callable:
@@ -101,31 +101,24 @@ def run(a: argparse.Namespace) -> None:
     "demo GPT-B_ntp_seed0",
     PRESET,
     RUN,
-    DEVICE,
     PRECISION,
-    THREADS,
-    argument("--micro-batch", type=int, default=0, help="images that a process computes at once; 0: its share"),
-    argument("--graphs", action="store_true", help="compiled steps as CUDA graphs: one GPU, the whole batch at once"),
-    argument("--shard", action="store_true", help="split weights and AdamW's moments over the processes (FSDP)"),
-    argument("--save-minutes", type=float, default=10.0, help="between two checkpoints, besides those of segments"),
-    argument("--keep-last", type=int, default=2, help="checkpoints"),
-    argument("--keep-best", type=int, default=0, help="checkpoints of the lowest held-out likelihood, besides"),
+    OPTIONS,
 )
 def train(a: argparse.Namespace) -> None:
     """Train one run without its notebook, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
+    from nppkit.training.options import Options
 
-    options = dict(shard=a.shard, micro_batch=a.micro_batch, graphs=a.graphs)
-    options |= dict(save_seconds=60 * a.save_minutes, keep_last=a.keep_last, keep_best=a.keep_best)
-    workers.train(a.preset, a.run, a.device, a.precision, a.threads, **options)
+    workers.train(a.preset, a.run, a.precision, Options.parse(a.options))
 
 
-@command("sample", "demo GPT-B_ntp_seed0", PRESET, RUN, DEVICE, PRECISION, THREADS)
+@command("sample", "demo GPT-B_ntp_seed0", PRESET, RUN, PRECISION, OPTIONS)
 def sample(a: argparse.Namespace) -> None:
     """Draw the codes that a run's evaluation needs, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
+    from nppkit.training.options import Options
 
-    workers.sample(a.preset, a.run, a.device, a.precision, a.threads)
+    workers.sample(a.preset, a.run, a.precision, Options.parse(a.options))
 
 
 @command(

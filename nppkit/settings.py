@@ -39,7 +39,7 @@ def _real(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, float) or isinstance(value, bool):
+    if isinstance(value, float | bool):
         raise ValueError(f"{value!r} is not an int")
     return value
 
@@ -155,7 +155,7 @@ for _kind in ("int", "float"):
 def read_yaml(path: Path) -> dict:
     """A YAML file that holds a mapping. NppkitError names the file, and the line of a key that stands twice."""
     try:
-        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  a SafeLoader
+        content = yaml.load(path.read_text(), _Loader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -61,13 +61,13 @@ def die_at(event):
 
 def train_until(store_folder, run_folder, event=0, file_limit=0):
     """Train in this process with one checkpoint, after every step; it may die, or be unable to write large files."""
-    from test_trainer import make_trainer
+    from test_trainer import fit, make_trainer
 
     if event:
         die_at(event)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    make_trainer(CodeStore(store_folder), run_folder, save_seconds=0.0, keep_last=1).fit()
+    fit(make_trainer(CodeStore(store_folder), run_folder, save_minutes=0.0, keep_last=1))
 
 
 def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **changes):
@@ -90,7 +90,7 @@ def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **chan
         if changes.get("shard"):
             for parameter in trainer.model.parameters():
                 assert parameter.to_local().numel() * size == parameter.numel(), "this process holds more than its part"
-        trainer.fit(progress)
+        test_trainer.fit(trainer, progress)
 
 
 def train_together(size, *args, **changes):

@@ -23,6 +23,7 @@ from nppkit.training.devices import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICE = torch.device("cuda", 0)
+HERE = "cuda:0"
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_compiled_decoding_in_bf16():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume(store, tmp_path, precision):
     """Two halves equal the whole, bit for bit: at this size no kernel adds in changing order."""
-    changes = dict(device=DEVICE, precision=precision)
+    changes = dict(device=HERE, precision=precision)
     test_trainer.same(
         test_trainer.run(store, tmp_path / "a", **changes), test_trainer.run(store, tmp_path / "b", (9,), **changes)
     )
@@ -100,7 +101,7 @@ def close(found, expected, rtol, atol):
 @pytest.mark.parametrize("graphs", [False, True])
 def test_resume_when_compiled(store, tmp_path, graphs):
     """Dropout on: up to the order of atomic sums, so that the noise of every step is the same."""
-    changes = dict(device=DEVICE, graphs=graphs, config=dataclasses.replace(test_trainer.CONFIG, lr=1e-3, compile=True))
+    changes = dict(device=HERE, graphs=graphs, config=dataclasses.replace(test_trainer.CONFIG, lr=1e-3, compile=True))
     whole = test_trainer.run(store, tmp_path / "whole", **changes)
     close(test_trainer.run(store, tmp_path / "parts", (9,), **changes), whole, 1e-3, 1e-4)
 
@@ -113,7 +114,7 @@ def test_trains_as_a_cpu_does(store, tmp_path, compile, options):
     counters = torch._dynamo.utils.counters["inductor"]
     counters.clear()
     config = dataclasses.replace(config, compile=compile)
-    close(test_trainer.run(store, tmp_path / "gpu", config=config, device=DEVICE, **options), cpu, 1e-2, 1e-3)
+    close(test_trainer.run(store, tmp_path / "gpu", config=config, device=HERE, **options), cpu, 1e-2, 1e-3)
     assert not counters["cudagraph_skips"]
 
 

@@ -144,8 +144,8 @@ def test_plain_papermill(smoke_home, tmp_path):
         NOTEBOOKS / "train.ipynb",
         tmp_path / "out.ipynb",
         "-p",
-        "threads",
-        "1",
+        "options",
+        "threads=1",
         "--no-progress-bar",
     ]
     subprocess.run([str(part) for part in command], cwd=tmp_path, check=True, capture_output=True)
@@ -156,7 +156,8 @@ def test_plain_papermill(smoke_home, tmp_path):
     ("parameters", "message"),
     [
         ({"epochs": 3}, "unknown parameter 'epochs'"),
-        ({"threads": "many"}, "parameter threads: 'many' is not an int"),
+        ({"options": "threads=many"}, "options: threads: 'many' is not an int"),
+        ({"run": 3}, "parameter run: 3 is not a str"),
         ({"preset": "x'); open('/tmp/nppkit-injected', 'w')  #"}, "is unknown"),
     ],
 )

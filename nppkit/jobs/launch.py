@@ -24,6 +24,7 @@ from nppkit.study.presets import load_preset
 from nppkit.study.records import Job, why_incomplete, write_record
 from nppkit.study.runs import find_run
 from nppkit.training.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
+from nppkit.training.options import NAMES, Options
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -68,6 +69,16 @@ def notebook_parameters(namespace: dict, where: str = "parameters") -> None:
     namespace.update(check_parameters({name: namespace[name] for name in (*declared, *names)}, declared, where))
 
 
+def with_options(values: dict) -> dict:
+    """The values, those that are options of the machine as one text: `devices 8` becomes options "... devices=8"."""
+    words = {name: values[name] for name in NAMES if name in values}
+    if not words:
+        return values
+    given = [word for word in values.get("options", "").split() if word.partition("=")[0] not in words]
+    text = " ".join([*given, *(f"{name}={value}" for name, value in words.items())])
+    return {name: value for name, value in values.items() if name not in words} | {"options": text}
+
+
 def execute(job: Job, overrides: dict) -> None:
     """Run the job's notebook with papermill in its own folder, then write the completion record.
 
@@ -82,14 +93,16 @@ def execute(job: Job, overrides: dict) -> None:
         raise NppkitError(f"{notebook} does not exist: a preset's reports are notebooks in that folder")
     cell = papermill.iorw.load_notebook_node(str(notebook))
     source = next(c["source"] for c in cell["cells"] if "parameters" in c["metadata"].get("tags", []))
-    values = check_parameters({**job.parameters, **overrides}, declared_parameters(source), f"{job.notebook}.ipynb")
+    given = with_options({**job.parameters, **overrides})
+    values = check_parameters(given, declared_parameters(source), f"{job.notebook}.ipynb")
+    machine = Options.parse(values.get("options", "device=cpu"))
     if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
         raise NppkitError(f"{job.notebook}.ipynb: parameter {changed[0]} is decided by the preset and the run: change those")
     os.environ[BATCH] = "1"
-    os.environ["OMP_NUM_THREADS"] = str(values.get("threads", 1))
+    os.environ["OMP_NUM_THREADS"] = str(machine.threads)
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
     options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
-    gpus = leased(values.get("devices", 1)) if values.get("device") in ("auto", "cuda") else nullcontext()
+    gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
             with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)

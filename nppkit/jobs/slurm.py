@@ -3,6 +3,7 @@
 import functools
 import math
 
+from nppkit.study.graph import options
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job
 
@@ -24,7 +25,7 @@ def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[
     """Snakemake's resources of a job, as its Slurm executor reads them: minutes, MB and CPUs a node, GPUs a node, nodes."""
     devices, nodes = devices_of(preset, job, devices, nodes)
     asked = {"runtime": MINUTES, "mem_mb": MEMORY * devices, "nodes": nodes, "slurm_extra": GRACE}
-    asked["cpus_per_task"] = devices * job.parameters.get("threads", 1)
+    asked["cpus_per_task"] = devices * options(job).threads
     if preset.gpu:
         asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _planned(preset.source)[0].get(job.name, 0) / (devices * nodes) / 60)
         asked["gres"] = f"gpu:{devices}" if job.notebook in ("tokenize", "train", "evaluate") else ""

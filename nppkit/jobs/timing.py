@@ -26,6 +26,7 @@ from nppkit.study.presets import Preset
 from nppkit.study.runs import Run, image_size
 from nppkit.tokenizer import VQModel
 from nppkit.training import devices
+from nppkit.training.options import Options
 from nppkit.training.trainer import Trainer, make_model
 
 SECONDS = 0.5  # what is timed at least, over at least three calls
@@ -73,7 +74,8 @@ def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> dict[int, 
         model = make_model(store, preset.models[run.size], preset.training, run.seed)
         segments = tuple(Segment(p, i, i + 1) for i, p in enumerate(patch_sizes))
         files = (folder / "history.csv", folder / "checkpoints", "timing")
-        trainer = Trainer(model, store, store, segments, preset.training, 0, *files, precision=preset.precision)
+        options = Options(device="cpu")
+        trainer = Trainer(model, store, store, segments, preset.training, 0, *files, options, preset.precision)
         trainer.warm_up()
         model.train()
         return {p: median_seconds(trainer.train_step, 0, p) for p in patch_sizes}

@@ -24,6 +24,7 @@ from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
 from nppkit.training.devices import pick_device
 from nppkit.training.guard import die_with_parent
+from nppkit.training.options import Options
 from nppkit.training.processes import joined
 from nppkit.training.trainer import make_model
 
@@ -35,9 +36,9 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def train(preset_name: str, run_id: str, device: str, precision: str, threads: int, **options: object) -> None:
-    """One run's training; options: those of `training.trainer.Trainer` from `shard` on."""
-    _begin(threads)
+def train(preset_name: str, run_id: str, precision: str, options: Options) -> None:
+    """One run's training: the loop of the train notebook, in every process."""
+    _begin(options.threads)
     preset = load_preset(preset_name)
     run = find_run(preset, run_id)
     folder = tokenizer_dir(preset, run.large)
@@ -45,19 +46,22 @@ def train(preset_name: str, run_id: str, device: str, precision: str, threads: i
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
     preset = replace(preset, precision=precision or preset.precision)
     with joined() as processes:
-        place = pick_device(device)  # this process's own, once it has joined
-        trainer = run_trainer(preset, run, model, store, heldout, device=place, processes=processes, **options)
-        trainer.fit(iter if processes.rank else functools.partial(progress, label=run.id))
+        trainer = run_trainer(preset, run, model, store, heldout, options, processes)
+        show = iter if processes.rank else functools.partial(progress, label=run.id)
+        with trainer.running() as steps:
+            for step in show(steps):
+                trainer.train_step(step, trainer.segment(step).patch_size)
+                trainer.after(step)
 
 
-def sample(preset_name: str, run_id: str, device: str, precision: str, threads: int) -> None:
+def sample(preset_name: str, run_id: str, precision: str, options: Options) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
-    _begin(threads)
+    _begin(options.threads)
     preset = load_preset(preset_name)
     run, precision = find_run(preset, run_id), precision or preset.precision
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
-        model = load_trained(preset, run, store).to(pick_device(device))
+        model = load_trained(preset, run, store).to(pick_device(options.device))
         digest, folder, batch = sampling.weights_digest(model), checkpoint_dir(preset, run), preset.evaluation.batch_size
         for scale in preset.evaluation.guidance:
             for config, samples in sampling_roles(preset.evaluation, scale).values():

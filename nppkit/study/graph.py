@@ -16,6 +16,7 @@ from nppkit.study.presets import Preset, load_preset
 from nppkit.study.published import table_runs
 from nppkit.study.records import Job, _outputs_digest, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
+from nppkit.training.options import Options
 
 FIGURES = {  # a report's figures, by what follows its name; the others have one
     "table5_cost": (),
@@ -73,7 +74,7 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
         )
     config = {"data": settings(preset.data), "tokenizer": settings(preset.tokenizer), "extractor": settings(preset.extractor)}
     config["image_size"] = image_size(preset, large)
-    parameters = {"preset": preset.source, "large": large, "threads": preset.tokenizer_threads}
+    parameters = {"preset": preset.source, "large": large, "options": str(Options(threads=preset.tokenizer_threads))}
     folder = tokenizer_dir(preset, large)
     spared = tuple(store_files(preset)) if large else ()  # a clone of the study has room for the other codes only
     return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config, spared)
@@ -98,7 +99,12 @@ def _tokenize_jobs(preset: Preset, run: Run) -> tuple[Job, ...]:
 
 
 def _parameters(preset: Preset, run: Run) -> dict:
-    return {"preset": preset.source, "run": run.id, "precision": preset.precision, "threads": preset.threads}
+    return {
+        "preset": preset.source,
+        "run": run.id,
+        "precision": preset.precision,
+        "options": str(Options(threads=preset.threads)),
+    }
 
 
 def _precision(preset: Preset) -> dict:
@@ -172,6 +178,11 @@ def _checkpoint_gone(preset: Preset, run: Run) -> str:
     """A finished training whose checkpoint is gone counts until someone needs the checkpoint."""
     folder = checkpoint_dir(preset, run)
     return "" if any(folder.glob("step_*")) else f"its checkpoint in {folder} is gone"
+
+
+def options(job: Job) -> Options:
+    """What the machine does for a job, unless it is told otherwise."""
+    return Options.parse(job.parameters.get("options", ""))
 
 
 def rule_name(job: Job) -> str:

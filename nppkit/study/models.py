@@ -17,6 +17,8 @@ from nppkit.study.presets import Preset
 from nppkit.study.runs import Run
 from nppkit.training.checkpoint import load_newest
 from nppkit.training.devices import pick_device
+from nppkit.training.options import Options
+from nppkit.training.processes import ALONE, Processes
 from nppkit.training.trainer import Trainer, make_model
 
 
@@ -30,15 +32,23 @@ def check_inputs(preset: Preset, side: int) -> None:
         npz_keys(located(preset.evaluation.reference))
 
 
-def run_trainer(preset: Preset, run: Run, model: GPT, store: CodeStore, heldout: CodeStore, **options: object) -> Trainer:
-    """The trainer of a preset's run, with its files in their places; options: the trainer's from `device` on.
+def run_trainer(
+    preset: Preset,
+    run: Run,
+    model: GPT,
+    store: CodeStore,
+    heldout: CodeStore,
+    options: Options = Options(),
+    processes: Processes = ALONE,
+) -> Trainer:
+    """The trainer of a preset's run, with its files in their places.
 
     Precision is the preset's alone, since it is in the digest that the checkpoints carry.
     """
     job, segments = train_job(preset, run), run.segments(preset.training.epochs)
-    history, folder = job.folder / "history.csv", checkpoint_dir(preset, run)
-    options |= {"precision": preset.precision}
-    return Trainer(model, store, heldout, segments, run.training(preset), run.seed, history, folder, job.digest, **options)
+    places = job.folder / "history.csv", checkpoint_dir(preset, run), job.digest
+    t = run.training(preset)
+    return Trainer(model, store, heldout, segments, t, run.seed, *places, options, preset.precision, processes)
 
 
 def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:

@@ -21,6 +21,10 @@ from nppkit.errors import NppkitError
 from nppkit.files import sha256
 
 
+class OtherConfiguration(NppkitError):
+    """The checkpoint was trained with other settings: an older one is no remedy."""
+
+
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep_last: int = 1, keep_best: int = 0
 ) -> Path:
@@ -96,7 +100,7 @@ def load_checkpoint(path: Path, config_digest: str) -> tuple[dict[str, dict[str,
     """Tensors by group, and the state. NppkitError names a damaged file, or a checkpoint of another configuration."""
     state = _read_state(path / "state.json")
     if state.get("config_digest") != config_digest:
-        raise NppkitError(f"checkpoint {path} belongs to another configuration: remove it or use its own preset")
+        raise OtherConfiguration(f"checkpoint {path} belongs to another configuration: remove it or use its own preset")
     tensors = {}
     for name, digest in state["files"].items():
         file = path / name
@@ -126,8 +130,8 @@ def load_newest(folder: Path, config_digest: str) -> tuple[dict[str, dict[str, T
     for path in reversed(checkpoints(folder)):
         try:
             return load_checkpoint(path, config_digest)
+        except OtherConfiguration:
+            raise
         except NppkitError as error:
-            if "another configuration" in str(error):
-                raise
             warnings.warn(str(error), stacklevel=2)
     return None

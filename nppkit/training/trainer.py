@@ -4,11 +4,12 @@ Batches, crops and label dropout are pure functions of (seed, step, sample), dro
 (seed, step, rank), the learning rate of the step: a checkpoint needs no random state and no data position.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,14 @@ from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.training.batches import batch_at
 from nppkit.training.checkpoint import checkpoints, load_newest, save_checkpoint
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import CPU, autocast, compiled, to_device
+from nppkit.training.devices import autocast, compiled, pick_device, to_device
 from nppkit.training.guard import Interrupted, StopRequest, exclusive
+from nppkit.training.options import Options
 from nppkit.training.processes import ALONE, Processes, part_of, whole
 
 
 def make_optimizer(model: GPT, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on every parameter of two or more dimensions (Section 4.1)."""
+    """AdamW with weight decay on every parameter of two or more dimensions (Section 3.1)."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -71,36 +73,21 @@ class Trainer:
     history_path: Path
     checkpoint_folder: Path
     config_digest: str
-    device: torch.device = CPU
+    options: Options = field(default_factory=Options)
     precision: str = "fp32"
     processes: Processes = ALONE
-    shard: bool = False  # weights, gradients and AdamW's moments split over the processes, not repeated in each
-    micro_batch: int = 0  # images that a process computes at once; 0: its whole share of the batch
-    graphs: bool = False  # a compiled step as a CUDA graph
-    save_seconds: float = 600.0
-    keep_last: int = 2  # should the newest be damaged, there is one before it
-    keep_best: int = 0  # checkpoints of the lowest held-out likelihood, where one was measured
 
     def __post_init__(self):
         for segment in self.segments:
             patch_grid(self.store.grid_size**2, segment.patch_size)
-        if self.config.batch_size < self.processes.size:
-            raise NppkitError(f"batch_size {self.config.batch_size} is below {self.processes.size} processes: use fewer devices")
-        if self.save_seconds < 0 or self.keep_last < 1 or self.keep_best < 0:
-            raise NppkitError(
-                f"keep_last {self.keep_last}, keep_best {self.keep_best}: keep 1 or more, and save in 0 or more minutes"
-            )
-        if self.shard and self.config.batch_size % self.processes.size:  # all must compute as many pieces
-            raise NppkitError(f"shard: {self.processes.size} processes do not divide batch_size {self.config.batch_size}")
-        pieces = self.processes != ALONE or 0 < self.micro_batch < self.config.batch_size
-        if self.graphs and (pieces or not self.config.compile):
-            raise NppkitError("graphs: they need training.compile, one device, and the whole batch on it (micro_batch 0)")
+        self._check_options()
+        self.device = pick_device(self.options.device)
         self.model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
-        self.replica = self.processes.replicate(self.model, self.shard)
+        self.replica = self.processes.replicate(self.model, self.options.shard)
         self.optimizer = make_optimizer(self.model, self.config)  # of what this process holds of the weights
-        self.loss_fn = compiled(npp_loss, self.device, self.graphs) if self.config.compile else npp_loss
+        self.loss_fn = compiled(npp_loss, self.device, self.options.graphs) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.pending = []  # loss and gradient norm of steps since the last look, still on the device
 
@@ -113,38 +100,54 @@ class Trainer:
         m = self.store.manifest
         return f"{m['tokenizer_sha256']}/{m['source_digest']}/{m['image_size']}"
 
-    def fit(self, progress: Callable[[range], Iterable[int]] = iter) -> pd.DataFrame:
-        """Train from the newest checkpoint to the end of the last segment; returns the history, a row per logged step.
+    def _check_options(self) -> None:
+        batch, o, n = self.config.batch_size, self.options, self.processes.size
+        if batch < n:
+            raise NppkitError(f"batch_size {batch} is below {n} processes: use fewer devices")
+        if o.micro_batch > batch:
+            raise NppkitError(f"micro_batch {o.micro_batch} is above batch_size {batch}: use at most {batch}")
+        if o.shard and batch % n:  # all must compute as many pieces
+            raise NppkitError(f"shard: {n} processes do not divide batch_size {batch}")
+        if o.graphs and (self.processes != ALONE or 0 < o.micro_batch < batch or not self.config.compile):
+            raise NppkitError("graphs: they need training.compile, one device, and the whole batch on it (micro_batch 0)")
 
-        After SIGTERM it saves and raises Interrupted.
+    @contextlib.contextmanager
+    def running(self) -> Iterator[range]:
+        """Be the only writer of this run, from its newest checkpoint on: the steps that are still to be made.
+
+        Each is made by `train_step` and ends with `after`. SIGTERM is noted meanwhile.
         """
-        with self.only_writer(), StopRequest() as stop:
+        with self.only_writer(), StopRequest() as self.stop:
             self.resume()
             self.warm_up()
-            self.mark, saved = clock(), time.perf_counter()
-            per_epoch = self.config.steps_per_epoch
-            per_row, per_likelihood = self.config.log_every or per_epoch, self.config.heldout_every * per_epoch
-            for step in progress(range(self.step, self.total_steps)):
-                segment = self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
-                if self.config.reset_optimizer and step == segment.start * self.config.steps_per_epoch:
-                    self.optimizer.state.clear()
-                self.train_step(step, segment.patch_size)
-                self.step = step + 1
-                boundary = self.step == segment.end * self.config.steps_per_epoch
-                measured = boundary or (per_likelihood and self.step % per_likelihood == 0)
-                if measured or self.step % per_row == 0:
-                    self.log(segment, measured)
-                due, stopping = self.processes.any(time.perf_counter() - saved > self.save_seconds, stop.requested)
-                if boundary or due or stopping or (self.keep_best and math.isfinite(self.score)):
-                    self.save()
-                    saved = time.perf_counter()
-                if stopping:
-                    raise Interrupted(f"stopped after step {self.step} and saved; the same command goes on")
-        return pd.DataFrame(self.history)
+            self.mark, self.saved = clock(), time.perf_counter()
+            yield range(self.step, self.total_steps)
+
+    def segment(self, step: int) -> Segment:
+        """The segment that a step belongs to, with its patch side."""
+        return self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
+
+    def after(self, step: int) -> None:
+        """Log and save where it is time; after SIGTERM save and raise Interrupted."""
+        segment, per_epoch, self.step = self.segment(step), self.config.steps_per_epoch, step + 1
+        per_row, per_likelihood = self.config.log_every or per_epoch, self.config.heldout_every * per_epoch
+        boundary = self.step == segment.end * per_epoch
+        measured = boundary or (per_likelihood and self.step % per_likelihood == 0)
+        if measured or self.step % per_row == 0:
+            self.log(segment, measured)
+        late = time.perf_counter() - self.saved > 60 * self.options.save_minutes
+        due, stopping = self.processes.any(late, self.stop.requested)
+        if boundary or due or stopping or (self.options.keep_best and math.isfinite(self.score)):
+            self.save()
+            self.saved = time.perf_counter()
+        if stopping:
+            raise Interrupted(f"stopped after step {self.step} and saved; the same command goes on")
 
     def train_step(self, step: int, patch_size: int) -> None:
         """One optimiser step on the step's batch: this process's share of it, in pieces of `micro_batch`."""
         codes, labels = self.batch(step)
+        if self.config.reset_optimizer and step == self.segment(step).start * self.config.steps_per_epoch:
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         torch.manual_seed(noise.torch_seed(self.seed, noise.DROPOUT, step, self.processes.rank))
@@ -156,7 +159,7 @@ class Trainer:
 
     def backward(self, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
         """Gradients of the global batch's mean loss, and this process's part of that loss."""
-        size, parts = self.micro_batch or len(codes), []
+        size, parts = self.options.micro_batch or len(codes), []
         for start in range(0, len(codes), size):
             piece, last = slice(start, start + size), start + size >= len(codes)
             with autocast(self.device, self.precision), self.exchange_gradients(last):
@@ -168,7 +171,7 @@ class Trainer:
 
     def exchange_gradients(self, now: bool) -> AbstractContextManager:
         """Let the processes average their gradients in this backward pass, or not yet; always, where none has room for all."""
-        return nullcontext() if now or self.shard or self.processes == ALONE else self.replica.no_sync()
+        return nullcontext() if now or self.options.shard or self.processes == ALONE else self.replica.no_sync()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of the global batch, which is the same for any number of processes."""
@@ -241,7 +244,7 @@ class Trainer:
         if self.processes.any(bool(bad))[0]:  # the first process has seen them whole; all stop
             raise self.not_finite(self.step - 1, f"{bad or 'a weight or moment'} holds NaN or Inf")
         if self.processes.rank == 0:
-            save_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.keep_last, self.keep_best)
+            save_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.options.keep_last, self.options.keep_best)
         self.mark = clock()
 
     def only_writer(self) -> AbstractContextManager:
@@ -251,7 +254,7 @@ class Trainer:
         for folder in (self.checkpoint_folder, self.history_path.parent):
             folder.mkdir(parents=True, exist_ok=True)
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's two moments
-        missing = self.keep_last + self.keep_best - len(checkpoints(self.checkpoint_folder))
+        missing = self.options.keep_last + self.options.keep_best - len(checkpoints(self.checkpoint_folder))
         check_space(self.checkpoint_folder, size * (max(missing, 0) + 1), "the run's checkpoints")
         return exclusive(self.checkpoint_folder)
 
@@ -278,7 +281,7 @@ class Trainer:
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
         codes, labels = self.batch(0)
-        few = self.micro_batch or len(codes)
+        few = self.options.micro_batch or len(codes)
         flops = {p: step_flops(self.model, codes[:few], labels[:few], p) for p in {s.patch_size for s in self.segments}}
         flops = {p: count * self.config.batch_size // few for p, count in flops.items()}
         steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}

@@ -1,6 +1,7 @@
 """Training: pure data order, the step, exact resume."""
 
 import argparse
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -23,7 +24,8 @@ from nppkit.study.runs import Run
 from nppkit.training import batches, devices, trainer
 from nppkit.training.checkpoint import checkpoints
 from nppkit.training.config import TrainingConfig
-from nppkit.training.processes import Processes
+from nppkit.training.options import Options
+from nppkit.training.processes import ALONE, Processes
 
 SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
 CONFIG = TrainingConfig(epochs=8, steps_per_epoch=3, batch_size=4, lr=1e-2, log_every=2)
@@ -46,9 +48,19 @@ def stop_after(step):
     return progress
 
 
-def make_trainer(store, folder, config=CONFIG, **changes):
+def make_trainer(store, folder, config=CONFIG, precision="fp32", processes=ALONE, **options):
     model = trainer.make_model(store, SIZES, config, seed=0)
-    return trainer.Trainer(model, store, store, SEGMENTS, config, 0, folder / "history.csv", folder / "ckpt", "digest", **changes)
+    places = folder / "history.csv", folder / "ckpt", "digest"
+    options = Options(**{"device": "cpu", **options})
+    return trainer.Trainer(model, store, store, SEGMENTS, config, 0, *places, options, precision, processes)
+
+
+def fit(trainer, progress=iter):
+    """The loop of the train notebook."""
+    with trainer.running() as steps:
+        for step in progress(steps):
+            trainer.train_step(step, trainer.segment(step).patch_size)
+            trainer.after(step)
 
 
 def run(store, folder, stops=(), **changes):
@@ -56,9 +68,9 @@ def run(store, folder, stops=(), **changes):
     folder.mkdir(exist_ok=True)
     for step in stops:
         with pytest.raises(Stopped):
-            make_trainer(store, folder, save_seconds=0.0, **changes).fit(stop_after(step))
+            fit(make_trainer(store, folder, save_minutes=0.0, **changes), stop_after(step))
     trainer = make_trainer(store, folder, **changes)
-    trainer.fit()
+    fit(trainer)
     return trainer
 
 
@@ -108,27 +120,53 @@ def test_a_segment_boundary_compiles_nothing(store, tmp_path):
     trainer = make_trainer(store, tmp_path, config=dataclasses.replace(CONFIG, compile=True))
     trainer.warm_up()
     before = graphs["unique_graphs"]
-    trainer.fit()
+    fit(trainer)
     assert before == graphs["unique_graphs"] == len({segment.patch_size for segment in SEGMENTS})
 
 
 def test_command_line_reaches_the_trainer(store, home, smoke, monkeypatch):
-    """--save-minutes, --keep-last, --keep-best, --graphs reach the trainer; without them it saves every ten minutes."""
+    """--options reach the trainer; without them it saves every ten minutes."""
     monkeypatch.setattr(workers, "CodeStore", lambda folder: store)
-    made = []
-    monkeypatch.setattr(workers, "run_trainer", lambda *args, **options: made.append(options) or argparse.Namespace(fit=print))
-    words = ["--save-minutes", "2", "--keep-last", "5", "--keep-best", "1"]
-    for extra in ([], [*words, "--graphs"]):
+    made, trainer = [], argparse.Namespace(running=lambda: contextlib.nullcontext([]))
+    monkeypatch.setattr(workers, "run_trainer", lambda *args: made.append(args[5]) or trainer)
+    for extra in ([], ["--options", "save_minutes=2 keep_last=5 keep_best=1 graphs=true"]):
         assert cli.call(["train", "smoke", "GPT-B_ntp_seed0", *extra]) == 0
-    found = [[options[key] for key in ("save_seconds", "keep_last", "keep_best", "graphs")] for options in made]
-    assert found == [[600.0, 2, 0, False], [120.0, 5, 1, True]]
+    assert made == [Options(), Options(save_minutes=2.0, keep_last=5, keep_best=1, graphs=True)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["devices=0", "nodes=0", "threads=0", "micro_batch=-1", "save_minutes=-1", "keep_last=0", "keep_best=-1", "devices=two"],
+)
+def test_options_have_ranges(text):
+    """What would divide by zero, train nothing or count FLOPs wrongly is refused by name."""
+    with pytest.raises(NppkitError, match=f"options: {text.split('=')[0]}"):
+        Options.parse(text)
+
+
+def test_options_are_one_text():
+    """Options and their text determine each other; a word without a value and an unknown name are refused."""
+    options = Options(devices=8, shard=True, save_minutes=0.5)
+    assert Options.parse(str(options)) == options and str(Options()) == ""
+    assert options.one_process(100).micro_batch == 13 and options.one_process(100).processes == 1
+    for text, message in (("devices 8", "'devices' is not name=value"), ("gpus=8", "unknown setting 'gpus'")):
+        with pytest.raises(NppkitError, match=message):
+            Options.parse(text)
+
+
+def test_pieces_of_a_batch_cost_what_the_batch_does(store, tmp_path):
+    """Measured FLOPs are those of the whole batch, whatever its pieces; more than the batch is refused."""
+    whole, pieces = (make_trainer(store, tmp_path, micro_batch=n).measured_cost() for n in (0, 3))
+    assert whole["flops"] == pieces["flops"]
+    with pytest.raises(NppkitError, match="micro_batch 128 is above batch_size 4"):
+        make_trainer(store, tmp_path, micro_batch=128)
 
 
 @pytest.mark.parametrize("change", [dict(micro_batch=3), dict(processes=Processes(0, 2)), dict(config=CONFIG)])
 def test_graphs_need_a_whole_compiled_batch(store, tmp_path, change):
     """Pieces of a batch would overwrite each other's gradients, and without compilation there is no graph."""
     compiled = dataclasses.replace(CONFIG, compile=True)
-    assert make_trainer(store, tmp_path, graphs=True, config=compiled, micro_batch=4).graphs
+    assert make_trainer(store, tmp_path, graphs=True, config=compiled, micro_batch=4).options.graphs
     with pytest.raises(NppkitError, match="graphs: they need training"):
         make_trainer(store, tmp_path, graphs=True, **{"config": compiled, **change})
 
@@ -136,7 +174,9 @@ def test_graphs_need_a_whole_compiled_batch(store, tmp_path, change):
 def test_precision_is_in_the_digest(store, home, smoke):
     """A preset's trainer computes in the preset's precision, and its checkpoints are not those of another."""
     trainers = [
-        models.run_trainer(dataclasses.replace(smoke, precision=p), Run("B"), make_trainer(store, home).model, store, store)
+        models.run_trainer(
+            dataclasses.replace(smoke, precision=p), Run("B"), make_trainer(store, home).model, store, store, Options()
+        )
         for p in ("fp32", "bf16")
     ]
     assert [t.precision for t in trainers] == ["fp32", "bf16"] and trainers[0].config_digest != trainers[1].config_digest
@@ -249,7 +289,7 @@ def test_nan_stops_and_is_not_saved(store, tmp_path):
     ordinary = trainer.loss_fn
     trainer.loss_fn = lambda model, codes, labels, p: ordinary(model, codes, labels, p) * (math.nan if trainer.step == 7 else 1)
     with pytest.raises(NppkitError, match=r"step 7: loss nan.*step_00000006"):
-        trainer.fit()
+        fit(trainer)
     assert [path.name for path in checkpoints(tmp_path / "ckpt")] == ["step_00000006"]
 
 
@@ -258,7 +298,7 @@ def test_other_configuration_is_refused(store, tmp_path):
     run(store, tmp_path / "run")
     model = trainer.make_model(store, SIZES, CONFIG, 0)
     with pytest.raises(NppkitError, match="another configuration"):
-        trainer.Trainer(model, store, store, SEGMENTS, CONFIG, 0, tmp_path / "h.csv", tmp_path / "run" / "ckpt", "other").fit()
+        fit(trainer.Trainer(model, store, store, SEGMENTS, CONFIG, 0, tmp_path / "h.csv", tmp_path / "run" / "ckpt", "other"))
 
 
 def test_other_codes_are_refused(store, tmp_path):
@@ -266,7 +306,7 @@ def test_other_codes_are_refused(store, tmp_path):
     run(store, tmp_path / "run")
     other = CodeStore(write_store(tmp_path / "other", tokenizer_sha256="retrained"))
     with pytest.raises(NppkitError, match="other codes"):
-        make_trainer(other, tmp_path / "run").fit()
+        fit(make_trainer(other, tmp_path / "run"))
 
 
 def test_patch_larger_than_the_grid_is_refused(store, tmp_path):
