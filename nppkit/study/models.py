@@ -38,7 +38,7 @@ def run_trainer(
     model: GPT,
     store: CodeStore,
     heldout: CodeStore,
-    options: Options = Options(),
+    options: Options,
     processes: Processes = ALONE,
 ) -> Trainer:
     """The trainer of a preset's run, with its files in their places.

@@ -35,13 +35,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def compiled(loss: Callable, device: torch.device, graphs: bool = False) -> Callable:
-    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler.
-
-    graphs: on a GPU as CUDA graphs, whose kernels are not launched one by one. Gradients of several calls must not add up
-    then: torch would overwrite the first with the second.
-    """
+def compiled(loss: Callable, device: torch.device) -> Callable:
+    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler."""
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         warnings.warn("no C++ compiler found: training runs eagerly, somewhat slower", stacklevel=2)
         return loss
-    return torch.compile(loss, dynamic=False, mode="reduce-overhead" if graphs else None)
+    return torch.compile(loss, dynamic=False)

@@ -5,6 +5,7 @@ Batches, crops and label dropout are pure functions of (seed, step, sample), dro
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -30,17 +31,19 @@ from nppkit.training.batches import batch_at
 from nppkit.training.checkpoint import checkpoints, load_newest, save_checkpoint
 from nppkit.training.config import TrainingConfig
 from nppkit.training.devices import autocast, compiled, pick_device, to_device
+from nppkit.training.graphs import StepGraph
 from nppkit.training.guard import Interrupted, StopRequest, exclusive
 from nppkit.training.options import Options
 from nppkit.training.processes import ALONE, Processes, part_of, whole
 
 
-def make_optimizer(model: GPT, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: GPT, config: TrainingConfig, graphs: bool = False) -> torch.optim.AdamW:
     """AdamW with weight decay on every parameter of two or more dimensions (Section 3.1)."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    lr = torch.tensor(config.lr, device=matrices[0].device) if graphs else config.lr  # a graph reads it where it lies
+    return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2), fused=True, capturable=graphs)
 
 
 def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int) -> GPT:
@@ -86,10 +89,11 @@ class Trainer:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
         self.replica = self.processes.replicate(self.model, self.options.shard)
-        self.optimizer = make_optimizer(self.model, self.config)  # of what this process holds of the weights
-        self.loss_fn = compiled(npp_loss, self.device, self.options.graphs) if self.config.compile else npp_loss
+        self.optimizer = make_optimizer(self.model, self.config, self.options.graphs)  # of what this process holds of the weights
+        self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.pending = []  # loss and gradient norm of steps since the last look, still on the device
+        self.graphs: dict[int, StepGraph] = {}  # by patch side
 
     @property
     def total_steps(self) -> int:
@@ -108,8 +112,8 @@ class Trainer:
             raise NppkitError(f"micro_batch {o.micro_batch} is above batch_size {batch}: use at most {batch}")
         if o.shard and batch % n:  # all must compute as many pieces
             raise NppkitError(f"shard: {n} processes do not divide batch_size {batch}")
-        if o.graphs and (self.processes != ALONE or 0 < o.micro_batch < batch or not self.config.compile):
-            raise NppkitError("graphs: they need training.compile, one device, and the whole batch on it (micro_batch 0)")
+        if o.graphs and (self.processes != ALONE or pick_device(o.device).type != "cuda"):
+            raise NppkitError("graphs: they need one process and a GPU: leave the option out")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[range]:
@@ -147,15 +151,30 @@ class Trainer:
         """One optimiser step on the step's batch: this process's share of it, in pieces of `micro_batch`."""
         codes, labels = self.batch(step)
         if self.config.reset_optimizer and step == self.segment(step).start * self.config.steps_per_epoch:
-            self.optimizer.state.clear()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            self.forget()
+        self.set_rate(self.learning_rate(step))
         torch.manual_seed(noise.torch_seed(self.seed, noise.DROPOUT, step, self.processes.rank))
+        compute = self.graphs.get(patch_size) or functools.partial(self.compute, patch_size)
+        self.pending.append(compute(codes, labels))
+
+    def compute(self, patch_size: int, codes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients, clipping and AdamW: the step's loss, and the norm of its gradients before clipping."""
         loss = self.backward(codes, labels, patch_size)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.pending.append((loss, norm))
+        return loss, norm
+
+    def set_rate(self, lr: float) -> None:
+        """AdamW's learning rate from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
+
+    def forget(self) -> None:
+        """AdamW's state as at the beginning."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
 
     def backward(self, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
         """Gradients of the global batch's mean loss, and this process's part of that loss."""
@@ -183,13 +202,27 @@ class Trainer:
         return learning_rate(step, self.segments, self.config.steps_per_epoch, **self.config.rates)
 
     def warm_up(self) -> None:
-        """Compile every patch side that is still to come, outside the measured time."""
-        if self.loss_fn is npp_loss:
-            return
+        """Compile every patch side that is still to come, and record its graph, outside the measured time."""
         self.model.train()
+        if self.loss_fn is npp_loss and not self.options.graphs:
+            return
         for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
-            self.backward(*self.batch(0), p)
-            self.optimizer.zero_grad(set_to_none=True)
+            if self.options.graphs:
+                self.record_graph(p)
+            else:
+                self.backward(*self.batch(0), p)
+                self.optimizer.zero_grad(set_to_none=True)
+
+    def record_graph(self, patch_size: int) -> None:
+        """The graph of a step. The steps that prepare it have a learning rate of 0, and AdamW's state is put back after them."""
+        self.set_rate(0.0)
+        before = {key: value.clone() for key, value in optimizer_tensors(self.optimizer, self.model).items()}
+        pool = next((graph.graph.pool() for graph in self.graphs.values()), None)
+        self.graphs[patch_size] = StepGraph(functools.partial(self.compute, patch_size), *self.batch(0), pool)
+        self.forget()
+        for key, value in optimizer_tensors(self.optimizer, self.model).items():
+            if key in before:
+                value.copy_(before[key])
 
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""

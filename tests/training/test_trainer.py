@@ -162,13 +162,11 @@ def test_pieces_of_a_batch_cost_what_the_batch_does(store, tmp_path):
         make_trainer(store, tmp_path, micro_batch=128)
 
 
-@pytest.mark.parametrize("change", [dict(micro_batch=3), dict(processes=Processes(0, 2)), dict(config=CONFIG)])
-def test_graphs_need_a_whole_compiled_batch(store, tmp_path, change):
-    """Pieces of a batch would overwrite each other's gradients, and without compilation there is no graph."""
-    compiled = dataclasses.replace(CONFIG, compile=True)
-    assert make_trainer(store, tmp_path, graphs=True, config=compiled, micro_batch=4).options.graphs
-    with pytest.raises(NppkitError, match="graphs: they need training"):
-        make_trainer(store, tmp_path, graphs=True, **{"config": compiled, **change})
+@pytest.mark.parametrize("change", [{}, dict(processes=Processes(0, 2))])
+def test_graphs_need_one_process_and_a_gpu(store, tmp_path, change):
+    """CUDA graphs are a GPU's, and gradients are not exchanged within one."""
+    with pytest.raises(NppkitError, match="graphs: they need one process and a GPU"):
+        make_trainer(store, tmp_path, graphs=True, **change)
 
 
 def test_precision_is_in_the_digest(store, home, smoke):
