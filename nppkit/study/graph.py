@@ -103,7 +103,7 @@ def _parameters(preset: Preset, run: Run) -> dict:
         "preset": preset.source,
         "run": run.id,
         "precision": preset.precision,
-        "options": str(Options(threads=preset.threads)),
+        "options": str(Options(threads=preset.threads, graphs=preset.graphs)),
     }
 
 

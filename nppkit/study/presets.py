@@ -11,7 +11,7 @@ from pydantic import Field
 from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.errors import NppkitError
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
-from nppkit.settings import Count, Name, Positive, Real, build, read_yaml, section, settings
+from nppkit.settings import Bool, Count, Name, Positive, Real, build, read_yaml, section, settings
 from nppkit.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "presets"
@@ -48,6 +48,7 @@ class Preset:
     precision: Literal["fp32", "bf16"] = "fp32"  # of training and sampling: fp32, or bf16 autocast over fp32 weights
     gpu: str = ""  # what make plan reckons with (nppkit/cost.py); empty: measure on this machine's CPU
     gpus: Positive = 1
+    graphs: Bool = False  # training steps as CUDA graphs, where one process trains on a GPU
     reports: list[Report] = field(default_factory=list)  # reading notebooks besides the paper's tables and Figure 1
     threads: Positive = 1  # CPU threads of a training or evaluation job
     tokenizer_threads: Positive = 2  # of the tokenize job, which runs alone

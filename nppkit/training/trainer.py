@@ -85,11 +85,12 @@ class Trainer:
             patch_grid(self.store.grid_size**2, segment.patch_size)
         self._check_options()
         self.device = pick_device(self.options.device)
+        self.replays = self.options.graphs and self.processes == ALONE and self.device.type == "cuda"
         self.model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
         self.replica = self.processes.replicate(self.model, self.options.shard)
-        self.optimizer = make_optimizer(self.model, self.config, self.options.graphs)  # of what this process holds of the weights
+        self.optimizer = make_optimizer(self.model, self.config, self.replays)  # of what this process holds of the weights
         self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.pending = []  # loss and gradient norm of steps since the last look, still on the device
@@ -112,8 +113,6 @@ class Trainer:
             raise NppkitError(f"micro_batch {o.micro_batch} is above batch_size {batch}: use at most {batch}")
         if o.shard and batch % n:  # all must compute as many pieces
             raise NppkitError(f"shard: {n} processes do not divide batch_size {batch}")
-        if o.graphs and (self.processes != ALONE or pick_device(o.device).type != "cuda"):
-            raise NppkitError("graphs: they need one process and a GPU: leave the option out")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[range]:
@@ -204,10 +203,10 @@ class Trainer:
     def warm_up(self) -> None:
         """Compile every patch side that is still to come, and record its graph, outside the measured time."""
         self.model.train()
-        if self.loss_fn is npp_loss and not self.options.graphs:
+        if self.loss_fn is npp_loss and not self.replays:
             return
         for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
-            if self.options.graphs:
+            if self.replays:
                 self.record_graph(p)
             else:
                 self.backward(*self.batch(0), p)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from nppkit.cost import GPU, GPUS
 from nppkit.errors import NppkitError
 from nppkit.show import plots
 from nppkit.study import speed
@@ -76,8 +75,12 @@ def test_gpu_steps():
     """Half of the epochs at p = 2 and half at p = 1; a mode and side that was not measured is missing, and nothing else."""
     seconds = {"eager 1": 0.4, "eager 2": 0.4, "graph 1": 0.2, "graph 2": 0.1, "graph 4": 0.05}
     step = {"flops": {"1": 8e12, "2": 2e12, "4": 1e12}, "seconds": {k: {"median": t} for k, t in seconds.items()}}
-    report = {"rows": {"B 32 step": step, "B sampling": {"seconds": {"plain": {"median": 6.0}, "graph": {"median": 2.0}}}}}
-    table = speed.gpu_steps(report, GPU(flops=80e12, memory=1, bandwidth=1))
+    report = {
+        "machine": {"name": "NVIDIA H200"},
+        "rows": {"tests": {}, "B 32 step": step, "B sampling": {"seconds": {"plain": {"median": 6.0}, "graph": {"median": 2.0}}}},
+    }
+    step["product_flops_per_second"] = 80e12
+    table = speed.gpu_steps(report)
     assert list(table.index) == [("B", 32, "eager"), ("B", 32, "graph")]
     assert table["#L = 2, time"].tolist() == [1.0, 0.75] and table["#L = 2, FLOPs"].tolist() == [0.625, 0.625]
     assert table["of peak"].tolist() == pytest.approx([0.25, 0.5]) and table["p = 4, ms"].isna().tolist() == [True, False]
@@ -87,7 +90,7 @@ def test_gpu_steps():
 @pytest.mark.parametrize("name", speed.report_names(speed.GPU_REPORTS))
 def test_committed_gpu_reports(name):
     """Every model's time falls with p as a CUDA graph, and no step is faster than the GPU's peak."""
-    table = speed.gpu_steps(speed.load_report(name, speed.GPU_REPORTS), GPUS["H200-141G"])
+    table = speed.gpu_steps(speed.load_report(name, speed.GPU_REPORTS))
     assert table["of peak"].between(0.01, 1).all()
     assert table.xs("graph", level="mode")["#L = 2, time"].between(0.6, 0.8).all()
 

@@ -25,7 +25,7 @@ from nppkit.training import batches, devices, trainer
 from nppkit.training.checkpoint import checkpoints
 from nppkit.training.config import TrainingConfig
 from nppkit.training.options import Options
-from nppkit.training.processes import ALONE, Processes
+from nppkit.training.processes import ALONE
 
 SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
 CONFIG = TrainingConfig(epochs=8, steps_per_epoch=3, batch_size=4, lr=1e-2, log_every=2)
@@ -162,11 +162,10 @@ def test_pieces_of_a_batch_cost_what_the_batch_does(store, tmp_path):
         make_trainer(store, tmp_path, micro_batch=128)
 
 
-@pytest.mark.parametrize("change", [{}, dict(processes=Processes(0, 2))])
-def test_graphs_need_one_process_and_a_gpu(store, tmp_path, change):
-    """CUDA graphs are a GPU's, and gradients are not exchanged within one."""
-    with pytest.raises(NppkitError, match="graphs: they need one process and a GPU"):
-        make_trainer(store, tmp_path, graphs=True, **change)
+def test_graphs_need_a_gpu(store, tmp_path):
+    """CUDA graphs are a GPU's: elsewhere the option changes nothing."""
+    trainer = make_trainer(store, tmp_path, graphs=True)
+    assert not trainer.replays and trainer.optimizer.param_groups[0]["capturable"] is False
 
 
 def test_precision_is_in_the_digest(store, home, smoke):
