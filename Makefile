@@ -15,12 +15,10 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 
 SNAKEMAKE = $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
 CONFIG = --config preset=$(PRESET) $(RUN)  # comes last: it takes every word after it
-READING := table1_main table2_patch_size table3_lambda table4_levels table5_cost figure1_cost_vs_fid figure2_method \
-  figure3_schedule figure4_samples gain equal_compute when_it_pays claims
 BENCH := step patches training memory breakdown loss sampling store launcher
-REPORTS := table1 table2 table3 table4 table5 figure1
 
-.PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab clean $(REPORTS)
+.PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab clean \
+  table1 table2 table3 table4 table5 figure1
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,7 +47,7 @@ study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is
 	$(MAKE) reproduce PRESET=study
 
 study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
-	cd notebooks && printf '%s\n' $(READING) | xargs -P $(CORES) -I {} $(abspath $(BIN))/jupyter nbconvert \
+	cd notebooks && $(abspath $(BIN))/python -m nppkit where study --notebooks | xargs -P $(CORES) -I {} $(abspath $(BIN))/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False {}.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md
 

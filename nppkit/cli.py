@@ -216,7 +216,13 @@ def export(a: argparse.Namespace) -> None:
     releases.export(a.checkpoint, a.out)
 
 
-@command("where", "demo table1", PRESET, argument("reports", nargs="*", metavar="REPORT", help="e.g. table1; default: all"))
+@command(
+    "where",
+    "demo table1",
+    PRESET,
+    argument("reports", nargs="*", metavar="REPORT", help="e.g. table1; default: all"),
+    argument("--notebooks", action="store_true", help="name the notebooks alone"),
+)
 def where(a: argparse.Namespace) -> None:
     """Where a preset's tables and figures are."""
     from nppkit.files import home
@@ -225,7 +231,9 @@ def where(a: argparse.Namespace) -> None:
 
     preset = load_preset(a.preset)
     for job in (report_job(preset, report) for report in reports(preset)):
-        if not a.reports or rule_name(job) in a.reports:
+        if a.notebooks:
+            print(job.notebook)
+        elif not a.reports or rule_name(job) in a.reports:
             print(f"{job.name}:", *((job.folder / name).resolve().relative_to(home()) for name in job.outputs))
 
 

@@ -70,7 +70,7 @@ def test_committed_outputs(name):
 def test_committed_figures(name):
     """A cell that shows a figure has it as a picture, and a live section has the line that stands for it without a kernel."""
     for cell in code(read(name)):
-        if "plots.show(" in cell.source:
+        if "plots.show(" in cell.source or "page.figure()" in cell.source:
             assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
         if "widgets.show(" in cell.source:
             assert [output.data["text/plain"] for output in cell.outputs] == [widgets.WITHOUT_KERNEL]
@@ -114,7 +114,7 @@ def test_reading_notebooks(smoke_home, name):
 def test_declared_figures_are_those_saved(name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
     sources = "".join(cell.source for cell in code(read(name)))
-    names = re.findall(r'save_figure\(\w+, study, "(\w+)"\)', sources)
+    names = re.findall(r'(?:save_figure\(\w+, study|Ablation\(study), "(\w+)"\)', sources)
     saved = {f"{figure}.{suffix}" for figure in names for suffix in ("png", "pdf")}
     outputs = graph.report_job(presets.load_preset("study"), name).outputs
     assert {output.split("/")[-1] for output in outputs if "figures" in output} == saved

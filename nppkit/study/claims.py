@@ -15,7 +15,7 @@ from nppkit.files import write_atomic
 from nppkit.model import MODELS
 from nppkit.study.presets import Preset
 from nppkit.study.published import published, row_run
-from nppkit.study.results import EQUAL_FLOPS, all_results, paired, results
+from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
 from nppkit.study.stats import Interval
 from nppkit.study.tables import markdown
@@ -225,7 +225,7 @@ def for_readme(preset: Preset) -> str:
 
 def at_equal_flops(preset: Preset) -> str:
     """What the paper does not compare: NPP given next-token prediction's FLOPs in place of its epochs. Empty without runs."""
-    longer = {size: replace(npp(size), epochs=epochs) for size, (_, epochs) in EQUAL_FLOPS.items()}
+    longer = {size: replace(npp(size), epochs=epochs) for size, (_, epochs) in preset.equal_flops.items()}
     found = {size: paired(preset, run, Run(size), "fid") for size, run in longer.items()}
     found = {size: interval for size, interval in found.items() if interval.n}
     said = _say("Beyond the claims, at equal training FLOPs, FID of NPP minus NTP's", found)

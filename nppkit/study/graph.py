@@ -25,7 +25,6 @@ FIGURES = {  # a report's figures, by what follows its name; the others have one
     "equal_compute": ("", "_time", "_fid", "_fid_time"),
     "when_it_pays": ("", "_flops", "_nll"),
 }
-COARSE = "study_8x8"  # the preset that when_it_pays reads besides its own
 REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
 
 
@@ -129,9 +128,9 @@ def report_job(preset: Preset, report: str) -> Job:
     folder, config = results_dir(preset), {"report": report}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
-    if report == "when_it_pays":
-        coarse = load_preset(COARSE)
-        config[COARSE] = {run.id: _outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
+    if report == "when_it_pays" and preset.coarse:
+        coarse = load_preset(preset.coarse)
+        config[coarse.name] = {run.id: _outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
 
 

@@ -26,6 +26,7 @@ class Preset:
 
     models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size, or size_recipe,
     -> number of seeds (default 1), counted from first_seed.
+    equal_flops: size -> epochs of NTP at the FLOPs of NPP's, and of NPP at those of NTP's.
     weights: run id -> a release (nppkit weights fetch) or a file, which is evaluated in place of training the run.
 
     >>> sorted(load_preset("demo").models)
@@ -42,6 +43,8 @@ class Preset:
     evaluation: EvaluationConfig
     runs: dict[Size, Annotated[list[str], Field(min_length=1)]]
     seeds: dict[Name, Positive] = field(default_factory=dict)
+    equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
+    coarse: str = ""  # a preset of the same images on a coarser grid, for the report when_it_pays
     first_seed: Count = 0  # confirmatory runs use seeds that no earlier study has seen
     tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used
     weights: dict[Name, str] = field(default_factory=dict)

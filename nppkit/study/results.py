@@ -14,8 +14,6 @@ from nppkit.study.records import why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import Interval, interval, pooled_deviation
 
-EQUAL_FLOPS = {"B": (175, 515), "L": (177, 509)}  # epochs of NTP at the FLOPs of NPP's 300, and of NPP at those of NTP's 300
-
 
 def run_result(preset: Preset, run: Run) -> dict | None:
     """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run.
@@ -90,6 +88,20 @@ def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable 
     ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
     shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
     return interval([combine(ours[seed], theirs[seed]) for seed in shared])
+
+
+def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str:
+    """What a contrast says, in Markdown: lower, higher or no verdict for each of `pairs`, with the intervals of FID."""
+    found = {name: paired(preset, run, baseline, "fid") for name, (run, baseline) in pairs.items()}
+    found = {name: interval for name, interval in found.items() if interval.n}
+    if not found:
+        return f"**{what}: not run yet.**"
+    said = {"lower": [], "higher": [], "no verdict": []}
+    for name, difference in found.items():
+        said[difference.verdict("lower", "higher")].append(name)
+    words = [f"{verdict} for {', '.join(names)}" for verdict, names in said.items() if names]
+    numbers = "; ".join(f"{name} {difference} ({difference.n} seeds)" for name, difference in found.items())
+    return f"**{what}, FID: {'; '.join(words)}.** Differences with 95 % intervals over seeds: {numbers}. Lower is better."
 
 
 QUALITIES = {"fid": "FID", "best_fid": "FID at each run's best scale", "heldout_nll": "held-out NLL"}

@@ -98,7 +98,7 @@ def gpu_steps(report: dict) -> pd.DataFrame:
 
     A row is a model, the images of a step, and how it was run; `of peak` is at p = 1, of the measured rate of a large bf16
     product where the report has it, else of the data sheet's. The training's time is a share of
-    next-token prediction's, half of the epochs at p = 2 and half at p = 1 (Section 3.3), beside the same share of FLOPs.
+    next-token prediction's, half of the epochs at p = 2 and half at p = 1 (Section 3.6), beside the same share of FLOPs.
     """
     rows = []
     for name, found in report["rows"].items():

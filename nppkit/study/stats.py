@@ -1,5 +1,6 @@
 """How sure a difference is: intervals over seeds, paired where two runs share theirs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,40 @@ class Interval:
     def __str__(self) -> str:
         if self.n < 2:
             return f"{self.mean:.3g} (one seed)" if self.n else "not run"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        places = decimals((self.high - self.low) / 2, digits=2)
+        while places < 4 and any(round(end, places) == 0 != end for end in (self.low, self.high)):
+            places += 1  # an end near zero keeps its side of it
+        mean, low, high = (rounded(value, places) for value in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
+
+def decimals(uncertainty: float, digits: int = 0) -> int:
+    """How many decimals an uncertainty leaves: two where there is none, else those that show `digits` digits of it.
+
+    digits 0: two where the first of them is 1 or 2, else one.
+
+    >>> [decimals(u) for u in (0.85, 0.13, 2.6, 31.0)]
+    [1, 2, 1, 0]
+    """
+    if not (math.isfinite(uncertainty) and uncertainty > 0):
+        return 2
+    exponent = math.floor(math.log10(uncertainty))
+    return max(0, (digits or 1 + (uncertainty < 3 * 10**exponent)) - 1 - exponent)
+
+
+def rounded(value: float, places: int) -> str:
+    """A value with that many decimals, and no minus before a zero."""
+    text = f"{value:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def plus_minus(mean: float, spread: float) -> str:
+    """Mean and standard deviation, with the decimals that the deviation leaves.
+
+    >>> plus_minus(13.5534, 0.8475)
+    '13.6 ± 0.8'
+    """
+    return f"{rounded(mean, decimals(spread))} ± {rounded(spread, decimals(spread))}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -18,7 +18,7 @@ from nppkit.study.presets import Preset
 from nppkit.study.published import published, row_run
 from nppkit.study.results import contrasts, floors, mean, paired, results
 from nppkit.study.runs import Run, preset_runs, seed_count
-from nppkit.study.stats import deviation
+from nppkit.study.stats import Interval, deviation, plus_minus
 
 NAMES = {"fid": "FID", "inception_score": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
 EPOCHS = 300
@@ -177,13 +177,14 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     text = table.map(_cell)
     for name in [c for c in table.columns if c.endswith(" deviation")]:
         of = name.removesuffix(" deviation")
-        text[of] = [f"{m} ± {sd}" if sd else m for m, sd in zip(text[of], text[name], strict=True)]
+        both = zip(text[of], table[of], table[name], strict=True)
+        text[of] = [m if pd.isna(sd) else plus_minus(mean, sd) for m, mean, sd in both]
         text = text.drop(columns=name)
     if "FID minus NTP's" in text:
-        ends = [f"FID minus NTP's, {end}" for end in ("low", "high")]
-        bounds = zip(text["FID minus NTP's"], *(text[end] for end in ends), strict=True)
-        text["FID minus NTP's"] = [f"{m} [{low}, {high}]" if low else m for m, low, high in bounds]
-        text = text.drop(columns=ends)
+        names = ["FID minus NTP's", *(f"FID minus NTP's, {end}" for end in ("low", "high"))]
+        known = zip(text[names[0]], *(table[name] for name in names), strict=True)
+        text[names[0]] = [m if pd.isna(low) else str(Interval(2, mean, low, high)) for m, mean, low, high in known]
+        text = text.drop(columns=names[1:])
     return text
 
 

@@ -92,7 +92,7 @@ def test_readme_says_what_equal_flops_give(home, smoke):
     for seed in range(2):
         finish(preset, Run("B", seed=seed), fid=10.0)
         finish(preset, dataclasses.replace(NPP, epochs=515, seed=seed), fid=8.0 + seed)
-    assert "at equal training FLOPs, FID of NPP minus NTP's: B -1.5 [-7.85, 4.85] ([equal" in claims.for_readme(preset)
+    assert "at equal training FLOPs, FID of NPP minus NTP's: B -1.5 [-7.9, 4.9] ([equal" in claims.for_readme(preset)
 
 
 def test_readme_table_is_rewritten_in_place(home, smoke, tmp_path):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nppkit.study.stats import Interval, deviation, interval, pooled_deviation
+from nppkit.study.stats import Interval, decimals, deviation, interval, plus_minus, pooled_deviation
 
 
 def test_interval_of_known_values():
@@ -47,3 +47,33 @@ def test_pooled_deviation():
 def test_equal_values_do_not_deviate():
     """Not even by the rounding of their mean."""
     assert deviation([30.733369344] * 3) == 0.0 and deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "text"),
+    [
+        *(
+            (13.5534, 0.8475, "13.6 ± 0.8"),
+            (13.5534, 0.1475, "13.55 ± 0.15"),
+            (10.37, 2.6, "10.4 ± 2.6"),
+            (104.2, 31.0, "104 ± 31"),
+        ),
+        *((0.81934, 0.0093, "0.819 ± 0.009"), (5.0, 0.0, "5.00 ± 0.00"), (-0.01, 0.8, "0.0 ± 0.8")),
+    ],
+)
+def test_digits_that_the_uncertainty_leaves(mean, spread, text):
+    """One digit of a deviation, two where it begins with 1 or 2, and the mean to the same place."""
+    assert plus_minus(mean, spread) == text and decimals(float("nan")) == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((0.33, -1.08, 1.74), "0.3 [-1.1, 1.7]"),
+        ((4.06, 0.0476, 8.06), "4.06 [0.05, 8.06]"),
+        ((-0.0201, -0.0369, -0.0032), "-0.020 [-0.037, -0.003]"),
+    ],
+)
+def test_an_interval_keeps_its_side_of_zero(ends, text):
+    """Two digits of the half width."""
+    assert str(Interval(5, *ends)) == text

@@ -117,7 +117,7 @@ def test_equal_compute_runs_cost_the_same(size):
     """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step."""
     preset = load_preset("study")
     npp, ntp = Run(size, patch_size=2, lam="1/2"), Run(size)
-    theirs, ours = (replace(run, epochs=n) for run, n in zip((ntp, npp), results.EQUAL_FLOPS[size], strict=True))
+    theirs, ours = (replace(run, epochs=n) for run, n in zip((ntp, npp), load_preset("study").equal_flops[size], strict=True))
     assert {ours, theirs} <= set(runs.preset_runs(preset))
     model = GPT(GPTConfig(**preset.models[size], vocab_size=64, num_classes=10, grid_size=16))
     codes, labels = torch.zeros(2, 256, dtype=torch.long), torch.zeros(2, dtype=torch.long)

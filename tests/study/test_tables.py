@@ -205,7 +205,7 @@ def test_seeds_are_paired(home, smoke, changed):
     assert row["FID minus NTP's"] == pytest.approx(-1.0) and row["FID minus NTP's, high"] < 0
     assert row["verdict"] == "better"
     text = tables.compact(tables.make_table(preset, 2)).iloc[1]
-    assert text["FID minus NTP's"].startswith("-1 [-1.2") and "±" in text["our FID (digit features)"]
+    assert text["FID minus NTP's"] == "-1.00 [-1.25, -0.75]" and "±" in text["our FID (digit features)"]
     assert tables.seed_values(preset, 2)["fid"].tolist() == [10.0, 20.0, 30.0, 9.0, 18.9, 29.1]
 
 
