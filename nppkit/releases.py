@@ -223,20 +223,6 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
     return about
 
 
-def load_converted(path: str | Path) -> GPT | VQModel:
-    """The model of a file that `convert` wrote, frozen, in eval mode."""
-    about = Path(path).with_suffix(".json")
-    try:
-        content = json.loads(about.read_text())
-        model_class, config_class = CLASSES[content["class"]]
-        config = config_class(**content["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NppkitError(f"{about} is missing or damaged ({_first_line(error)}): convert {path} again") from None
-    model = model_class(config)
-    load_weights(model, path)
-    return model.eval().requires_grad_(False)
-
-
 def export(checkpoint: str | Path, out: str | Path) -> None:
     """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them."""
     checkpoint, out = Path(checkpoint), Path(out)

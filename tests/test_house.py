@@ -32,3 +32,14 @@ def test_the_graph_needs_no_torch():
     """The Snakefile and `nppkit where` start at once: what they import does not import torch."""
     code = "import sys, nppkit.cli, nppkit.jobs.slurm, nppkit.study.graph; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_no_private_name_crosses_a_file():
+    """A name that begins with an underscore is used in its own file alone."""
+    found = []
+    for path in (ROOT / "nppkit").rglob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        found += [
+            (path.name, a.name) for n in nodes if (n.module or "").startswith("nppkit") for a in n.names if a.name[0] == "_"
+        ]
+    assert not found

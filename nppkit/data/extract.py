@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -24,7 +23,7 @@ from nppkit import noise
 from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import replacing, save_arrays, write_atomic
+from nppkit.files import check_space, replacing, save_arrays, write_atomic
 from nppkit.tokenizer import VQModel, to_model_range, to_pixels
 
 MAX_PIXELS = 2**22  # pixels that the encoder sees at once: 64 crops of 256 x 256
@@ -59,12 +58,12 @@ class Part:
         if not self.path.exists():
             if codes.exists() and not manifest.exists() and self.done().all():
                 return np.ones(self.shape[0], bool)  # killed between the renaming and the manifest
-            _check_space(self.folder, size)
+            check_space(self.folder, size, "the codes")
             for log in self._logs():
                 log.unlink(missing_ok=True)  # notes about a file that is gone
         self.path.touch()
         with open(self.path, "r+b") as file:
-            self.offset = _write_header(file, self.shape)
+            self.offset = write_header(file, self.shape)
             file.truncate(self.offset + size)
         return self.done()
 
@@ -97,7 +96,7 @@ class Part:
     def complete(self, labels: np.ndarray) -> None:
         """Make it a store, if all images are there; processes that finish together may both try."""
         if self.written.all() or self.done().all():
-            _publish(self.path, self.folder, labels, self.manifest)
+            publish(self.path, self.folder, labels, self.manifest)
             for path in (*self._logs(), *self.folder.glob(f".{self.path.name}*")):
                 path.unlink(missing_ok=True)
 
@@ -110,19 +109,13 @@ def _read_ranges(log: Path) -> list[list[int]]:
         return []
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise NppkitError(f"{folder} has {free / 1e9:.1f} GB free and the codes need {needed / 1e9:.1f} GB: make room first")
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
+def write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
     """Begin a .npy file of uint16; returns where the data starts."""
     np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
     return file.tell()
 
 
-def _publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> None:
+def publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> None:
     """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
     if _stored_manifest(folder) != manifest:
         (folder / "manifest.json").unlink(missing_ok=True)
@@ -261,5 +254,5 @@ def _crop_kind(store: CodeStore) -> str:
     kinds = {count: kind for kind, count in CROPS.items()} | {10: "ten_crop"}
     kind = store.manifest.get("crop_kind", kinds.get(store.crops))
     if kind is None:
-        raise NppkitError(f"{store.folder} has {store.crops} crops an image, of no known kind: see nppkit/data/images.py")
+        raise NppkitError(f"{store.folder} has {store.crops} crops an image, of a kind that is not known: see nppkit/data")
     return kind

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
-from nppkit.data.extract import MAX_VOCABULARY, _check_space, _publish, _write_header
+from nppkit.data.extract import MAX_VOCABULARY, publish, write_header
 from nppkit.errors import NppkitError
+from nppkit.files import check_space
 from nppkit.tokenizer import TOKENIZERS
 
 
@@ -36,10 +37,10 @@ def import_llamagen(
     _, crops, tokens = first = _check_shape(codes[0] / "0.npy")
     grid, shape = math.isqrt(tokens), (n, sets * crops, tokens)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, 2 * math.prod(shape))
+    check_space(folder, 2 * math.prod(shape), "the codes")
     part, digest, targets = folder / "codes.npy.import.part", hashlib.sha256(), np.zeros(n, np.int64)
     with open(part, "wb") as file:
-        _write_header(file, shape)
+        write_header(file, shape)
         for i in progress(range(n)):
             row = np.concatenate([_read_codes(path / f"{i}.npy", first, vocab_size) for path in codes]).tobytes()
             targets[i] = _read_label(labels / f"{i}.npy", class_names)
@@ -51,7 +52,7 @@ def import_llamagen(
     names = class_names or [str(label) for label in range(targets.max() + 1)]
     image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
     values = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
-    _publish(part, folder, targets, {**dict(zip(KEYS, values, strict=True)), "imported": True})
+    publish(part, folder, targets, {**dict(zip(KEYS, values, strict=True)), "imported": True})
     return CodeStore(folder)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit import noise
@@ -22,6 +23,7 @@ from nppkit.settings import settings
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel, to_model_range
 
 CPU = torch.device("cpu")
+UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
 MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
 REVIVE_EVERY = 50  # steps between two looks for codes that nothing uses
 
@@ -32,7 +34,7 @@ def all_crops(images: ImageSet, crops: str, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _batch(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Tensor]:
+def random_crops(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Tensor]:
     """A random crop of random images, and the images' indices; a pure function of the key."""
     slot = np.arange(batch_size)
     index = noise.integers(pixels.shape[0], *key, noise.PERMUTATION, slot)
@@ -40,7 +42,7 @@ def _batch(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Tensor]:
     return pixels[index, crop], torch.from_numpy(index)
 
 
-def _one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Up for the first tenth of the steps; of ten steps for a fifth, because OneCycleLR cannot rise in a single one."""
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1)
 
@@ -63,9 +65,9 @@ def fit_tokenizer(
     torch.manual_seed(noise.torch_seed(seed))
     model = VQModel(config).train().to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule, used, history = _one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size, device=device), []
+    schedule, used, history = one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size, device=device), []
     for step in progress(range(steps)):
-        images = to_model_range(_batch(pixels, batch_size, seed, step)[0].to(device))
+        images = to_model_range(random_crops(pixels, batch_size, seed, step)[0].to(device))
         if step % REVIVE_EVERY == 0 and step < 0.7 * steps:
             _revive(model, images, used, step, seed)
         reconstruction, codebook_loss, codes = model(images)
@@ -138,7 +140,12 @@ def tokenizer_config(t: TokenizerConfig, image_size: int) -> VQConfig:
 
 
 def load_tokenizer(folder: Path) -> VQModel:
-    """The tokenizer that a tokenize job saved in `folder`, frozen."""
-    model = VQModel(VQConfig(**json.loads((folder / "tokenizer.json").read_text())))
-    load_weights(model, folder / "tokenizer.safetensors")
+    """The frozen tokenizer that a tokenize job saved in `folder`. NppkitError names a missing or damaged file."""
+    try:
+        model = VQModel(VQConfig(**json.loads((folder / "tokenizer.json").read_text())))
+        state = load_file(folder / "tokenizer.safetensors")
+        model.load_state_dict({UNUSED: model.quantize.codebook_used, **state})
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise NppkitError(f"{folder} holds no tokenizer ({reason}): run the tokenize notebook") from None
     return model.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nppkit import noise
 from nppkit.data.config import DataConfig
 from nppkit.data.images import ImageSet
-from nppkit.data.train_tokenizer import _batch, _one_cycle, all_crops
+from nppkit.data.train_tokenizer import all_crops, one_cycle, random_crops
 from nppkit.files import located
 from nppkit.scoring.config import ExtractorConfig
 
@@ -51,9 +51,9 @@ def fit_classifier(
     torch.manual_seed(noise.torch_seed(seed))
     model = DigitClassifier(num_classes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    schedule = _one_cycle(optimizer, lr, steps)
+    schedule = one_cycle(optimizer, lr, steps)
     for step in progress(range(steps)):
-        images, index = _batch(pixels, batch_size, seed, step)
+        images, index = random_crops(pixels, batch_size, seed, step)
         F.cross_entropy(model(images), labels[index], label_smoothing=0.1).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit.data.images import reference_pixels, study_images
+from nppkit.data.train_tokenizer import UNUSED, load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.errors import NppkitError
 from nppkit.files import home, sha256, write_atomic
 from nppkit.model import GPT, GPTConfig
@@ -25,14 +26,13 @@ from nppkit.study.graph import checkpoint_dir, evaluate_job, run_dir, tokenizer_
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, versions
 from nppkit.study.runs import find_run
-from nppkit.tokenizer import VQConfig, VQModel, to_model_range
+from nppkit.tokenizer import VQModel, to_model_range
 from nppkit.training.checkpoint import checkpoints
 
 HOME = Path(__file__).parent / "pretrained"
 PRESET = "demo"
 RUNS = ("GPT-L_ntp_seed0", "GPT-L_npp_p2_lambda1-2_seed0")
 KEPT = ("config.json", "history.csv", "train_metrics.json", "metrics.json", "samples.png")
-UNUSED = "quantize.codebook_used"  # of the released state dict: a quarter of the small tokenizer's file, read by nothing
 
 
 def pair_jobs() -> list[Job]:
@@ -65,17 +65,6 @@ def keep_tokenizer(source: Path, target: Path) -> None:
     save_file({key: value for key, value in state.items() if key != UNUSED}, target / "tokenizer.safetensors")
     for name in ("tokenizer.json", "metrics.json"):
         shutil.copyfile(source / name, target / name)
-
-
-def load_tokenizer(folder: Path) -> VQModel:
-    """The frozen tokenizer of a tokenizer folder, a kept one or a job's. NppkitError names a missing file."""
-    try:
-        model = VQModel(VQConfig(**json.loads((folder / "tokenizer.json").read_text())))
-        state = load_file(folder / "tokenizer.safetensors")
-    except (OSError, ValueError) as error:
-        raise NppkitError(f"{folder} holds no tokenizer ({error}): run the tokenize notebook") from None
-    model.load_state_dict({UNUSED: model.quantize.codebook_used, **state})
-    return model.eval().requires_grad_(False)
 
 
 def load_model(run: Path) -> GPT:

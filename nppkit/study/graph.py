@@ -14,7 +14,7 @@ from nppkit.files import home
 from nppkit.settings import settings
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.published import table_runs
-from nppkit.study.records import Job, _outputs_digest, why_incomplete
+from nppkit.study.records import Job, outputs_digest, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
 from nppkit.training.options import Options
 
@@ -130,7 +130,7 @@ def report_job(preset: Preset, report: str) -> Job:
     upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
     if report == "when_it_pays" and preset.coarse:
         coarse = load_preset(preset.coarse)
-        config[coarse.name] = {run.id: _outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
+        config[coarse.name] = {run.id: outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
 
 

@@ -45,12 +45,12 @@ def write_record(job: Job) -> None:
             f"{job.name}: {(job.folder / missing[0]).resolve()} was not written: read {job.folder}/{job.notebook}.ipynb"
         )
     outputs = {name: sha256(job.folder / name) for name in job.outputs}
-    upstream = {up.name: _outputs_digest(up) for up in job.upstream}
+    upstream = {up.name: outputs_digest(up) for up in job.upstream}
     record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
     write_atomic(job.record, json.dumps(record, indent=1, default=str) + "\n")
 
 
-def _outputs_digest(job: Job) -> str:
+def outputs_digest(job: Job) -> str:
     """One digest for all that a complete job wrote, as its record has it; empty without a record."""
     record = _read_record(job)
     return hashlib.sha256(json.dumps(record["outputs"], sort_keys=True).encode()).hexdigest() if record else ""
@@ -77,7 +77,7 @@ def why_incomplete(job: Job, needed: bool = True) -> str:
     if record["config_digest"] != job.digest:
         return "its configuration has changed"
     for upstream in job.upstream:
-        if record["upstream"].get(upstream.name) != _outputs_digest(upstream):
+        if record["upstream"].get(upstream.name) != outputs_digest(upstream):
             return f"the results of {upstream.name} have changed"
     for name in job.outputs:
         path = job.folder / name

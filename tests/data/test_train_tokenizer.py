@@ -23,7 +23,7 @@ TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, code
 def rates(steps):
     """The learning rate of each step, of one at most."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, found = train_tokenizer._one_cycle(optimizer, 1.0, steps), []
+    schedule, found = train_tokenizer.one_cycle(optimizer, 1.0, steps), []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -77,10 +77,10 @@ def test_unused_codes_move_to_latents(pixels):
 
 def test_batches_are_pure(pixels):
     """A batch depends on its key alone: its crops are those of the images at the indices that come with it."""
-    images, index = train_tokenizer._batch(pixels, 6, 0, 5)
+    images, index = train_tokenizer.random_crops(pixels, 6, 0, 5)
     crops = noise.integers(pixels.shape[1], 0, 5, noise.CROP, np.arange(6))
-    assert torch.equal(images, pixels[index, crops]) and torch.equal(train_tokenizer._batch(pixels, 6, 0, 5)[0], images)
-    assert not torch.equal(train_tokenizer._batch(pixels, 6, 0, 6)[0], images)
+    assert torch.equal(images, pixels[index, crops]) and torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 5)[0], images)
+    assert not torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 6)[0], images)
 
 
 @pytest.mark.parametrize("name", preset_names())
