@@ -27,11 +27,11 @@ def ablation(table: pd.DataFrame, seeds: pd.DataFrame, by: str, ours: str) -> Fi
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
     size = table["model"].str.extract(r"LlamaGen-(\w+)")[0]
     for number, (name, part) in enumerate(table.groupby(size)):
-        places = _settings(part[by])
+        places = settings(part[by])
         left.plot(places, part["paper FID"].astype(float), "o-", color=f"C{number}", label=f"LlamaGen-{name}")
         right.plot(places, part[ours].astype(float), "-", color=f"C{number}")
         dots = seeds[seeds["size"] == name]
-        right.plot(_settings(dots[by]), dots["fid"], "o", color=f"C{number}", markersize=4, alpha=0.7)
+        right.plot(settings(dots[by]), dots["fid"], "o", color=f"C{number}", markersize=4, alpha=0.7)
     for axes, column in ((left, "paper FID"), (right, ours)):
         axes.set(xlabel=by.replace("_", " "), ylabel=column)
     left.legend()
@@ -39,7 +39,7 @@ def ablation(table: pd.DataFrame, seeds: pd.DataFrame, by: str, ours: str) -> Fi
     return figure
 
 
-def _settings(values: pd.Series) -> list[str]:
+def settings(values: pd.Series) -> list[str]:
     """Values of a setting as categories; the baseline has none."""
     return ["NTP" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v) for v in values]
 

@@ -42,8 +42,9 @@ class Ablation:
         return tables.shown(self.table, [self.by, *names])
 
     def seeds(self) -> pd.DataFrame:
-        """Every seed of every row."""
-        return tables.seed_values(self.preset, self.number).round(2)
+        """Every seed of every row; next-token prediction has no setting."""
+        seeds = tables.seed_values(self.preset, self.number).drop(columns=["model", "size"])
+        return seeds.assign(**{self.by: figures.settings(seeds[self.by])}).round(3)
 
     def sureness(self) -> str:
         """How far sampling noise alone moves an FID, the floors, and how all was evaluated."""
