@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from nppkit import files, noise
-from nppkit.data.config import DataConfig
 from nppkit.data.npz import read_npz
 from nppkit.errors import NppkitError
 
@@ -24,7 +23,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
-CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1}
+CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1, "flips": 4}
 
 
 @dataclass(frozen=True)
@@ -149,33 +148,6 @@ def npz_images(path: str | Path) -> ImageSet:
     return ImageSet(labels, ("unlabelled",), files.sha256(path), lambda i: Image.fromarray(pixels[i]))
 
 
-def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True) -> ImageSet:
-    """The image set that a preset's `data` section names; `check` looks at every file of a folder first."""
-    if source == "mnist":
-        return mnist_images()
-    if source == "folder":
-        return folder_images(path, check)
-    if source == "torchvision":
-        return torchvision_images(name, path)
-    if source == "npz":
-        return npz_images(path)
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, folder, torchvision or npz")
-
-
-def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
-    """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
-    images = load_images(data.source, files.located(data.path), data.name, check)
-    if not data.heldout_path:
-        return split_heldout(images, data.heldout, data.limit)
-    others = load_images(data.source, files.located(data.heldout_path), data.name, check)
-    if others.class_names != images.class_names:
-        raise NppkitError(
-            f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
-        )
-    training, _ = split_heldout(images, 0, data.limit)
-    return training, some_images(others, data.heldout)
-
-
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:
     """A fixed random split (training, held-out) of the first `limit` images of a fixed random order (0: all)."""
     order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)
@@ -196,7 +168,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
-    """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of `shift` and `center` is the image itself."""
+    """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of all but `ten_crop` is the image itself."""
     if crops == "ten_crop":
         from torchvision.transforms.functional import ten_crop
 
@@ -205,6 +177,8 @@ def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
     whole = np.asarray(center_crop(image, size))
     if crops == "center":
         return whole[None]
+    if crops == "flips":  # for pictures without an above and a below
+        return np.stack([whole, whole[:, ::-1], whole[::-1], whole[::-1, ::-1]])
     if crops == "shift":
         step = max(1, size // 32)
         return np.stack([np.roll(whole, (dy * step, dx * step), axis=(0, 1)) for dy, dx in SHIFTS])

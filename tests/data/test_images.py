@@ -13,17 +13,8 @@ from PIL import Image
 
 from nppkit import files
 from nppkit.data.config import DataConfig
-from nppkit.data.images import (
-    CROPS,
-    center_crop,
-    crop_images,
-    folder_images,
-    load_images,
-    mnist_images,
-    split_heldout,
-    study_images,
-    two_halves,
-)
+from nppkit.data.images import CROPS, center_crop, crop_images, folder_images, mnist_images, split_heldout, two_halves
+from nppkit.data.sources import load_images, study_images
 from nppkit.errors import NppkitError
 
 
@@ -75,7 +66,7 @@ def test_bad_folders_are_named(folder, tmp_path):
 
 def test_unknown_source():
     """An unknown source is named with the known ones."""
-    with pytest.raises(NppkitError, match="mnist, folder, torchvision or npz"):
+    with pytest.raises(NppkitError, match="mnist, elpv, folder, torchvision or npz"):
         load_images("imagenette")
 
 
