@@ -3,10 +3,12 @@
 from dataclasses import field
 from typing import Annotated
 
-from pydantic import Field, StrictBool
+from PIL import ImageColor
+from pydantic import AfterValidator, Field, StrictBool
 
 from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
 
+Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Sizes = Annotated[list[Positive], Field(min_length=1)]
 
 
@@ -22,6 +24,8 @@ class DataConfig:
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
     crops: str = "shift"  # shift | ten_crop | center | flips
+    upright: Bool = True  # turn pictures of a folder as their EXIF orientation says; ADM does not
+    background: Colour = "white"  # what lies under transparency: a name, or "#rrggbb"
     heldout: Count = 500
     heldout_path: str = ""  # where they are; empty: a random part of `path`
     limit: Count = 0

@@ -17,12 +17,13 @@ from nppkit.errors import NppkitError
 from nppkit.files import located
 
 
-def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True) -> ImageSet:
-    """The image set that a preset's `data` section names; `check` looks at every file of a folder first."""
+def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True, **shown: bool | str) -> ImageSet:
+    """The image set that a preset's `data` section names; `check` looks at every file of a folder first; shown: its
+    pictures' `upright` and `background`."""
     if source == "mnist":
         return mnist_images()
     if source == "folder":
-        return folder_images(path, check)
+        return folder_images(path, check, **shown)
     if source == "torchvision":
         return torchvision_images(name, path)
     if source == "npz":
@@ -34,10 +35,11 @@ def load_images(source: str, path: str | Path = "", name: str = "", check: bool 
 
 def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
     """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
-    images = load_images(data.source, located(data.path), data.name, check)
+    shown = {"upright": data.upright, "background": data.background}
+    images = load_images(data.source, located(data.path), data.name, check, **shown)
     if not data.heldout_path:
         return split_heldout(images, data.heldout, data.limit)
-    others = load_images(data.source, located(data.heldout_path), data.name, check)
+    others = load_images(data.source, located(data.heldout_path), data.name, check, **shown)
     if others.class_names != images.class_names:
         raise NppkitError(
             f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
