@@ -127,10 +127,10 @@ def test_heldout_images_of_their_own(folder, tmp_path, home):
     """With data.heldout_path all images of data.path train, and as many of the others as asked are held out."""
     shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("val", "1.png"))
     data = DataConfig(source="folder", path=str(folder), heldout_path="val", heldout=1)
-    (home / "bird").mkdir()
+    shutil.copytree(folder / "dog", home / "bird")
     with pytest.raises(NppkitError, match="heldout_path val has other classes than"):
         study_images(data)
-    (home / "bird").rmdir()
+    shutil.rmtree(home / "bird")
     shutil.move(home / "val", home.parent / "val")
     training, heldout = study_images(dataclasses.replace(data, heldout_path=str(home.parent / "val")))
     assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
