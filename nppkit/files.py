@@ -22,10 +22,10 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def home() -> Path:
-    """The folder of results/, figures/ and checkpoints/: NPPKIT_HOME, else the repository."""
+    """The folder of results/, figures/ and checkpoints/: NPPKIT_HOME, else the repository (or, installed, this folder)."""
     repository = Path(__file__).parents[1]
     default = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
-    return Path(os.environ.get("NPPKIT_HOME", default)).resolve()
+    return Path(os.environ.get("NPPKIT_HOME") or default).resolve()
 
 
 def located(path: str) -> Path:

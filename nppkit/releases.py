@@ -6,6 +6,7 @@ and converted once to safetensors with a JSON file beside it. `export` writes wh
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 import zipfile
@@ -23,7 +24,9 @@ from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+# What wrappers leave in names, alone or nested, anywhere: torch.compile, DistributedDataParallel, FSDP, recomputed activations
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
+LIGHTNING = "model."  # at the beginning of all
 COMPUTED = ("freqs_cis",)  # LlamaGen's rotary table: follows from the configuration, so a file's copy is not read
 CLASSES = {"GPT": (GPT, GPTConfig), "VQModel": (VQModel, VQConfig)}
 
@@ -107,7 +110,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise NppkitError(f"{path} does not exist: give the path of a weights file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path), "safetensors"
+        return _unwrap(_read_safetensors(path)), "safetensors"
     content = _unpickle(path)
     kind = next((k for k in CONTAINERS if isinstance(content, dict) and isinstance(content.get(k), dict)), "bare")
     state = _unwrap(content if kind == "bare" else content[kind])
@@ -143,9 +146,10 @@ def _unwrap(content: object) -> dict[str, Tensor]:
     """Names and tensors without wrappers' prefixes and computed tables; empty if it is no state dict."""
     if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         return {}
-    while prefix := next((p for p in WRAPPERS if content and all(key.startswith(p) for key in content)), ""):
-        content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return {key: value for key, value in content.items() if key.split(".")[-1] not in COMPUTED}
+    names = {key: functools.reduce(lambda name, part: name.replace(part, ""), WRAPPERS, key) for key in content}
+    if names and all(name.startswith(LIGHTNING) for name in names.values()):
+        names = {key: name.removeprefix(LIGHTNING) for key, name in names.items()}
+    return {names[key]: value for key, value in content.items() if key.split(".")[-1] not in COMPUTED}
 
 
 def release_config(path: str | Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig | VQConfig:
@@ -182,7 +186,7 @@ def _gpt_config(state: dict[str, Tensor], path: Path, grid_size: int, n_head: in
 
 
 def check_state(state: dict[str, Tensor], model: torch.nn.Module, path: str | Path) -> None:
-    """NppkitError with one line that names the file and the missing, unexpected and wrongly shaped tensors."""
+    """NppkitError with one line that names the file and the missing, unexpected, wrongly shaped and not finite tensors."""
     ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: tuple(value.shape) for key, value in state.items()}
     wrong = [f"{k} is {theirs[k]}, not {ours[k]}" for k in ours if k in theirs and ours[k] != theirs[k]]
@@ -190,6 +194,8 @@ def check_state(state: dict[str, Tensor], model: torch.nn.Module, path: str | Pa
     found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if text := "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names):
         raise NppkitError(f"{path} does not fit this {type(model).__name__} ({text}): check the size and the file")
+    if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise NppkitError(f"{path} holds NaN or Inf in {_some(bad)}: get the file again, or take an earlier checkpoint")
 
 
 def _some(names: list[str]) -> str:

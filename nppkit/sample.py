@@ -5,6 +5,7 @@ the number of processes.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ class SamplingConfig:
     compile: bool = False
 
     def __post_init__(self):
+        for name in ("cfg_scale", "temperature", "top_p"):
+            if not math.isfinite(getattr(self, name)):
+                raise NppkitError(f"{name} {getattr(self, name)} is not a number: 1 changes nothing")
         if self.temperature <= 0:
             raise NppkitError(f"temperature {self.temperature} must be above 0: 1 leaves the logits as they are")
         if not 0 < self.top_p <= 1:
@@ -109,7 +113,8 @@ def decode_tokens(
     """Yield the codes (B,) of one grid cell after another, in raster order.
 
     labels: (B,); index: (B,) sample indices that decide the noise, None for the most likely token each time;
-    prefix: (B, n) codes that are given and not drawn.
+    prefix: (B, n) codes that are given and not drawn. NppkitError for logits that are not finite: no token comes of them;
+    on a GPU, which is not waited for at each token, at the end.
     """
     c, device = model.config, labels.device
     guided = config.cfg_scale != 1
@@ -123,8 +128,12 @@ def decode_tokens(
     if index is not None:
         u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, index[:, None], np.arange(c.block_size))
         u = torch.from_numpy(u).to(device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     for position in range(c.block_size):
         logits = step(x, position).float()
+        finite = finite & logits.isfinite().all()
+        if device.type == "cpu" or position == c.block_size - 1:
+            _require(finite, position)
         if guided:
             off = -1 < config.cfg_interval < position - 1
             logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
@@ -135,6 +144,11 @@ def decode_tokens(
         yield codes
         x = model.tok_embeddings(codes)
         x = torch.cat([x, x]) if guided else x
+
+
+def _require(finite: Tensor, position: int) -> None:
+    if not finite:
+        raise NppkitError(f"logits at or before token {position} are not finite: check the weights and cfg_scale")
 
 
 def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:

@@ -31,6 +31,7 @@ class VQConfig:
     codebook_size: int = 16384
     codebook_embed_dim: int = 8
     norm_groups: int = 32
+    gray: bool = False  # decoded images have three equal channels, the mean of the decoder's
 
     def __post_init__(self):
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # a list when read from YAML or JSON
@@ -166,10 +167,12 @@ class Decoder(nn.Module):
             self.conv_blocks.append(Level(channels, i == 0, c.norm_groups, resample))
         self.norm_out = nn.GroupNorm(c.norm_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.gray = c.gray
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_blocks(self.mid(self.conv_in(z)))
-        return self.conv_out(swish(self.norm_out(x)))
+        x = self.conv_out(swish(self.norm_out(x)))
+        return x.mean(1, keepdim=True).expand(x.shape) if self.gray else x
 
 
 class Codebook(nn.Module):

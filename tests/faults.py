@@ -19,9 +19,10 @@ import psutil
 import yaml
 from conftest import write_store
 
+from nppkit import checkpoint
 from nppkit.data.codes import CodeStore
 from nppkit.study import graph, presets, records
-from nppkit.training import checkpoint, trainer
+from nppkit.training import trainer
 from nppkit.training.guard import Interrupted
 from nppkit.training.processes import joined
 

@@ -16,12 +16,12 @@ import test_trainer
 import torch
 from conftest import write_store
 
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
 from nppkit.study import graph, runs
 from nppkit.training import guard
-from nppkit.training.checkpoint import checkpoints, load_checkpoint, load_newest
 
 KILLS = int(os.environ.get("NPPKIT_KILLS", 20))  # make soak: 50
 RUN = "GPT-B_ntp_seed0"

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nppkit import files, releases
+from nppkit.checkpoint import load_checkpoint, save_checkpoint
 from nppkit.data import codes, train_tokenizer
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
 from nppkit.scoring import reference
 from nppkit.study import graph, presets, records
-from nppkit.training.checkpoint import load_checkpoint, save_checkpoint
 
 FEW = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 JUNK = st.recursive(
@@ -101,7 +101,7 @@ def test_checkpoint_files_stay_in_their_folder(tmp_path):
         with pytest.raises(NppkitError, match="missing or damaged"):
             load_checkpoint(path, "d")
     (tmp_path / "c" / "step_00000009").symlink_to(path)
-    from nppkit.training.checkpoint import checkpoints
+    from nppkit.checkpoint import checkpoints
 
     assert checkpoints(tmp_path / "c") == [path]
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 from nppkit import cli, releases
+from nppkit.checkpoint import save_checkpoint
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.model import GPT, MODELS, GPTConfig
 from nppkit.tokenizer import VQConfig, VQModel
-from nppkit.training.checkpoint import save_checkpoint
 
 TINY = GPTConfig(dim=16, n_layer=2, n_head=2, vocab_size=32, num_classes=5, grid_size=4, multiple_of=8)
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
@@ -352,3 +352,35 @@ def test_command_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {back}: weights do not hold the grid size")
     assert run("fetch", "LlamaGen-XL-256") == 1
     assert capsys.readouterr().err.startswith("error: LlamaGen-XL-256: its weights were not released")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: f"_orig_mod.{key}",
+        lambda key: f"module._orig_mod.{key}",
+        lambda key: key.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
+        lambda key: key.replace("layers.0.", "layers.0._checkpoint_wrapped_module._orig_mod."),
+        lambda key: f"model.{key}",
+    ],
+)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_what_wrappers_leave_in_names(tmp_path, wrap, ending):
+    """Prefixes of wrappers anywhere in a name, alone or nested, in either kind of file."""
+    model, path = gpt(), tmp_path / f"wrapped.{ending}"
+    state = {wrap(key): value for key, value in model.state_dict().items()}
+    save_file(state, path) if ending == "safetensors" else torch.save(state, path)
+    loaded = gpt()
+    releases.load_weights(loaded, path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tmp_path, value):
+    """One NaN in a file is refused by name, before anything is sampled with it."""
+    model = gpt()
+    with torch.no_grad():
+        model.layers[0].attention.wo.weight[0, 0] = value
+    save_file(model.state_dict(), tmp_path / "bad.safetensors")
+    with pytest.raises(NppkitError, match=r"bad\.safetensors holds NaN or Inf in layers\.0\.attention\.wo\.weight"):
+        releases.load_weights(gpt(), tmp_path / "bad.safetensors")

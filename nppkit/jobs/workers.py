@@ -11,7 +11,8 @@ import torch
 from nppkit.data import train_tokenizer
 from nppkit.data.codes import CodeStore
 from nppkit.data.extract import extract_codes
-from nppkit.data.images import ImageSet, study_images
+from nppkit.data.images import ImageSet
+from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.jobs.progress import BATCH, progress

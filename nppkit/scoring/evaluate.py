@@ -26,6 +26,7 @@ from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.scoring.config import EvaluationConfig
 from nppkit.scoring.contract import IS_SPLIT, NEIGHBOURS, measurement
 from nppkit.scoring.features import extract_features
+from nppkit.scoring.probe import Probe
 from nppkit.scoring.reference import CHUNK, Reference
 from nppkit.tokenizer import VQModel, reconstruct, to_pixels
 
@@ -133,6 +134,7 @@ def evaluate_guidance(
     progress: Callable[[range], Iterable[int]] = iter,
     folder: Path | None = None,
     draw: Callable = sample_codes,
+    probe: Probe | None = None,
 ) -> dict[str, float | None]:
     """Metrics at one guidance scale from the reporting seed, and `select_fid` from the selecting seed.
 
@@ -140,7 +142,7 @@ def evaluate_guidance(
     the sampling seed alone.
 
     With `config.save_npz` the reported images are written to `folder`. `agreement` is the share of images in whose
-    class the extractor's classifier believes, None where its classes are not the data's.
+    class the extractor's classifier believes, or a linear probe of it; None where its classes are not the data's.
     """
     found = {}
     for role, (sampling, samples) in sampling_roles(config, cfg_scale).items():
@@ -153,7 +155,8 @@ def evaluate_guidance(
     select_fid = frechet_distance(found["select"]["features"], reference)
     repeat_fid = frechet_distance(found["report"]["features"][: config.select_samples], reference)
     named = extractor.get_name() == "digits"  # the only one that is trained on the data's classes
-    agreement = (found["report"]["logits"].argmax(-1) == labels).float().mean().item() if named else None
+    seen = found["report"]["logits"].argmax(-1) if named else probe.classes(found["report"]["features"]) if probe else None
+    agreement = None if seen is None else (seen == labels.cpu()).float().mean().item()
     return {"cfg_scale": cfg_scale, "select_fid": select_fid, "repeat_fid": repeat_fid, **scores, "agreement": agreement}
 
 

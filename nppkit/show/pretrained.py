@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nppkit.data.images import reference_pixels, study_images
+from nppkit.checkpoint import checkpoints
+from nppkit.data.images import reference_pixels
+from nppkit.data.sources import study_images
 from nppkit.data.train_tokenizer import UNUSED, load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.errors import NppkitError
 from nppkit.files import home, sha256, write_atomic
@@ -27,7 +29,6 @@ from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, versions
 from nppkit.study.runs import find_run
 from nppkit.tokenizer import VQModel, to_model_range
-from nppkit.training.checkpoint import checkpoints
 
 HOME = Path(__file__).parent / "pretrained"
 PRESET = "demo"

@@ -118,7 +118,8 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
     if run.id in preset.weights:
         config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
     folder, parameters = run_dir(preset, run), _parameters(preset, run)
-    return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config)
+    spared = ("samples.png",)  # a study of many seeds keeps the grids of a few
+    return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config, spared)
 
 
 def report_job(preset: Preset, report: str) -> Job:

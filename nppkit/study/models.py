@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
-from nppkit.data.images import study_images
+from nppkit.data.sources import study_images
 from nppkit.data.train_tokenizer import tokenizer_config
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
@@ -15,7 +16,6 @@ from nppkit.scoring.reference import prepare_reference
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run
-from nppkit.training.checkpoint import load_newest
 from nppkit.training.devices import pick_device
 from nppkit.training.options import Options
 from nppkit.training.processes import ALONE, Processes

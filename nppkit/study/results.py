@@ -20,7 +20,7 @@ def run_result(preset: Preset, run: Run) -> dict | None:
 
     Released weights have no cost of ours.
     """
-    if why_incomplete(evaluate_job(preset, run)):
+    if why_incomplete(evaluate_job(preset, run), needed=False):
         return None
     folder = run_dir(preset, run)
     metrics = read_json(folder / "metrics.json")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nppkit import noise
+from nppkit.checkpoint import checkpoints, load_newest, save_checkpoint
 from nppkit.cost import step_flops
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
@@ -28,7 +29,6 @@ from nppkit.loss import npp_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.training.batches import batch_at
-from nppkit.training.checkpoint import checkpoints, load_newest, save_checkpoint
 from nppkit.training.config import TrainingConfig
 from nppkit.training.devices import autocast, compiled, pick_device, to_device
 from nppkit.training.graphs import StepGraph

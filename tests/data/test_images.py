@@ -13,18 +13,10 @@ from PIL import Image
 
 from nppkit import files
 from nppkit.data.config import DataConfig
-from nppkit.data.images import (
-    CROPS,
-    center_crop,
-    crop_images,
-    folder_images,
-    load_images,
-    mnist_images,
-    split_heldout,
-    study_images,
-    two_halves,
-)
+from nppkit.data.images import CROPS, center_crop, crop_images, folder_images, mnist_images, split_heldout, two_halves
+from nppkit.data.sources import load_images, study_images
 from nppkit.errors import NppkitError
+from nppkit.study.presets import load_preset
 
 
 @pytest.fixture
@@ -68,6 +60,7 @@ def test_bad_folders_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NppkitError, match="empty holds no images"):
         folder_images(tmp_path / "empty")
+    (tmp_path / "empty").rmdir()
     (folder / "dog" / "1.png").write_bytes(b"not an image")
     with pytest.raises(NppkitError, match=r"1 of 4 images in .* cannot be read: repair or remove .*dog/1\.png"):
         folder_images(folder)
@@ -75,7 +68,7 @@ def test_bad_folders_are_named(folder, tmp_path):
 
 def test_unknown_source():
     """An unknown source is named with the known ones."""
-    with pytest.raises(NppkitError, match="mnist, folder, torchvision or npz"):
+    with pytest.raises(NppkitError, match="mnist, elpv, folder, torchvision or npz"):
         load_images("imagenette")
 
 
@@ -134,10 +127,10 @@ def test_heldout_images_of_their_own(folder, tmp_path, home):
     """With data.heldout_path all images of data.path train, and as many of the others as asked are held out."""
     shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("val", "1.png"))
     data = DataConfig(source="folder", path=str(folder), heldout_path="val", heldout=1)
-    (home / "bird").mkdir()
+    shutil.copytree(folder / "dog", home / "bird")
     with pytest.raises(NppkitError, match="heldout_path val has other classes than"):
         study_images(data)
-    (home / "bird").rmdir()
+    shutil.rmtree(home / "bird")
     shutil.move(home / "val", home.parent / "val")
     training, heldout = study_images(dataclasses.replace(data, heldout_path=str(home.parent / "val")))
     assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
@@ -182,7 +175,7 @@ UNUSUAL = {
     "palette.png": (palette, (200, 0, 0)),
     "animation.webp": (animation, (200, 0, 0)),
     "pixel.png": (lambda path: Image.new("RGB", (1, 1), (200, 0, 0)).save(path), (200, 0, 0)),
-    "alpha.png": (lambda path: Image.new("RGBA", (40, 40), (200, 0, 0, 9)).save(path), (200, 0, 0)),
+    "alpha.png": (lambda path: Image.new("RGBA", (40, 40), (200, 0, 0, 9)).save(path), (253, 246, 246)),  # on white
 }
 
 
@@ -250,3 +243,57 @@ def test_unreadable_images_are_counted_and_named(folder, name, write):
     with pytest.raises(NppkitError, match=f"image .*{name} cannot be read"):
         for i in range(len(images)):
             images.load(i)
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def test_a_phones_picture_stands_upright(tmp_path):
+    """EXIF orientation 6 turns a lying picture, unless the preset says that ADM would not."""
+    lying, turn = Image.new("RGB", (60, 30), "red"), Image.Exif()
+    lying.paste("blue", (0, 0, 60, 10))
+    turn[0x0112] = 6
+    save(tmp_path / "phone/a.jpg", lying, exif=turn, quality=95)
+    upright, as_it_is = (folder_images(tmp_path, upright=on).load(0) for on in (True, False))
+    assert upright.size == (30, 60) and upright.getpixel((28, 30))[2] > 200 and upright.getpixel((2, 30))[0] > 200
+    assert as_it_is.size == (60, 30) and not load_preset("imagenet256").data.upright
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_the_background(tmp_path, mode):
+    """What lies under transparent pixels is never seen, whatever the mode; opaque ones stay."""
+    cut_out = Image.new("RGBA", (8, 8), (0, 200, 0, 0))
+    cut_out.paste((255, 0, 0, 255), (0, 0, 4, 8))
+    save(tmp_path / "logo/a.png", cut_out.quantize(8) if mode == "P" else cut_out.convert(mode))
+    found = folder_images(tmp_path, background="#0000ff").load(0)
+    assert found.mode == "RGB" and found.getpixel((6, 4)) == (0, 0, 255) and found.getpixel((1, 4)) != (0, 0, 255)
+
+
+def test_hidden_and_system_folders_are_no_classes(tmp_path, capsys):
+    """JupyterLab's and macOS's folders and files are neither classes nor images; other kinds of files are counted."""
+    for name in ("cat/1.png", "dog/1.png", ".ipynb_checkpoints/1.png", "__MACOSX/1.png", "cat/.2.png", "cat/.cache/3.png"):
+        save(tmp_path / name, Image.new("RGB", (8, 8)))
+    (tmp_path / "cat/notes.txt").write_text("no picture")
+    save(tmp_path / "dog/2.tif", Image.new("RGB", (8, 8)))
+    found = folder_images(tmp_path)
+    assert found.class_names == ("cat", "dog") and found.labels.tolist() == [0, 1, 1]
+    assert "1 files are left out" in capsys.readouterr().out
+
+
+def test_splits_are_no_classes(tmp_path):
+    """A root of train/ and val/ is refused with the path to use."""
+    for split in ("train", "val"):
+        save(tmp_path / split / "cat/1.png", Image.new("RGB", (8, 8)))
+    with pytest.raises(NppkitError, match=rf"holds splits, not classes: set data.path to {tmp_path}/train"):
+        folder_images(tmp_path)
+    assert folder_images(tmp_path / "train").class_names == ("cat",)
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    """An empty class would have a label that no image has."""
+    save(tmp_path / "cat/1.png", Image.new("RGB", (8, 8)))
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(NppkitError, match=r"dog holds no images: add some, or remove the folder"):
+        folder_images(tmp_path)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from nppkit import noise
-from nppkit.data import train_tokenizer
+from nppkit.data import train_tokenizer, vqgan
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
 from nppkit.errors import NppkitError
 from nppkit.study import models
 from nppkit.study.presets import load_preset, preset_names
-from nppkit.tokenizer import VQConfig
+from nppkit.tokenizer import VQConfig, VQModel, to_model_range
 
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
 
@@ -23,7 +23,7 @@ TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, code
 def rates(steps):
     """The learning rate of each step, of one at most."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, found = train_tokenizer.one_cycle(optimizer, 1.0, steps), []
+    schedule, found = vqgan.one_cycle(optimizer, 1.0, steps), []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -53,7 +53,7 @@ def test_tokenizer_learns(pixels):
     model, history = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 40, 8, 4e-3, 0)
     assert [row["step"] for row in history] == list(range(1, 41)) and not model.training
     assert np.mean([row["l1"] for row in history[-5:]]) < 0.6 * history[0]["l1"]
-    assert len(model.encode(train_tokenizer.to_model_range(pixels[:, 0])).unique()) > 4
+    assert len(model.encode(to_model_range(pixels[:, 0])).unique()) > 4
     again, _ = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 0)
     twice, _ = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 0)
     other, _ = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 1)
@@ -64,11 +64,11 @@ def test_tokenizer_learns(pixels):
 def test_unused_codes_move_to_latents(pixels):
     """A code that nothing used becomes a latent of the batch, a used one stays, and counting starts again."""
     torch.manual_seed(0)
-    model = train_tokenizer.VQModel(TINY_VQ)
+    model = VQModel(TINY_VQ)
     before, used = model.quantize.embedding.weight.detach().clone(), torch.ones(16)
     used[[3, 7]] = 0
-    images = train_tokenizer.to_model_range(pixels[:4, 0])
-    train_tokenizer._revive(model, images, used, 0, 0)
+    images = to_model_range(pixels[:4, 0])
+    vqgan.revive(model, images, used, 0, 0)
     after, latents = model.quantize.embedding.weight, model.latent(images).permute(0, 2, 3, 1).flatten(0, 2)
     moved = (after != before).any(1).nonzero()[:, 0].tolist()
     assert moved == [3, 7] and not used.any()
@@ -77,10 +77,10 @@ def test_unused_codes_move_to_latents(pixels):
 
 def test_batches_are_pure(pixels):
     """A batch depends on its key alone: its crops are those of the images at the indices that come with it."""
-    images, index = train_tokenizer.random_crops(pixels, 6, 0, 5)
+    images, index = vqgan.random_crops(pixels, 6, 0, 5)
     crops = noise.integers(pixels.shape[1], 0, 5, noise.CROP, np.arange(6))
-    assert torch.equal(images, pixels[index, crops]) and torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 5)[0], images)
-    assert not torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 6)[0], images)
+    assert torch.equal(images, pixels[index, crops]) and torch.equal(vqgan.random_crops(pixels, 6, 0, 5)[0], images)
+    assert not torch.equal(vqgan.random_crops(pixels, 6, 0, 6)[0], images)
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -11,9 +11,9 @@ import faults
 import pytest
 from test_faults import RUN, wait_for
 
+from nppkit.checkpoint import checkpoints
 from nppkit.jobs import slurm
 from nppkit.study import graph, presets, records, runs
-from nppkit.training.checkpoint import checkpoints
 
 ROOT = Path(__file__).parents[2]
 SYSTEM_CONF = Path("/etc/slurm/slurm.conf")

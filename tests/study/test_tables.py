@@ -193,6 +193,16 @@ def test_differences_are_to_the_same_size(partly_run):
     assert differences["FID: verdict"].tolist() == ["no verdict", "", "", ""]
 
 
+def test_a_run_counts_without_its_sample_grid(home, smoke):
+    """A clone may lack the grids of later seeds; another file that is missing makes the run incomplete."""
+    finish(smoke, Run("B"))
+    folder = graph.run_dir(smoke, Run("B"))
+    (folder / "samples.png").unlink()
+    assert results.run_result(smoke, Run("B")) and not graph.set_aside_stale(smoke)
+    (folder / "metrics.json").unlink()
+    assert results.run_result(smoke, Run("B")) is None
+
+
 def test_seeds_are_paired(home, smoke, changed):
     """Three seeds that differ much among themselves still show a small steady difference, in table and verdict."""
     preset = dataclasses.replace(smoke, seeds={"B": 3})

@@ -16,11 +16,11 @@ import torch
 from conftest import write_store
 from test_faults import wait_for
 
+from nppkit.checkpoint import checkpoints, load_checkpoint
 from nppkit.errors import NppkitError
 from nppkit.jobs import torchrun
 from nppkit.study import graph, models, runs
 from nppkit.training import batches, guard, trainer
-from nppkit.training.checkpoint import checkpoints, load_checkpoint
 from nppkit.training.options import Options
 from nppkit.training.processes import Processes
 

@@ -14,6 +14,7 @@ from conftest import write_store
 from torch import nn
 
 from nppkit import cli, loss
+from nppkit.checkpoint import checkpoints
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import workers
@@ -22,7 +23,6 @@ from nppkit.schedule import learning_rate, multi_scale_segments
 from nppkit.study import models
 from nppkit.study.runs import Run
 from nppkit.training import batches, devices, trainer
-from nppkit.training.checkpoint import checkpoints
 from nppkit.training.config import TrainingConfig
 from nppkit.training.options import Options
 from nppkit.training.processes import ALONE

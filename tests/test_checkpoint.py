@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nppkit import checkpoint
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
 from nppkit.errors import NppkitError
-from nppkit.training import checkpoint
-from nppkit.training.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
 
 TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"b": torch.ones(1)}}
 

@@ -1,0 +1,48 @@
+"""Where a preset's images come from: the image set that its `data` section names, and what of it is held out."""
+
+from pathlib import Path
+
+from nppkit.data.config import DataConfig
+from nppkit.data.elpv import elpv_images
+from nppkit.data.images import (
+    ImageSet,
+    folder_images,
+    mnist_images,
+    npz_images,
+    some_images,
+    split_heldout,
+    torchvision_images,
+)
+from nppkit.errors import NppkitError
+from nppkit.files import located
+
+
+def load_images(source: str, path: str | Path = "", name: str = "", check: bool = True, **shown: bool | str) -> ImageSet:
+    """The image set that a preset's `data` section names; `check` looks at every file of a folder first; shown: its
+    pictures' `upright` and `background`."""
+    if source == "mnist":
+        return mnist_images()
+    if source == "folder":
+        return folder_images(path, check, **shown)
+    if source == "torchvision":
+        return torchvision_images(name, path)
+    if source == "npz":
+        return npz_images(path)
+    if source == "elpv":
+        return elpv_images()
+    raise NppkitError(f"data.source {source!r} is unknown: use mnist, elpv, folder, torchvision or npz")
+
+
+def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
+    """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
+    shown = {"upright": data.upright, "background": data.background}
+    images = load_images(data.source, located(data.path), data.name, check, **shown)
+    if not data.heldout_path:
+        return split_heldout(images, data.heldout, data.limit)
+    others = load_images(data.source, located(data.heldout_path), data.name, check, **shown)
+    if others.class_names != images.class_names:
+        raise NppkitError(
+            f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
+        )
+    training, _ = split_heldout(images, 0, data.limit)
+    return training, some_images(others, data.heldout)

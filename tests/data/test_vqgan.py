@@ -1,0 +1,251 @@
+"""Training of a VQ tokenizer: today's bits by default, exact resume, closed forms of the losses, failures with words."""
+
+import dataclasses
+import hashlib
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nppkit import noise
+from nppkit.data import vqgan
+from nppkit.data.config import TokenizerConfig
+from nppkit.data.images import mnist_images
+from nppkit.data.perceptual import PerceptualLoss, distance
+from nppkit.data.train_tokenizer import all_crops, fit_tokenizer
+from nppkit.data.vqgan import Discriminator, TokenizerTraining, discriminator_loss, generator_loss, gradient_ratio, perplexity
+from nppkit.errors import NppkitError
+from nppkit.settings import settings
+from nppkit.tokenizer import VQConfig, VQModel, reconstruct, to_model_range
+
+TINY = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
+SHORT = TokenizerConfig(steps=12, batch_size=2, lr=4e-3)
+FULL = dataclasses.replace(SHORT, perceptual=0.5, perceptual_side=32, discriminator=0.1, discriminator_from=0.5)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """All crops of forty digits."""
+    return all_crops(mnist_images().subset(np.arange(0, 5000, 125)), "shift", 32)
+
+
+def digest(model):
+    return hashlib.sha256(b"".join(v.detach().contiguous().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
+
+
+def plain_loop(pixels, config, steps, batch_size, lr, seed):
+    """The loop as it was before there was a perceptual loss or a discriminator, written out."""
+    torch.manual_seed(noise.torch_seed(seed))
+    model = VQModel(config).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    schedule, used = vqgan.one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size)
+    for step in range(steps):
+        images = to_model_range(vqgan.random_crops(pixels, batch_size, seed, step)[0])
+        if step % 50 == 0 and step < 0.7 * steps:
+            vqgan.revive(model, images, used, step, seed)
+        reconstruction, codebook_loss, codes = model(images)
+        (F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images) + codebook_loss).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        used += torch.bincount(codes.flatten(), minlength=config.codebook_size)
+    return model
+
+
+def test_defaults_are_the_plain_loop(pixels):
+    """Without new settings every weight has the bits that it had before they came, and no digest of a preset changes."""
+    model, history = fit_tokenizer(pixels, TINY, 60, 4, 4e-3, 3)
+    assert digest(model) == digest(plain_loop(pixels, TINY, 60, 4, 4e-3, 3))
+    assert set(history[-1]) == {"step", "l1", "l2", "codebook_loss"}
+    assert settings(TokenizerConfig()) == {} and settings(SHORT) == {"steps": 12, "batch_size": 2, "lr": 4e-3}
+
+
+ADAPTIVE = dataclasses.replace(FULL, adaptive=True, muon=0.02)
+
+
+@pytest.mark.parametrize("recipe", [SHORT, FULL, ADAPTIVE], ids=["plain", "vqgan", "adaptive and muon"])
+@pytest.mark.parametrize("killed_at", [5, 9])
+def test_a_killed_training_continues_with_the_same_bits(pixels, tmp_path, monkeypatch, recipe, killed_at):
+    """Killed before or after the discriminator's start and begun again: the same weights and history as in one piece."""
+    monkeypatch.setattr(vqgan, "SAVE_EVERY", 3)
+    monkeypatch.setattr(vqgan, "LOOK_EVERY", 4)
+    whole, history = vqgan.train_tokenizer(pixels, TINY, recipe)
+
+    def dies(steps):
+        for step in steps:
+            if step == killed_at:
+                raise KeyboardInterrupt
+            yield step
+
+    with pytest.raises(KeyboardInterrupt):
+        vqgan.train_tokenizer(pixels, TINY, recipe, dies, folder=tmp_path, digest="same")
+    seen = []
+    again, rest = vqgan.train_tokenizer(pixels, TINY, recipe, lambda r: seen.extend(r) or r, folder=tmp_path, digest="same")
+    assert seen[0] == killed_at // 3 * 3 and digest(again) == digest(whole) and rest == history
+    with pytest.raises(NppkitError, match="belongs to another configuration"):
+        vqgan.train_tokenizer(pixels, TINY, recipe, folder=tmp_path, digest="another")
+
+
+def test_the_discriminator_comes_late(pixels):
+    """Up to its first step there is no trace of it; then tokenizer and discriminator both move."""
+    _, history = vqgan.train_tokenizer(pixels, TINY, FULL)
+    assert [("adversarial" in row, "discriminator" in row) for row in history] == [(False, False)] * 6 + [(True, True)] * 6
+    assert all("perceptual" in row for row in history)
+    training, before = TokenizerTraining(TINY, dataclasses.replace(FULL, discriminator_from=0.0)), []
+    before = [p.detach().clone() for p in training.discriminator.parameters()]
+    training.train_step(to_model_range(pixels[:4, 0]))
+    assert not any(torch.equal(a, b) for a, b in zip(before, training.discriminator.parameters(), strict=True) if b.ndim > 1)
+
+
+def test_gray_stays_gray(pixels):
+    """With `gray`, decoded images have three equal channels, bit for bit; with colours to train on it refuses."""
+    gray = dataclasses.replace(TINY, gray=True)
+    model, _ = vqgan.train_tokenizer(pixels, gray, SHORT)
+    decoded = reconstruct(model, pixels[:6, 0])
+    assert torch.equal(decoded[:, 0], decoded[:, 1]) and torch.equal(decoded[:, 0], decoded[:, 2])
+    assert decoded.unique().numel() > 1
+    assert not torch.equal(*reconstruct(vqgan.train_tokenizer(pixels, TINY, SHORT)[0], pixels[:6, 0])[:, :2].unbind(1))
+    coloured = pixels.clone()
+    coloured[3, 0, 0, 5, 5] += 1
+    with pytest.raises(NppkitError, match=r"vq\.gray is for gray images"):
+        vqgan.train_tokenizer(coloured, gray, SHORT)
+
+
+def test_hinge_losses():
+    """0 where every real patch is above 1 and every fake one below -1; 1 at logits 0; linear in between."""
+    real, fake = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, -3.0])
+    assert discriminator_loss(real, fake) == 0 and discriminator_loss(torch.zeros(2), torch.zeros(3)) == 1
+    assert discriminator_loss(torch.tensor([0.5]), torch.tensor([0.25])) == pytest.approx(0.5 * (0.5 + 1.25))
+    assert generator_loss(torch.tensor([1.0, -3.0])) == 1
+
+
+def test_adaptive_weight():
+    """The ratio of the two gradients in the last layer: of 3 w and 6 w it is one half; without a gradient it stays finite."""
+    last = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert gradient_ratio((3 * last).sum(), (6 * last).sum(), last) == pytest.approx(0.5, rel=1e-4)
+    assert gradient_ratio((3 * last).sum(), (0 * last).sum(), last) == 1e4
+
+
+def test_discriminator_judges_patches():
+    """A logit for each patch; an image's logits do not depend on the others of its batch."""
+    torch.manual_seed(0)
+    judge, images = Discriminator(), torch.rand(3, 3, 32, 32)
+    logits = judge(images)
+    assert logits.shape == (3, 1, 6, 6)
+    torch.testing.assert_close(logits[:1], judge(images[:1]))
+    changed = images.clone()
+    changed[:, :, :4, :4] = 0
+    moved = (judge(changed) - logits).abs()
+    assert moved[0, 0, 0, 0] > 0
+
+
+def test_perplexity():
+    """V codes used alike have perplexity V, a single one 1, none 0."""
+    assert perplexity(torch.full((16,), 3.0)) == pytest.approx(16) and perplexity(torch.tensor([0.0, 7.0])) == pytest.approx(1)
+    assert perplexity(torch.zeros(4)) == 0
+
+
+def test_perceptual_loss():
+    """0 for equal images, above for others, larger for a larger change; its gradient goes to the first images alone."""
+    loss = PerceptualLoss("efficientnet-lite0", side=64)
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    noise_ = torch.randn_like(images)
+    assert loss(images, images) == 0
+    small, large = (loss((images + s * noise_).requires_grad_(), images) for s in (0.05, 0.5))
+    assert 0 < small < large < 4
+    targets = images.clone().requires_grad_()
+    changed = (images + 0.1 * noise_).requires_grad_()
+    loss(changed, targets).backward()
+    assert changed.grad.abs().sum() > 0 and targets.grad is None
+    assert not any(p.requires_grad for p in loss.parameters())
+
+
+def test_feature_distance_has_a_closed_form():
+    """Equal directions are 0 apart at any length, orthogonal ones 2, opposite ones 4."""
+    x = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(2, 2, 1, 1)
+    assert distance(x, 7 * x) == 0 and distance(x, x.flip(0)) == pytest.approx(2) and distance(x, -x) == pytest.approx(4)
+
+
+def test_vgg_from_a_file(tmp_path, monkeypatch):
+    """VGG16's stages come from torchvision's file; a file of something else, an absent one and no connection are named."""
+    from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
+
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    torch.save({f"features.{key}": value for key, value in make_layers(cfgs["D"]).state_dict().items()}, tmp_path / "vgg16.pth")
+    loss, images = PerceptualLoss("vgg16", "vgg16.pth"), torch.rand(1, 3, 32, 32)
+    assert [x.shape[1] for x in loss.stages(images)] == [64, 128, 256, 512, 512] and loss(images, images) == 0
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("other.pth", "absent.pth"):
+        with pytest.raises(NppkitError, match=rf"{name}.*set tokenizer\.perceptual_weights"):
+            PerceptualLoss("vgg16", name)
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", offline)
+    with pytest.raises(NppkitError, match=r"cannot be downloaded \(offline\)"):
+        PerceptualLoss("vgg16")
+    with pytest.raises(NppkitError, match=r"perceptual_network 'alexnet' is unknown"):
+        PerceptualLoss("alexnet")
+
+
+def failing(pixels, recipe, change):
+    """A training in whose third look `change(training)` has been at work."""
+    training = TokenizerTraining(TINY, recipe)
+    for step in range(3):
+        training.history += [{"step": step, "l1": 0.1}] * 4
+        training.used += 1
+        training.step = 4 * (step + 1)
+        if step == 2:
+            change(training)
+        training.look(to_model_range(pixels[:4, 0]))
+
+
+def test_a_dead_codebook_ends_with_words(pixels, monkeypatch):
+    """One code for all pictures where there were sixteen: one line names step, perplexity and setting."""
+    monkeypatch.setattr(vqgan, "LOOK_EVERY", 4)
+    with pytest.raises(NppkitError, match=r"step 12: the codebook died, perplexity 1\.0 after 16\.0: lower tokenizer\.lr"):
+        failing(pixels, SHORT, lambda t: t.used.copy_(F.one_hot(torch.tensor(3), 16)))
+    failing(pixels, SHORT, lambda t: None)
+
+
+def test_a_discriminator_that_wins_ends_with_words(pixels, monkeypatch):
+    """L1 above twice what it was without a discriminator is one line; a little above is not."""
+    monkeypatch.setattr(vqgan, "LOOK_EVERY", 4)
+
+    def risen(l1, training):
+        training.history[-4:] = [{"step": 12, "l1": l1} for _ in range(4)]
+
+    with pytest.raises(NppkitError, match=r"the discriminator won, L1 0\.300 after 0\.100 without it"):
+        failing(pixels, FULL, partial(risen, 0.3))
+    failing(pixels, FULL, partial(risen, 0.15))
+    failing(pixels, SHORT, partial(risen, 0.3))
+    with pytest.raises(NppkitError, match="the loss is nan"):
+        failing(pixels, SHORT, partial(risen, float("nan")))
+
+
+def test_fine_tuning_starts_from_weights(pixels, tmp_path):
+    """`start` is a file, or a release such as VQ-16, from which the training goes on; a file of another size is refused."""
+    first, _ = vqgan.train_tokenizer(pixels, TINY, SHORT)
+    torch.save({"model": first.state_dict()}, tmp_path / "release.pt")  # the container of the released VQ-16
+    tuned = dataclasses.replace(SHORT, start=str(tmp_path / "release.pt"))
+    assert digest(TokenizerTraining(TINY, tuned).model) == digest(first)
+    _, history = vqgan.train_tokenizer(pixels, TINY, tuned)
+    _, anew = vqgan.train_tokenizer(pixels, TINY, SHORT)
+    assert history[0]["l1"] < anew[0]["l1"]
+    with pytest.raises(NppkitError, match="does not fit this VQModel"):
+        TokenizerTraining(dataclasses.replace(TINY, codebook_size=8), tuned)
+
+
+def test_use_of_the_codebook_is_logged(pixels, monkeypatch):
+    """Every look leaves the number of codes used since the last, and their perplexity, in the row before it."""
+    monkeypatch.setattr(vqgan, "LOOK_EVERY", 4)
+    _, history = vqgan.train_tokenizer(pixels, TINY, SHORT)
+    logged = [row["step"] for row in history if "perplexity" in row]
+    assert logged == [4, 8] and all(1 <= row["perplexity"] <= row["codes_used"] <= 16 for row in history if "perplexity" in row)
