@@ -22,6 +22,7 @@ from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
+RESULTS = (*STUDIES, "digits_rates")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def invalid_records(preset):
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", RESULTS)
 def test_committed_records_are_valid(name):
     """Configuration, upstream and files of every committed record are today's; what is not is named."""
     assert invalid_records(load_preset(name)) == {}
@@ -51,7 +52,7 @@ def test_committed_digests_are_todays(name):
     assert {job: jobs.get(job) for job in pinned} == pinned
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", RESULTS)
 def test_no_result_without_a_record(name):
     """A run's committed files belong to a complete job: a metrics file without its record would be read by nobody."""
     preset = load_preset(name)
