@@ -30,6 +30,7 @@ class CodeStore:
     """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest.
 
     codes: (images, crops, N) uint16; labels: (images,); `batch(images, crops)` gives int64 tensors (B, N) and (B,).
+    crops, grid_size, vocab_size and num_classes are the manifest's.
 
     >>> from nppkit.files import home
     >>> store = CodeStore(home() / "results/study/tokenizer/train")

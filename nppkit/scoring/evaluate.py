@@ -81,10 +81,8 @@ def reconstruction_features(
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:
     """Frechet distance in fp64 of features (n, D) from those of a reference, or from other features (m, D)."""
     ours = fid_features_to_statistics(features.double())
-    if isinstance(reference, Reference):
-        theirs = {"mu": reference.mu, "sigma": reference.sigma}
-    else:
-        theirs = fid_features_to_statistics(reference.double())
+    kept = isinstance(reference, Reference)
+    theirs = {"mu": reference.mu, "sigma": reference.sigma} if kept else fid_features_to_statistics(reference.double())
     return fid_statistics_to_metric(ours, theirs, verbose=False)["frechet_inception_distance"]
 
 

@@ -242,10 +242,9 @@ def grouping(image: Tensor, codes: Tensor, colours: ListedColormap, patch_size: 
     figure = Figure(figsize=(9, 3.1), layout="none")  # drawn at every move of a slider: no search for margins
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15, top=0.91, wspace=0.24)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-    left.imshow(image.permute(1, 2, 0), interpolation="nearest")
+    image_grid(left, image[None], 1)
     grid = patch_grid(len(codes), 1)
     patch_windows(left, grid, patch_size, image.shape[-1] / grid, position)
-    left.set_axis_off()
     code_grid(middle, codes, colours, patch_size, position)
     target_matrix(right, len(codes), patch_size, position)
     for axes, title in ((left, "image"), (middle, "codes; faded: not yet seen"), (right, "scored on")):
@@ -273,9 +272,8 @@ def tokenized(image: Tensor, codes: Tensor, decoded: Tensor, colours: ListedColo
     figure = Figure(figsize=(7, 2.6))
     left, middle, right = figure.subplots(1, 3)
     for axes, pixels, title in ((left, image, "image"), (right, decoded, "decoded from the codes")):
-        axes.imshow(pixels.permute(1, 2, 0), interpolation="nearest")
+        image_grid(axes, pixels[None], 1)
         axes.set_title(title, loc="left")
-        axes.set_axis_off()
     code_grid(middle, codes, colours)
     middle.set_title(f"{len(codes)} codes of {colours.N}", loc="left")
     return figure
