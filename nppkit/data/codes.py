@@ -49,7 +49,7 @@ class CodeStore:
         self._check()
 
     def _check(self) -> None:
-        codes, shape = self.codes, (len(self), self.crops, self.grid_size**2)
+        codes, shape = self.codes, (self.manifest["images"], self.crops, self.grid_size**2)
         if codes.dtype != np.uint16:
             raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
         if self.labels.dtype.kind not in "iu":
