@@ -30,6 +30,7 @@ class CodeStore:
     """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest.
 
     codes: (images, crops, N) uint16; labels: (images,); `batch(images, crops)` gives int64 tensors (B, N) and (B,).
+    crops, grid_size, vocab_size and num_classes are the manifest's.
 
     >>> from nppkit.files import home
     >>> store = CodeStore(home() / "results/study/tokenizer/train")
@@ -39,15 +40,16 @@ class CodeStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder / "manifest.json")
+        self.manifest = m = _read_manifest(self.folder / "manifest.json")
+        self.crops, self.grid_size, self.vocab_size = m["crops"], m["grid_size"], m["vocab_size"]
+        self.num_classes = len(m["class_names"])
         packed = self.folder / "codes.npz"
         self.codes = _open_packed(packed) if packed.exists() else _open_array(self.folder / "codes.npy")
         self.labels = _open_array(self.folder / "labels.npy")
         self._check()
 
     def _check(self) -> None:
-        m, codes = self.manifest, self.codes
-        shape = (m["images"], m["crops"], m["grid_size"] ** 2)
+        codes, shape = self.codes, (self.manifest["images"], self.crops, self.grid_size**2)
         if codes.dtype != np.uint16:
             raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
         if self.labels.dtype.kind not in "iu":
@@ -65,18 +67,13 @@ class CodeStore:
                 f"{self.folder}/codes.npy: code {codes.max()} is beyond the vocabulary of {self.vocab_size}: extract it again"
             )
 
-    def require(
-        self,
-        grid_size: int | None = None,
-        vocab_size: int | None = None,
-        num_classes: int | None = None,
-        tokenizer_sha256: str | None = None,
-    ) -> "CodeStore":
-        """This store, if it is what a model needs (None: not asked). NppkitError names each difference and what to do."""
-        names = ("grid_size", "vocab_size", "num_classes", "tokenizer_sha256")
-        wanted = dict(zip(names, (grid_size, vocab_size, num_classes, tokenizer_sha256), strict=True))
+    def require(self, **wanted: int | str) -> "CodeStore":
+        """This store, if it has the wanted grid_size, vocab_size, num_classes, tokenizer_sha256, or those that are given.
+
+        NppkitError names each difference and what to do.
+        """
         found = {**self.manifest, "num_classes": self.num_classes}
-        wrong = [name for name in names if wanted[name] not in (None, found[name])]
+        wrong = [name for name, value in wanted.items() if value != found[name]]
         if not wrong:
             return self
         if wrong == ["tokenizer_sha256"] and found["tokenizer_sha256"] == UNKNOWN:
@@ -86,22 +83,6 @@ class CodeStore:
 
     def __len__(self) -> int:
         return self.manifest["images"]
-
-    @property
-    def crops(self) -> int:
-        return self.manifest["crops"]
-
-    @property
-    def grid_size(self) -> int:
-        return self.manifest["grid_size"]
-
-    @property
-    def vocab_size(self) -> int:
-        return self.manifest["vocab_size"]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.manifest["class_names"])
 
     def batch(self, images: np.ndarray, crops: np.ndarray) -> tuple[Tensor, Tensor]:
         """Codes (B, N) and labels (B,), int64, of one crop of each image."""

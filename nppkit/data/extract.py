@@ -238,7 +238,8 @@ def verify_rows(store: CodeStore, images: ImageSet, tokenizer: VQModel, n: int =
     """
     if not np.array_equal(store.labels, images.labels):
         raise NppkitError(f"{store.folder} has the labels of other images: give those that the codes were extracted from")
-    store.require(tokenizer.config.grid_size(store.manifest["image_size"]), tokenizer.config.codebook_size)
+    grid_size = tokenizer.config.grid_size(store.manifest["image_size"])
+    store.require(grid_size=grid_size, vocab_size=tokenizer.config.codebook_size)
     index = noise.permutation(len(store), seed, noise.PERMUTATION, 2**35)[:n]
     crop = noise.integers(store.crops, seed, noise.CROP, np.arange(len(index)))
     kind, side = _crop_kind(store), store.manifest["image_size"]

@@ -33,24 +33,6 @@ def all_crops(images: ImageSet, crops: str, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def fit_tokenizer(
-    pixels: Tensor,
-    config: VQConfig,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    progress: Callable = iter,
-    device: torch.device = CPU,
-) -> tuple[VQModel, list[dict]]:
-    """Train a VQ tokenizer on uint8 crops (n, crops, 3, S, S) with L1 and squared error. Returns it and its history.
-
-    The loop is vqgan.train_tokenizer's, with its settings' defaults: neither a perceptual loss nor a discriminator.
-    """
-    recipe = TokenizerConfig(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-    return train_tokenizer(pixels, config, recipe, progress, device)
-
-
 def prepare_tokenizer(
     t: TokenizerConfig, data: DataConfig, train: ImageSet, folder: Path, progress: Callable = iter, device: torch.device = CPU
 ) -> tuple[VQModel, list[dict]]:

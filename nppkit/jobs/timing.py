@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +98,11 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
 
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
     """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
-    t, config, side = (
-        preset.tokenizer,
-        train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
-        preset.data.image_size,
-    )
+    t, side = preset.tokenizer, preset.data.image_size
+    config = train_tokenizer.tokenizer_config(t, side)
     pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
     if t.steps and not t.weights:
-        few, many = (_timed(train_tokenizer.fit_tokenizer, pixels, config, n, t.batch_size, t.lr, t.seed) for n in (1, 6))
+        few, many = (_timed(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))
         step = max(0.0, many - few) / 5
     images = torch.zeros(8, 3, side, side)
     with torch.inference_mode():

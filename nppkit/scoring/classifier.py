@@ -46,15 +46,15 @@ class DigitClassifier(nn.Module):
 
 
 def fit_classifier(
-    pixels: Tensor, labels: Tensor, num_classes: int, steps: int, batch_size: int, lr: float, seed: int, progress: Callable = iter
+    pixels: Tensor, labels: Tensor, num_classes: int, e: ExtractorConfig, progress: Callable = iter
 ) -> DigitClassifier:
     """Train the digit classifier on uint8 crops (n, crops, 3, S, S) and labels (n,)."""
-    torch.manual_seed(noise.torch_seed(seed))
+    torch.manual_seed(noise.torch_seed(e.seed))
     model = DigitClassifier(num_classes).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    schedule = one_cycle(optimizer, lr, steps)
-    for step in progress(range(steps)):
-        images, index = random_crops(pixels, batch_size, seed, step)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=e.lr, weight_decay=0.05)
+    schedule = one_cycle(optimizer, e.lr, e.steps)
+    for step in progress(range(e.steps)):
+        images, index = random_crops(pixels, e.batch_size, e.seed, step)
         F.cross_entropy(model(images), labels[index], label_smoothing=0.1).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -74,8 +74,7 @@ def prepare_extractor(e: ExtractorConfig, data: DataConfig, train: ImageSet, fol
     if e.name != "digits":
         return located(e.weights)
     pixels = all_crops(train, data.crops, data.image_size)
-    labels, classes = torch.from_numpy(train.labels), len(train.class_names)
-    model = fit_classifier(pixels, labels, classes, e.steps, e.batch_size, e.lr, e.seed, progress)
+    model = fit_classifier(pixels, torch.from_numpy(train.labels), len(train.class_names), e, progress)
     path = folder / "extractor.safetensors"
     save_file(model.state_dict(), path)
     return path

@@ -11,7 +11,7 @@ from nppkit.errors import NppkitError
 from nppkit.scoring.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from nppkit.reference import Reference
+    from nppkit.scoring.reference import Reference
 
 
 IS_SPLIT = 5000  # images in one split of the Inception score, as ADM counts

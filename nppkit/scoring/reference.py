@@ -6,7 +6,7 @@ features of at most 10,000 of them. A reference comes from ADM's npz file or fro
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +68,7 @@ class Moments:
         return self.scatter / (self.n - 1)
 
 
-def reference_from_images(
-    images: ImageSet, size: int, extractor: FeatureExtractorBase, progress: Callable[[list], Iterable] = iter
-) -> Reference:
+def reference_from_images(images: ImageSet, size: int, extractor: FeatureExtractorBase, progress: Callable = iter) -> Reference:
     """The reference of all centre crops of an own data set; features are kept of a fixed random choice of them."""
     if len(images) < 2:
         raise NppkitError(f"a reference of {len(images)} images has no covariance: give at least 2")
@@ -117,12 +115,7 @@ def load_reference(path: str | Path, extractor: FeatureExtractorBase) -> Referen
 
 
 def prepare_reference(
-    setting: str,
-    images: ImageSet,
-    size: int,
-    extractor: FeatureExtractorBase,
-    cache: Path,
-    progress: Callable[[list], Iterable] = iter,
+    setting: str, images: ImageSet, size: int, extractor: FeatureExtractorBase, cache: Path, progress: Callable = iter
 ) -> Reference:
     """The reference that `evaluation.reference` names (ADM's file, or a saved one); empty: that of the images.
 

@@ -24,6 +24,8 @@ from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.training.devices import autocast
 from nppkit.training.processes import ALONE, Processes
 
+opened = functools.lru_cache(maxsize=1)(CodeStore)  # the same one for every batch of a configuration
+
 
 def weights_digest(model: GPT) -> str:
     """sha256 of the weights, in the order of their names."""
@@ -75,10 +77,5 @@ def draw(
 
 def drawn(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray, folder: Path) -> Tensor:
     """Codes (B, N) that were drawn before, in place of `sample_codes`."""
-    codes, _ = _store(place(folder, config)).batch(index, np.zeros_like(index))
+    codes, _ = opened(place(folder, config)).batch(index, np.zeros_like(index))
     return codes.to(labels.device)
-
-
-@functools.lru_cache(maxsize=1)
-def _store(folder: Path) -> CodeStore:
-    return CodeStore(folder)

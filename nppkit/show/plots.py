@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -22,6 +23,8 @@ from nppkit.study.presets import Preset
 plt.style.use(Path(__file__).parent / "style.mplstyle")
 
 
+GAP = 2  # white pixels between tiled images
+CURVES = {"loss": "loss (nats)", "lr": "learning rate", "images_per_second": "images / s"}  # of a history, and their axes
 VEIL = ListedColormap([(1, 1, 1, 0), (1, 1, 1, 0.6)])  # over what a position does not see
 
 
@@ -51,15 +54,11 @@ def show(figure: Figure) -> None:
     plt.close(figure)
 
 
-def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+def tile(images: Tensor, columns: int) -> np.ndarray:
     """uint8 images (n, 3, S, S) in rows of `columns` on white, as one image (height, width, 3)."""
-    images = images.numpy().transpose(0, 2, 3, 1)
-    rows, side = -(-len(images) // columns), images.shape[1]
-    canvas = np.full((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = (side + gap) * (i // columns), (side + gap) * (i % columns)
-        canvas[y : y + side, x : x + side] = image
-    return canvas
+    edges = ((0, -len(images) % columns), (0, 0), (0, GAP), (0, GAP))
+    padded = np.pad(images.numpy(), edges, constant_values=255)
+    return rearrange(padded, "(r c) k h w -> (r h) (c w) k", c=columns)[:-GAP, :-GAP]
 
 
 def save_tiles(path: Path, images: Tensor, columns: int, like: Tensor) -> None:
@@ -82,15 +81,6 @@ def image_rows(rows: dict[str, Tensor], mark: int = 0) -> Figure:
         axes.set_title(title, loc="left")
         if mark:
             axes.axhline(mark - 0.5, color="C1", linewidth=1)
-    return figure
-
-
-def reconstructions(originals: Tensor, decoded: Tensor) -> Figure:
-    """Images (n, 3, S, S) above what the tokenizer makes of them."""
-    figure, rows = plt.subplots(2, 1, figsize=(7, 2.2))
-    for axes, images, title in zip(rows, (originals, decoded), ("source images", "decoded from their codes"), strict=True):
-        image_grid(axes, images, len(images))
-        axes.set_title(title, loc="left")
     return figure
 
 
@@ -120,22 +110,15 @@ def shade_segments(axes: Axes, segments: tuple[Segment, ...], labels: bool = Tru
     """Mark each segment's patch side on an axis of schedule epochs."""
     for i, segment in enumerate(segments):
         axes.axvspan(segment.start, segment.end, color="0.5", alpha=0.12 * (i % 2), linewidth=0)
-        if not labels:
-            continue
-        axes.annotate(
-            f"p = {segment.patch_size}",
-            ((segment.start + segment.end) / 2, 1),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            va="bottom",
-        )
+        if labels:
+            middle, above = (segment.start + segment.end) / 2, axes.get_xaxis_transform()
+            axes.text(middle, 1, f"p = {segment.patch_size}", transform=above, ha="center", va="bottom")
 
 
 def history(frame: pd.DataFrame, segments: tuple[Segment, ...]) -> Figure:
     """Loss, learning rate and throughput of a run over the schedule epochs."""
     figure, rows = plt.subplots(3, 1, figsize=(6, 5), sharex=True)
-    columns = {"loss": "loss (nats)", "lr": "learning rate", "images_per_second": "images / s"}
-    for axes, (column, label) in zip(rows, columns.items(), strict=True):
+    for axes, (column, label) in zip(rows, CURVES.items(), strict=True):
         for _, part in frame.groupby("segment"):
             axes.plot(part["epoch"], part[column], color="C0", linewidth=1)
         axes.set_ylabel(label)
@@ -259,10 +242,9 @@ def grouping(image: Tensor, codes: Tensor, colours: ListedColormap, patch_size: 
     figure = Figure(figsize=(9, 3.1), layout="none")  # drawn at every move of a slider: no search for margins
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15, top=0.91, wspace=0.24)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-    left.imshow(image.permute(1, 2, 0), interpolation="nearest")
+    image_grid(left, image[None], 1)
     grid = patch_grid(len(codes), 1)
     patch_windows(left, grid, patch_size, image.shape[-1] / grid, position)
-    left.set_axis_off()
     code_grid(middle, codes, colours, patch_size, position)
     target_matrix(right, len(codes), patch_size, position)
     for axes, title in ((left, "image"), (middle, "codes; faded: not yet seen"), (right, "scored on")):
@@ -290,9 +272,8 @@ def tokenized(image: Tensor, codes: Tensor, decoded: Tensor, colours: ListedColo
     figure = Figure(figsize=(7, 2.6))
     left, middle, right = figure.subplots(1, 3)
     for axes, pixels, title in ((left, image, "image"), (right, decoded, "decoded from the codes")):
-        axes.imshow(pixels.permute(1, 2, 0), interpolation="nearest")
+        image_grid(axes, pixels[None], 1)
         axes.set_title(title, loc="left")
-        axes.set_axis_off()
     code_grid(middle, codes, colours)
     middle.set_title(f"{len(codes)} codes of {colours.N}", loc="left")
     return figure
@@ -352,8 +333,7 @@ def run_curves(histories: dict[str, pd.DataFrame], against: str = "epoch") -> Fi
     figure = Figure(figsize=(7, 4.8))
     rows = figure.subplots(3, 1, sharex=True)
     styles = ("-", "--", ":", "-.")
-    columns = {"loss": "loss (nats)", "lr": "learning rate", "images_per_second": "images / s"}
-    for axes, (column, label) in zip(rows, columns.items(), strict=True):
+    for axes, (column, label) in zip(rows, CURVES.items(), strict=True):
         for i, (name, frame) in enumerate(histories.items()):
             axes.plot(frame[against], frame[column], styles[i % 4], color=f"C{i % 7}", linewidth=1.2, label=name)
         axes.set_ylabel(label)

@@ -9,6 +9,7 @@ import html
 import io
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import ipywidgets as w
 import numpy as np
@@ -62,9 +63,10 @@ def control(kind: type[w.Widget], label: str, **settings) -> w.Widget:
     return kind(description=label, style=LABEL, layout=w.Layout(width=WIDTH), **settings)
 
 
-def picture(source: Figure | np.ndarray, alt: str, scale: int = 1) -> str:
-    """HTML of a figure, or of uint8 pixels (H, W, 3) enlarged `scale` times; `alt` says in words what it shows."""
-    buffer, image = io.BytesIO(), Image.fromarray(drawn(source) if isinstance(source, Figure) else source)
+def picture(source: Figure | np.ndarray | Path, alt: str, scale: int = 1) -> str:
+    """HTML of a figure, of uint8 pixels (H, W, 3) or of an image file, enlarged `scale` times; `alt` says what it shows."""
+    pixels = drawn(source) if isinstance(source, Figure) else source
+    buffer, image = io.BytesIO(), Image.open(pixels).convert("RGB") if isinstance(pixels, Path) else Image.fromarray(pixels)
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'

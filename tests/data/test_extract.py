@@ -420,7 +420,8 @@ def test_command_line_imports(tmp_path, monkeypatch, capsys):
     options = ["--second-set", str(codes), "--class-names", str(tmp_path / "names.txt"), "--tokenizer"]
     arguments = ["codes", "import", str(codes), str(labels), str(tmp_path / "out"), *options, str(tmp_path / "vq.safetensors")]
     assert cli.call(arguments) == 0 and "codes (6, 20, 16), 5 classes" in capsys.readouterr().out
-    assert CodeStore(tmp_path / "out").require(4, 16384, 5, files.sha256(tmp_path / "vq.safetensors"))
+    wanted = dict(grid_size=4, vocab_size=16384, num_classes=5, tokenizer_sha256=files.sha256(tmp_path / "vq.safetensors"))
+    assert CodeStore(tmp_path / "out").require(**wanted)
 
 
 def test_an_imported_store_takes_the_place_of_extraction(model, images, tmp_path, encoded):

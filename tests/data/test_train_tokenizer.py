@@ -50,14 +50,14 @@ def pixels():
 
 def test_tokenizer_learns(pixels):
     """Reconstructions get better, more than one code is used, and the same seed gives the same weights."""
-    model, history = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 40, 8, 4e-3, 0)
+    t = TokenizerConfig(steps=40, batch_size=8, lr=4e-3)
+    model, history = vqgan.train_tokenizer(pixels, TINY_VQ, t)
     assert [row["step"] for row in history] == list(range(1, 41)) and not model.training
     assert np.mean([row["l1"] for row in history[-5:]]) < 0.6 * history[0]["l1"]
     assert len(model.encode(to_model_range(pixels[:, 0])).unique()) > 4
-    again, _ = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 0)
-    twice, _ = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 0)
-    other, _ = train_tokenizer.fit_tokenizer(pixels, TINY_VQ, 2, 8, 4e-3, 1)
-    states = [list(m.state_dict().values()) for m in (again, twice, other)]
+    short = [dataclasses.replace(t, steps=2, seed=seed) for seed in (0, 0, 1)]
+    models = [vqgan.train_tokenizer(pixels, TINY_VQ, one)[0] for one in short]
+    states = [list(m.state_dict().values()) for m in models]
     assert all(map(torch.equal, *states[:2])) and not all(map(torch.equal, states[0], states[2]))
 
 

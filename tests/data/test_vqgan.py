@@ -15,7 +15,7 @@ from nppkit.data import vqgan
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
 from nppkit.data.perceptual import PerceptualLoss, distance
-from nppkit.data.train_tokenizer import all_crops, fit_tokenizer
+from nppkit.data.train_tokenizer import all_crops
 from nppkit.data.vqgan import Discriminator, TokenizerTraining, discriminator_loss, generator_loss, gradient_ratio, perplexity
 from nppkit.errors import NppkitError
 from nppkit.settings import settings
@@ -58,7 +58,7 @@ def plain_loop(pixels, config, steps, batch_size, lr, seed):
 
 def test_defaults_are_the_plain_loop(pixels):
     """Without new settings every weight has the bits that it had before they came, and no digest of a preset changes."""
-    model, history = fit_tokenizer(pixels, TINY, 60, 4, 4e-3, 3)
+    model, history = vqgan.train_tokenizer(pixels, TINY, TokenizerConfig(steps=60, batch_size=4, lr=4e-3, seed=3))
     assert digest(model) == digest(plain_loop(pixels, TINY, 60, 4, 4e-3, 3))
     assert set(history[-1]) == {"step", "l1", "l2", "codebook_loss"}
     assert settings(TokenizerConfig()) == {} and settings(SHORT) == {"steps": 12, "batch_size": 2, "lr": 4e-3}

@@ -5,9 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ipywidgets as w
-import numpy as np
-import pandas as pd
-from PIL import Image
 
 from nppkit.show import monitor, plots
 from nppkit.show.widgets import Form, Task, control, in_turn, picture
@@ -100,12 +97,13 @@ class RunBrowser:
         ticked = [run for run in self.found if self.ticks[run].value]
         lines = [f"<b>{html.escape(run.name)}</b>: {monitor.say(monitor.progress_of(run))}" for run in ticked]
         self.running.value = "<br>".join(lines) or "Tick runs to see their curves."
-        histories = {curve_name(run, ticked): with_minutes(monitor.read_history(run)) for run in ticked}
+        histories = {curve_name(run, ticked): monitor.read_history(run) for run in ticked}
+        histories = {name: rows.assign(minutes=rows["seconds"].cumsum() / 60) for name, rows in histories.items()}
         against = self.form.controls["against"].value
         alt = f"curves of {', '.join(histories)} over {against}"
         self.curves.value = picture(plots.run_curves(histories, against), alt) if ticked else ""
         run = self.form.controls["samples"].value
-        self.grid.value = picture(open_pixels(run / "samples.png"), f"samples of {run.name}") if run else ""
+        self.grid.value = picture(run / "samples.png", f"samples of {run.name}") if run else ""
 
     def follow(self) -> Iterator[None]:
         """Read everything again every few seconds until stopped."""
@@ -118,11 +116,6 @@ def column(name: str) -> w.Layout:
     """The exact width of a column, in the header and in every row."""
     width = WIDTHS.get(name, WIDTH)
     return w.Layout(width=width, min_width=width, max_width=width, margin="0", padding="0")
-
-
-def open_pixels(path: Path) -> np.ndarray:
-    """uint8 pixels (H, W, 3) of an image file."""
-    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def row_html(row: dict[str, object]) -> str:
@@ -143,8 +136,3 @@ def curve_name(run: Path, among: list[Path]) -> str:
     """The run's id, with its home where another has the same id."""
     twins = [other for other in among if other.name == run.name]
     return run.name if len(twins) == 1 else f"{run.name} ({run.parents[3].name})"
-
-
-def with_minutes(history: pd.DataFrame) -> pd.DataFrame:
-    """The history with the minutes trained so far."""
-    return history.assign(minutes=history["seconds"].cumsum() / 60)

@@ -9,12 +9,12 @@ from pathlib import Path
 import ipywidgets as w
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from nppkit.errors import NppkitError
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, decode_tokens
+from nppkit.show import plots
 from nppkit.show.pretrained import encode, load_model, load_tokenizer
 from nppkit.show.widgets import Form, Task, control, picture
 from nppkit.tokenizer import VQModel, to_pixels
@@ -115,10 +115,9 @@ def partial_pixels(tokenizer: VQModel, codes: Tensor, grid: int) -> Tensor:
     return pixels
 
 
-def contact_sheet(pixels: Tensor, mark: int = 0, columns: int = 5, gap: int = 2) -> np.ndarray:
+def contact_sheet(pixels: Tensor, mark: int = 0) -> np.ndarray:
     """uint8 images (n, 3, S, S) in rows of five on one white canvas (H, W, 3), a line under the first `mark` pixel rows."""
-    pixels, columns = pixels.numpy().copy(), min(columns, len(pixels))
     if mark:
-        pixels[:, :, mark - 1] = np.array(GIVEN_LINE)[:, None]
-    padded = np.pad(pixels, ((0, -len(pixels) % columns), (0, 0), (0, gap), (0, gap)), constant_values=255)
-    return rearrange(padded, "(r c) k h w -> (r h) (c w) k", c=columns)
+        pixels = pixels.clone()
+        pixels[:, :, mark - 1] = torch.tensor(GIVEN_LINE, dtype=torch.uint8)[:, None]
+    return plots.tile(pixels, min(5, len(pixels)))
