@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import math
+import re
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +46,17 @@ def _whole(value: Any) -> Any:
     return value
 
 
+def named(pattern: str, otherwise: str) -> Callable[[str], str]:
+    """A check that a text is of that pattern, all of it."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} {otherwise}")
+        return value
+
+    return check
+
+
 Bool = Annotated[bool, BeforeValidator(_bool)]
 Int = Annotated[int, BeforeValidator(_whole)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
@@ -53,7 +66,7 @@ Number = Annotated[Float, Field(ge=0, lt=LIMIT, allow_inf_nan=False)]
 Above0 = Annotated[Float, Field(gt=0, lt=LIMIT, allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1, allow_inf_nan=False)]
 Real = Annotated[Any, AfterValidator(_real)]  # an int or a float, as it was written
-Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]*\z")]  # becomes a folder
+Name = Annotated[str, AfterValidator(named(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "cannot name a folder: use letters, digits, _ and -"))]
 KINDS = {int: Int, float: Float, bool: Bool, str: str}
 
 
@@ -104,7 +117,7 @@ def explained(error: pydantic.ValidationError, cls: type) -> str:
         return f"{place or 'it'} must be a mapping of {', '.join(_fields(cls, first['loc']))}"
     if kind == "literal_error":
         return f"{place} {value!r} is unknown: use {first['ctx']['expected'].replace(chr(39), '')}"
-    if kind.split("_")[0] in ("int", "float", "string", "dict", "list"):
+    if re.fullmatch("(int|float|string|dict|list)_(type|parsing|from_float)", kind):
         name = {"string": "text", "dict": "mapping"}.get(kind.split("_")[0], kind.split("_")[0])
         return f"{place}: {value!r} is not {'an' if name == 'int' else 'a'} {name}"
     return f"{place} {value!r}: {first['msg'].lower().replace('input', 'it', 1)}: {EXAMPLE}"
@@ -129,33 +142,28 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without the traps: no key twice, no octal and no base-60 numbers."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        lines = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                raise ValueError(f"line {line}: {key.value!r} stands already in line {lines[key.value]}: keep one")
-        return super().construct_mapping(node, deep)
-
-    def number(self, node: yaml.ScalarNode) -> int | float:
+def _refuse_traps(node: yaml.Node) -> None:
+    """ValueError with the line of a key that stands twice, or of an octal or base-60 number, which YAML would take silently."""
+    if isinstance(node, yaml.ScalarNode):
         digits = node.value.lstrip("+-")
-        if ":" in digits or (digits[:1] == "0" and digits[1:].isdigit()):
+        if node.tag.endswith((":int", ":float")) and (":" in digits or (digits[:1] == "0" and digits[1:].isdigit())):
             raise ValueError(f"line {node.start_mark.line + 1}: {node.value} is no plain number: write it in decimal digits")
-        kind = node.tag.rpartition(":")[2]
-        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
-
-
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
+        return
+    pairs, lines = node.value if isinstance(node, yaml.MappingNode) else [(None, child) for child in node.value], {}
+    for key, child in pairs:
+        line = key.start_mark.line + 1 if isinstance(key, yaml.ScalarNode) else 0
+        if line and lines.setdefault(key.value, line) != line:
+            raise ValueError(f"line {line}: {key.value!r} stands already in line {lines[key.value]}: keep one")
+        _refuse_traps(child)
 
 
 def read_yaml(path: Path) -> dict:
     """A YAML file that holds a mapping. NppkitError names the file, and the line of a key that stands twice."""
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        text = path.read_text()
+        if (tree := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _refuse_traps(tree)
+        content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.errors import NppkitError
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
-from nppkit.settings import Bool, Count, Name, Positive, Real, build, read_yaml, section, settings
+from nppkit.settings import Bool, Count, Name, Positive, Real, build, named, read_yaml, section, settings
 from nppkit.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "presets"
 TOKENIZERS = ("", "VQ-16", "VQ-8")
-Size = Annotated[str, Field(pattern=r"\A[A-Za-z0-9]+(-384)?\z")]  # of a model, in run ids
-Report = Annotated[str, Field(pattern=r"\A[a-z0-9_]+\z")]  # a reading notebook: becomes a path, and a word of a command
+Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
+Report = Annotated[str, AfterValidator(named(r"(?!(tokenize|train|evaluate)$)[a-z0-9_]+", "is no reading notebook's name"))]
 
 
 @section

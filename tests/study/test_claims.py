@@ -88,6 +88,7 @@ def test_markdown_links_the_evidence(home, smoke):
 def test_readme_says_what_equal_flops_give(home, smoke):
     """The interval of NPP's longer runs against next-token prediction; nothing where there are none."""
     preset = dataclasses.replace(smoke, seeds={"B": 2}, runs={"B": ["ntp", "npp_p2_lambda1-2_epochs515"]})
+    preset = dataclasses.replace(preset, equal_flops={"B": (175, 515)})
     assert "equal" not in claims.for_readme(preset)
     for seed in range(2):
         finish(preset, Run("B", seed=seed), fid=10.0)
