@@ -131,7 +131,7 @@ def test_natural_images_without_a_download(home):
     table = (graph.results_dir(preset) / "table4_levels.csv").read_text().splitlines()
     assert "our FID (EfficientNet-Lite0 features)" in table[0] and any("1 seed" in line for line in table)
     metrics = json.loads((graph.results_dir(preset) / "runs/GPT-B_npp_L4_lambda1-2_seed0/metrics.json").read_text())
-    assert metrics["contract"]["precision"] == "bf16" and metrics["guidance"][0]["agreement"] is None
+    assert metrics["contract"]["precision"] == "bf16" and 0 <= metrics["guidance"][0]["agreement"] <= 1  # the probe's
     assert metrics["contract"]["extractor_sha256"] == features.SHA256["efficientnet-lite0"]
 
 

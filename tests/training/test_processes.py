@@ -169,7 +169,7 @@ def test_notebook_trains_on_two_devices(home):
     assert process.wait(600) == 0, process.stdout.read()
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv").query("step <= 300"), before)  # the clock's columns too
     assert "exitcode: -9" in (folder / "train.log").read_text()
-    assert json.loads((folder / "config.json").read_text())["devices"] == 2 and (folder / "train.record.json").exists()
+    assert json.loads((folder / "config.json").read_text())["options"]["devices"] == 2 and (folder / "train.record.json").exists()
     store = trainer.CodeStore(graph.tokenizer_dir(preset) / "train")
     model = trainer.make_model(store, preset.models["B"], preset.training, 0)
     alone = models.run_trainer(preset, RUN, model, store, store, Options(device="cpu"))
@@ -190,7 +190,7 @@ def test_torchrun_ends_with_its_notebook(home):
         before = faults.last_step(history)
         process = subprocess.Popen(launcher(path, "-p", "shard", "true"), stderr=subprocess.PIPE, text=True)
         wait_for(lambda before=before: faults.last_step(history) not in (0, before))
-        assert any("shard=true" in " ".join(p.cmdline()) and "LOCAL_RANK" in p.environ() for p in faults.of_home(home))
+        assert any("shard=True" in " ".join(p.cmdline()) and "LOCAL_RANK" in p.environ() for p in faults.of_home(home))
         os.kill(process.pid, kill)
         status = process.wait(600)
         wait_for(lambda: not faults.of_home(home))
