@@ -23,13 +23,24 @@ LAUNCH = f"{sys.executable} -m nppkit run {shlex.quote(config.get('preset', 'dem
 PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
 SHARD = bool(config.get("shard", False))
 
-for line in graph.set_aside_stale(PRESET) if workflow.is_main_process else []:
-    print(line, file=sys.stderr)
+# Looking changes nothing: only a run that is to do something sets records aside that are no longer valid.
+ASKS = {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--summary", "--detailed-summary", "--list", "--lint", "--report"}
+LOOKING = workflow.output_settings.dryrun or bool(ASKS & {word.partition("=")[0] for word in sys.argv})
+try:
+    AGAIN = graph.stale(PRESET) if LOOKING else {}
+    for line in graph.outlook(PRESET, AGAIN) if LOOKING else graph.set_aside_stale(PRESET) if workflow.is_main_process else []:
+        print(line, file=sys.stderr)
+except errors.NppkitError as error:
+    sys.exit(f"error: {error}")
+
+
+def record(job):
+    return graph.expected_record(job, job.name in AGAIN) if LOOKING else job.record
 
 
 rule all:
     input:
-        [job.record for job in JOBS],
+        [record(job) for job in JOBS],
 
 
 for job in JOBS:
@@ -38,9 +49,9 @@ for job in JOBS:
         name:
             graph.rule_name(job)
         input:
-            [ancient(upstream.record) for upstream in job.upstream],
+            [ancient(record(upstream)) for upstream in job.upstream],
         output:
-            job.record,
+            record(job),
         threads: graph.options(job).threads
         priority: graph.priority(PRESET, job)
         message:

@@ -69,11 +69,14 @@ def plan(a: argparse.Namespace) -> None:
     """Steps, FLOPs, memory, disk and hours of every run of a preset, before anything starts."""
     from nppkit.cost import UTILISATION
     from nppkit.jobs.plan import report
+    from nppkit.study.graph import outlook, stale
     from nppkit.study.presets import load_preset
 
     preset, utilisation = load_preset(a.preset), a.utilisation or UTILISATION
     if not 0 < utilisation <= 1 or a.gpus < 0:
         raise NppkitError(f"--utilisation {a.utilisation} and --gpus {a.gpus}: use a share in (0, 1], and 1 or more GPUs")
+    for line in outlook(preset, stale(preset)):
+        print(line)
     print(report(preset, a.gpu or preset.gpu, a.gpus or preset.gpus, utilisation))
 
 

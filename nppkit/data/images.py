@@ -6,17 +6,18 @@ with it. Crops are uint8 arrays (crops, S, S, 3).
 
 import functools
 import hashlib
+import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from nppkit import files, noise
-from nppkit.data.npz import read_npz
+from nppkit import noise
+from nppkit.data import contents
 from nppkit.errors import NppkitError
 
 END_OF_JPEG = b"\xff\xd9"
@@ -59,7 +60,7 @@ def mnist_images() -> ImageSet:
 
 
 def folder_images(path: str | Path, check: bool = True, upright: bool = True, background: str = "white") -> ImageSet:
-    """A folder of class folders (the layout of ImageNet). The digest covers relative paths and sizes.
+    """A folder of class folders (the layout of ImageNet). The digest covers relative paths and contents.
 
     Hidden and system files and folders are neither classes nor images; files of other kinds are counted and left out.
     NppkitError names a missing folder, a class without images, a root of train/ and val/ and, with `check`, counts the
@@ -70,17 +71,27 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
     if check and others:
         some = ", ".join(sorted(others))
         print(f"{root}: {sum(others.values())} files are left out, because they are no pictures that Pillow reads ({some})")
-    bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(file))}
+    bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(Path(file)))}
     if bad:
-        some = "; ".join(f"{file} ({why})" for file, why in list(bad.items())[:3])
+        some = "; ".join(f"{Path(file)} ({why})" for file, why in list(bad.items())[:3])
         raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
-    listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p, _ in files)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
     labels = np.array([c for _, c in files], np.int64)
-    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(files[i][0], upright, background))
+    digest = contents.digest_of(_digests(root, files))
+    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(Path(files[i][0]), upright, background))
 
 
-def _listed(root: Path) -> tuple[list[str], list[tuple[Path, int]], Counter]:
+def source_contents(path: Path) -> dict[str, str] | None:
+    """Digests by name of the images below a folder of class folders, or of the one file; None if it is not there."""
+    if path.is_dir():
+        return _digests(path, _listed(path)[1])
+    return contents.digests(path.parent, [(path.name, path.stat())]) if path.is_file() else None
+
+
+def _digests(root: Path, files: list[tuple[os.DirEntry, int]]) -> dict[str, str]:
+    return contents.digests(root, ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in files))
+
+
+def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Counter]:
     """Classes, image files with their class, and how many files have another ending."""
     if not root.is_dir():
         raise NppkitError(f"image folder {root} does not exist: set data.path to a folder of class folders")
@@ -89,22 +100,29 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[Path, int]], Counter]:
         raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / classes[0]}")
     endings, others, files = Image.registered_extensions(), Counter(), []
     for number, name in enumerate(classes):
-        inside = [p for p in sorted((root / name).rglob("*")) if p.is_file() and all(map(_seen, _below(p, root)))]
-        images = [p for p in inside if endings.get(p.suffix.lower()) in Image.OPEN]
-        others.update(p.suffix.lower() or "no ending" for p in inside if endings.get(p.suffix.lower()) not in Image.OPEN)
+        images = []
+        for file in _files(root / name):
+            ending = os.path.splitext(file.name)[1].lower()
+            if endings.get(ending) in Image.OPEN:
+                images.append((file, number))
+            else:
+                others[ending or "no ending"] += 1
         if not images:
             raise NppkitError(f"image folder {root / name} holds no images: add some, or remove the folder")
-        files += [(p, number) for p in images]
+        files += images
     if not files:
         raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
     return classes, files, others
 
 
-def _below(path: Path, root: Path) -> list[Path]:
-    return [root / part for part in path.relative_to(root).parts]
+def _files(folder: Path | str) -> Iterator[os.DirEntry]:
+    """All files below a folder in the order of their paths."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if _seen(entry):
+            yield from _files(entry.path) if entry.is_dir(follow_symlinks=False) else [entry] if entry.is_file() else []
 
 
-def _seen(path: Path) -> bool:
+def _seen(path: Path | os.DirEntry) -> bool:
     return not path.name.startswith(".") and path.name not in SYSTEM
 
 
@@ -172,13 +190,6 @@ def torchvision_images(name: str, root: str | Path) -> ImageSet:
     names = tuple(map(str, getattr(dataset, "classes", range(labels.max() + 1))))
     digest = hashlib.sha256(np.asarray(dataset.data).tobytes()).hexdigest()
     return ImageSet(labels, names, digest, lambda i: dataset[i][0].convert("RGB"))
-
-
-def npz_images(path: str | Path) -> ImageSet:
-    """The images in ADM's reference file, real ones of ImageNet's training set, or in another file like it; no labels."""
-    pixels = read_npz(path).permute(0, 2, 3, 1).numpy()
-    labels = np.zeros(len(pixels), np.int64)
-    return ImageSet(labels, ("unlabelled",), files.sha256(path), lambda i: Image.fromarray(pixels[i]))
 
 
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:

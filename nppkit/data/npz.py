@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from nppkit.data.images import ImageSet
 from nppkit.errors import NppkitError
-from nppkit.files import read_arrays, save_arrays
+from nppkit.files import read_arrays, save_arrays, sha256
 
 
 def read_npz(path: str | Path) -> Tensor:
@@ -25,3 +27,10 @@ def write_npz(path: Path, pixels: Tensor) -> None:
     """Write uint8 images (n, 3, H, W) as ADM's evaluation script reads them: `arr_0`, NHWC."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, arr_0=pixels.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def npz_images(path: str | Path) -> ImageSet:
+    """The images in ADM's reference file, real ones of ImageNet's training set, or in another file like it; no labels."""
+    pixels = read_npz(path).permute(0, 2, 3, 1).numpy()
+    labels = np.zeros(len(pixels), np.int64)
+    return ImageSet(labels, ("unlabelled",), sha256(path), lambda i: Image.fromarray(pixels[i]))

@@ -8,11 +8,11 @@ from nppkit.data.images import (
     ImageSet,
     folder_images,
     mnist_images,
-    npz_images,
     some_images,
     split_heldout,
     torchvision_images,
 )
+from nppkit.data.npz import npz_images
 from nppkit.errors import NppkitError
 from nppkit.files import located
 

@@ -20,9 +20,9 @@ from nppkit.files import home
 from nppkit.jobs.leases import leased
 from nppkit.jobs.progress import BATCH
 from nppkit.settings import coerce
-from nppkit.study.graph import evaluate_job, report_job, reports, tokenize_job, train_job
+from nppkit.study.graph import claim, evaluate_job, report_job, reports, tokenize_job, train_job
 from nppkit.study.presets import load_preset
-from nppkit.study.records import Job, why_incomplete, write_record
+from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_record
 from nppkit.study.runs import find_run
 from nppkit.training.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
 from nppkit.training.options import NAMES, Options
@@ -80,6 +80,20 @@ def with_options(values: dict) -> dict:
     return {name: value for name, value in values.items() if name not in words} | {"options": text}
 
 
+def job_parameters(job: Job, notebook: Path, overrides: dict) -> dict:
+    """All values of the notebook's parameters. NppkitError names what is unknown, of a wrong type, or the record's to say."""
+    import papermill
+
+    if not notebook.is_file():
+        raise NppkitError(f"{notebook} does not exist: a preset's reports are notebooks in that folder")
+    cells = papermill.iorw.load_notebook_node(str(notebook))["cells"]
+    source = next(cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    values = check_parameters(with_options({**job.parameters, **overrides}), declared_parameters(source), notebook.name)
+    if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
+        raise NppkitError(f"{notebook.name}: parameter {changed[0]} is decided by the preset and the run: change those")
+    return values
+
+
 def execute(job: Job, overrides: dict) -> None:
     """Run the job's notebook with papermill in its own folder, then write the completion record.
 
@@ -90,15 +104,10 @@ def execute(job: Job, overrides: dict) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
-    if not notebook.is_file():
-        raise NppkitError(f"{notebook} does not exist: a preset's reports are notebooks in that folder")
-    cell = papermill.iorw.load_notebook_node(str(notebook))
-    source = next(c["source"] for c in cell["cells"] if "parameters" in c["metadata"].get("tags", []))
-    given = with_options({**job.parameters, **overrides})
-    values = check_parameters(given, declared_parameters(source), f"{job.notebook}.ipynb")
+    values = job_parameters(job, notebook, overrides)
     machine = Options.parse(values.get("options", "device=cpu"))
-    if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
-        raise NppkitError(f"{job.notebook}.ipynb: parameter {changed[0]} is decided by the preset and the run: change those")
+    if source := job.parameters.get("preset"):
+        claim(load_preset(source))
     os.environ[BATCH] = "1"
     os.environ["NPPKIT_HOME"] = str(home())  # absolute: the kernel works in another folder
     os.environ["OMP_NUM_THREADS"] = str(machine.threads)
@@ -107,6 +116,7 @@ def execute(job: Job, overrides: dict) -> None:
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
+            inputs = read_inputs(job)
             with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
@@ -115,7 +125,7 @@ def execute(job: Job, overrides: dict) -> None:
         except RuntimeError as error:
             reason = f"its kernel did not start ({error})"
         else:
-            write_record(job)
+            write_record(job, inputs)
             return
     kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
     raise kind(f"{job.name} failed: {reason} (read {executed})")
@@ -156,7 +166,7 @@ def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = Fa
 
 def ensure(job: Job) -> None:
     """Run the job, and what it needs, unless its results are there and current. Used by notebooks opened by hand."""
-    reason = why_incomplete(job)
+    reason = changed_input(job) or why_incomplete(job)
     if not reason:
         return
     for upstream in job.upstream:

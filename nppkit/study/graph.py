@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.files import home
+from nppkit.files import home, located, sha256, write_atomic
 from nppkit.settings import settings
-from nppkit.study.presets import Preset, load_preset
+from nppkit.study.presets import Preset, load_preset, preset_names
 from nppkit.study.published import table_runs
-from nppkit.study.records import Job, outputs_digest, why_incomplete
+from nppkit.study.records import Job, changed_input, outputs_digest, recorded_inputs, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
 from nppkit.training.options import Options
 
@@ -58,8 +58,10 @@ def tokenizer_dir(preset: Preset, large: bool = False) -> Path:
 
 
 def checkpoint_dir(preset: Preset, run: Run) -> Path:
-    """Outside git, keyed by the configuration's digest: a changed preset never resumes an old run."""
-    return home() / "checkpoints" / preset.name / run.id / train_job(preset, run).digest[:12]
+    """Outside git, keyed by the configuration's digest and the codes': a changed preset or data never resume an old run."""
+    codes = tokenizer_dir(preset, run.large) / "train/manifest.json"
+    key = f"{train_job(preset, run).digest[:12]}{'-' + sha256(codes)[:8] if codes.is_file() else ''}"
+    return home() / "checkpoints" / preset.name / run.id / key
 
 
 def tokenize_job(preset: Preset, large: bool = False) -> Job:
@@ -76,7 +78,15 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     parameters = {"preset": preset.source, "large": large, "options": str(Options(threads=preset.tokenizer_threads))}
     folder = tokenizer_dir(preset, large)
     spared = tuple(store_files(preset)) if large else ()  # a clone of the study has room for the other codes only
-    return Job(f"tokenize{LARGE if large else ''}", "tokenize", parameters, folder, tuple(outputs), upstream, config, spared)
+    name, inputs = f"tokenize{LARGE if large else ''}", tokenizer_inputs(preset)
+    return Job(name, "tokenize", parameters, folder, tuple(outputs), upstream, config, spared, inputs)
+
+
+def tokenizer_inputs(preset: Preset) -> tuple[str, ...]:
+    """What a tokenize job reads from outside: folders of images, files, weights. torchvision checks its files itself."""
+    d, t = preset.data, preset.tokenizer
+    images = (d.path, d.heldout_path) if d.source in ("folder", "npz") else ()
+    return (*images, t.weights, t.start, t.perceptual_weights, preset.extractor.weights)
 
 
 def store_files(preset: Preset) -> list[str]:
@@ -119,7 +129,8 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
         config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
     folder, parameters = run_dir(preset, run), _parameters(preset, run)
     spared = ("samples.png",)  # a study of many seeds keeps the grids of a few
-    return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config, spared)
+    inputs = (preset.evaluation.reference, preset.weights.get(run.id, ""))
+    return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config, spared, inputs)
 
 
 def report_job(preset: Preset, report: str) -> Job:
@@ -156,22 +167,60 @@ def graph(preset: Preset) -> list[Job]:
     return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in reports(preset))]
 
 
-def set_aside_stale(preset: Preset) -> list[str]:
-    """Rename every record that is no longer valid, so that its job runs again; returns a line for each."""
+def stale(preset: Preset) -> dict[str, str]:
+    """Why each job that has a record is to run again, by the job's name; nothing is changed."""
     jobs = graph(preset)
-    reasons = {job.name: why_incomplete(job, needed=False) for job in jobs}
+    changed = {job.name: changed_input(job) for job in jobs}
+    reasons = {job.name: changed[job.name] or why_incomplete(job, needed=False) for job in jobs}
     for job in jobs:
         trained = job.notebook == "evaluate" and job.parameters["run"] not in preset.weights
         if trained and reasons[job.name] and not reasons[job.upstream[0].name]:
             reasons[job.upstream[0].name] = _checkpoint_gone(preset, Run.parse(job.parameters["run"]))
     for run in {job.parameters["run"] for job in jobs if job.notebook in ("train", "evaluate") and reasons[job.name]}:
         for upstream in _tokenize_jobs(preset, Run.parse(run)):
-            reasons[upstream.name] = why_incomplete(upstream)
-    lines = []
-    for job in (job for job in jobs if reasons[job.name] and job.record.is_file()):
-        job.record.replace(job.record.with_suffix(".stale"))
-        lines.append(f"{job.name} will run again: {reasons[job.name]}")
-    return lines
+            reasons[upstream.name] = reasons[upstream.name] or why_incomplete(upstream)
+    for job in jobs:  # what comes after a job whose data are other ones
+        if found := [upstream.name for upstream in job.upstream if changed[upstream.name]]:
+            changed[job.name] = f"{found[0]} runs again"
+            reasons[job.name] = reasons[job.name] or changed[job.name]
+    return {job.name: reasons[job.name] for job in jobs if reasons[job.name] and (job.record.is_file() or job.stale.is_file())}
+
+
+def outlook(preset: Preset, reasons: dict[str, str]) -> list[str]:
+    """A line for every job that is to run again, and for inputs that are not there to be compared."""
+    absent = {name: job.name for job in graph(preset) for name in recorded_inputs(job) if not located(name).exists()}
+    unknown = "is not there to be compared: what was made from it is taken as recorded:"
+    again = [f"{name} will run again: {reason}" for name, reason in reasons.items()]
+    return again + [f"{located(name)} {unknown} {job} and what follows" for name, job in absent.items()]
+
+
+def set_aside_stale(preset: Preset) -> list[str]:
+    """Rename every record that is no longer valid, so that its job runs again, and back where it is; returns `outlook`."""
+    claim(preset)
+    reasons = stale(preset)
+    for job in graph(preset):
+        if job.name in reasons and job.record.is_file():
+            job.record.replace(job.stale)
+        elif job.name not in reasons and job.stale.is_file() and not job.record.is_file():
+            job.stale.replace(job.record)
+    return outlook(preset, reasons)
+
+
+def expected_record(job: Job, again: bool) -> Path:
+    """The file whose absence tells Snakemake that a job is to run, where nothing may be renamed because somebody only looks."""
+    if again:
+        return job.record.with_suffix(".awaited")
+    return job.record if job.record.is_file() or not job.stale.is_file() else job.stale
+
+
+def claim(preset: Preset) -> None:
+    """Note which file a preset's results are of. NppkitError where they are those of another one of this name."""
+    note = results_dir(preset) / ".preset"
+    owner = note.read_text() if note.is_file() else preset.source
+    if owner != preset.source and (owner in preset_names() or Path(owner).is_file()):
+        raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(note, preset.source)
 
 
 def _checkpoint_gone(preset: Preset, run: Run) -> str:

@@ -93,7 +93,10 @@ def load_preset(name: str) -> Preset:
     if (not own_file and path.parent != FOLDER) or not path.is_file():
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
     source = {"source": str(path.resolve()) if own_file else name}
-    return build(Preset, {"name": path.stem, **read_yaml(path), **source}, path.name)
+    preset = build(Preset, {"name": path.stem, **read_yaml(path), **source}, path.name)
+    if preset.name in preset_names() and path.resolve().parent != FOLDER:
+        raise NppkitError(f"{path} has the name of the packaged preset {preset.name}, and would take its results: rename it")
+    return preset
 
 
 def save_preset(preset: Preset, path: Path) -> None:

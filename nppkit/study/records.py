@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from nppkit.data.contents import difference, digest_of
+from nppkit.data.images import source_contents
 from nppkit.errors import NppkitError
-from nppkit.files import sha256, write_atomic
+from nppkit.files import located, sha256, write_atomic
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,17 @@ class Job:
     upstream: tuple["Job", ...]
     config: dict
     spared: tuple[str, ...] = ()  # outputs without which it counts as done, until a job needs them: made again, they are the same
+    inputs: tuple[str, ...] = ()  # files and folders of images from outside, as the preset names them
 
     @property
     def record(self) -> Path:
         """The completion record, written last."""
         return self.folder / f"{self.notebook}.record.json"
+
+    @property
+    def stale(self) -> Path:
+        """Where a record lies that was not valid when its job was last to run."""
+        return self.record.with_suffix(".stale")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -37,8 +45,20 @@ class Job:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def write_record(job: Job) -> None:
-    """Record that the job is complete, with the digests of what it wrote. NppkitError names a missing output."""
+def read_inputs(job: Job) -> dict[str, str]:
+    """A digest of the contents of each of the job's inputs that is there."""
+    found = {name: source_contents(located(name)) for name in job.inputs if name}
+    return {name: digest_of(contents) for name, contents in found.items() if contents}
+
+
+def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
+    """Record that the job is complete, with the digests of what it wrote, and of its inputs as they were read at its start.
+
+    NppkitError names a missing output, and an input that has changed meanwhile.
+    """
+    now = read_inputs(job)
+    if changed := [name for name, digest in (now if inputs is None else inputs).items() if now.get(name) != digest]:
+        raise NppkitError(f"{job.name}: {located(changed[0])} has changed while it was read: run it again")
     missing = [name for name in job.outputs if not (job.folder / name).is_file()]
     if missing:
         raise NppkitError(
@@ -47,7 +67,8 @@ def write_record(job: Job) -> None:
     outputs = {name: sha256(job.folder / name) for name in job.outputs}
     upstream = {up.name: outputs_digest(up) for up in job.upstream}
     record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
-    write_atomic(job.record, json.dumps(record, indent=1, default=str) + "\n")
+    write_atomic(job.record, json.dumps({**record, **({"inputs": now} if now else {})}, indent=1, default=str) + "\n")
+    job.stale.unlink(missing_ok=True)
 
 
 def outputs_digest(job: Job) -> str:
@@ -58,7 +79,7 @@ def outputs_digest(job: Job) -> str:
 
 def _read_record(job: Job) -> dict | None:
     try:
-        record = json.loads(job.record.read_text())
+        record = json.loads((job.record if job.record.is_file() else job.stale).read_text())
         return record if {"config_digest", "outputs", "upstream"} <= record.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -69,7 +90,7 @@ def why_incomplete(job: Job, needed: bool = True) -> str:
 
     needed: by a job that is to run, which wants the spared files, too.
     """
-    if not job.record.is_file():
+    if not (job.record.is_file() or job.stale.is_file()):
         return "not run yet"
     record = _read_record(job)
     if record is None:
@@ -85,6 +106,20 @@ def why_incomplete(job: Job, needed: bool = True) -> str:
             continue
         if not path.is_file() or sha256(path) != record["outputs"].get(name):
             return f"{path.resolve()} is missing or has changed"
+    return ""
+
+
+def recorded_inputs(job: Job) -> dict[str, str]:
+    """The digests of the inputs that the job's results were made from."""
+    return (_read_record(job) or {}).get("inputs", {})
+
+
+def changed_input(job: Job) -> str:
+    """Empty unless an input that is there is not what the job's results were made from: then which, and how it differs."""
+    for name, digest in recorded_inputs(job).items():
+        contents = source_contents(located(name))
+        if contents and digest_of(contents) != digest:
+            return f"{located(name)} has changed: {difference(digest, contents)}"
     return ""
 
 

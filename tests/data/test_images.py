@@ -19,6 +19,12 @@ from nppkit.errors import NppkitError
 from nppkit.study.presets import load_preset
 
 
+@pytest.fixture(autouse=True)
+def notes(tmp_path_factory, monkeypatch):
+    """Notes of what files hold, away from the repository and from the folders of images."""
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path_factory.mktemp("notes")))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of two images."""
@@ -123,16 +129,17 @@ def test_unknown_crops():
         crop_images(Image.new("RGB", (8, 8)), "random", 8)
 
 
-def test_heldout_images_of_their_own(folder, tmp_path, home):
+def test_heldout_images_of_their_own(folder, tmp_path_factory, monkeypatch):
     """With data.heldout_path all images of data.path train, and as many of the others as asked are held out."""
-    shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("val", "1.png"))
+    home = tmp_path_factory.mktemp("home")  # where relative paths start
+    monkeypatch.setenv("NPPKIT_HOME", str(home))
+    shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("1.png"))
     data = DataConfig(source="folder", path=str(folder), heldout_path="val", heldout=1)
-    shutil.copytree(folder / "dog", home / "bird")
+    shutil.copytree(folder / "dog", folder / "bird")
     with pytest.raises(NppkitError, match="heldout_path val has other classes than"):
         study_images(data)
-    shutil.rmtree(home / "bird")
-    shutil.move(home / "val", home.parent / "val")
-    training, heldout = study_images(dataclasses.replace(data, heldout_path=str(home.parent / "val")))
+    shutil.rmtree(folder / "bird")
+    training, heldout = study_images(data)
     assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
     training, heldout = study_images(dataclasses.replace(data, heldout_path=""))
     assert (len(training), len(heldout)) == (3, 1)

@@ -73,9 +73,12 @@ def test_a_changed_value_reruns_what_depends_on_it(finished, tmp_path):
     """Another guidance grid evaluates and tabulates again, and trains nothing."""
     home = tmp_path / "copy"
     shutil.copytree(finished[0], home)
+    (home / "results/smoke/.preset").unlink()
+    for folder in ("results", "figures", "checkpoints"):
+        (home / folder / "smoke").rename(home / folder / "mine")
     content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
     content["evaluation"]["guidance"] = [1.5]
-    path = tmp_path / "smoke.yaml"
+    path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
     code, output, _ = snakemake(home, str(path), "table3")
     assert code == 0, output

@@ -213,9 +213,16 @@ def test_unknown_precision(smoke_file):
 def test_saved_preset_is_read_back(tmp_path, name):
     """A preset written as YAML loads as the same settings, under the file's name."""
     preset = presets.load_preset(name)
-    presets.save_preset(preset, tmp_path / f"{name}.yaml")
-    again = presets.load_preset(str(tmp_path / f"{name}.yaml"))
-    assert dataclasses.replace(again, source=preset.source) == preset
+    presets.save_preset(preset, tmp_path / f"my_{name}.yaml")
+    again = presets.load_preset(str(tmp_path / f"my_{name}.yaml"))
+    assert dataclasses.replace(again, name=name, source=preset.source) == preset
+
+
+def test_a_packaged_presets_name_is_refused(tmp_path):
+    """A private demo.yaml would take the results of the packaged one: one line says so, before anything is read."""
+    (tmp_path / "demo.yaml").write_text((presets.FOLDER / "demo.yaml").read_text())
+    with pytest.raises(NppkitError, match=r"demo\.yaml has the name of the packaged preset demo"):
+        presets.load_preset(str(tmp_path / "demo.yaml"))
 
 
 def test_preset_that_cannot_be_saved(tmp_path):

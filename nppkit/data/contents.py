@@ -1,0 +1,81 @@
+"""What files hold, as digests: a file is read again only where its size or one of its times has changed.
+
+Notes lie in checkpoints/contents, for this machine alone: one of sizes, times and digests for each folder that was looked at, and
+one for each state of it that results were made from, so that a later difference can be named.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nppkit.errors import NppkitError
+from nppkit.files import home, sha256, write_atomic
+
+READERS = 8  # files read at a time: a network's disk answers slowly, but many at once
+SETTLED = 2.0  # seconds after which a file's time tells one write from the next
+
+
+def notes(key: str) -> Path:
+    """Where the note of that key lies."""
+    return home() / "checkpoints" / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def digests(root: Path, files: Iterable[tuple[str, os.stat_result]]) -> dict[str, str]:
+    """The first half of sha256 of each file (name below root, and what the system says of it)."""
+    note, now, found = notes(str(root.resolve())), time.time() - SETTLED, {}
+    known = _read(note)
+    states = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in files}
+    unread = [name for name, state in states.items() if known.get(name, [])[:3] != state]
+    with ThreadPoolExecutor(READERS) as pool:
+        read = dict(zip(unread, pool.map(lambda name: sha256(root / name)[:32], unread), strict=True))
+    found = {name: [*state, read.get(name) or known[name][3]] for name, state in states.items()}
+    settled = {name: value for name, value in found.items() if max(value[1:3]) < now * 1e9}
+    if settled != known:
+        _write(note, settled)
+    return {name: value[3] for name, value in found.items()}
+
+
+def digest_of(contents: dict[str, str]) -> str:
+    """One digest of all names and contents, whose note is kept to name differences later."""
+    text = json.dumps(contents, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if not notes(digest).exists():
+        _write(notes(digest), contents)
+    return digest
+
+
+def difference(digest: str, contents: dict[str, str]) -> str:
+    """What has changed since the state of that digest, e.g. `1 added (cat/7.png)`."""
+    before = _read(notes(digest))
+    if not before:
+        return "it held other files"
+    both = before.keys() & contents.keys()
+    changes = {
+        "added": contents.keys() - both,
+        "removed": before.keys() - both,
+        "replaced": {name for name in both if before[name] != contents[name]},
+    }
+    return ", ".join(f"{len(names)} {what} ({_some(names)})" for what, names in changes.items() if names)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def _read(note: Path) -> dict:
+    try:
+        return json.loads(note.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(note: Path, content: dict) -> None:
+    with contextlib.suppress(OSError, NppkitError):  # without a note the files are read once more
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(content))

@@ -1,0 +1,115 @@
+"""Data that change after a study was made from them, presets of one name, and looking, which changes nothing."""
+
+import shutil
+
+import pytest
+import yaml
+from PIL import Image
+from test_runs import complete
+
+from nppkit.errors import NppkitError
+from nppkit.jobs import launch
+from nppkit.study import graph, presets, records
+
+
+@pytest.fixture
+def study(home):
+    """A finished preset on a folder of images."""
+    for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+        path = home / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name), int(name[4]), 0)).save(path)
+    preset = save(home, lr=1e-3)
+    for job in graph.graph(preset):
+        complete(job)
+    return preset
+
+
+def save(home, name="mine", **training):
+    """A preset of one run as a file."""
+    content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
+    content |= {"data": {"source": "folder", "path": "data", "heldout": 1}, "runs": {"B": ["ntp"]}, "reports": [], "seeds": {}}
+    content["training"] |= training
+    path = home / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return presets.load_preset(str(path))
+
+
+def files_below(home):
+    return {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and "contents" not in path.parts}
+
+
+def test_changed_data_make_all_that_depends_on_them_again(study, home):
+    """One line names the image; tokenizer, run and tables follow; the other way round all is valid again."""
+    assert graph.stale(study) == {}
+    Image.new("RGB", (8, 8)).save(home / "data/cat/new.png")
+    reasons = graph.stale(study)
+    assert reasons["tokenize"] == f"{home}/data has changed: 1 added (cat/new.png)"
+    jobs = graph.graph(study)
+    assert reasons.keys() == {job.name for job in jobs if job.upstream} | {"tokenize"}
+    assert reasons["train GPT-B_ntp_seed0"] == "tokenize runs again"
+    (home / "data/cat/new.png").unlink()
+    assert graph.stale(study) == {}
+
+
+def test_without_the_data_results_are_valid_and_it_is_said(study, home):
+    """A clone without the images takes what is recorded, and says so in one line."""
+    shutil.rmtree(home / "data")
+    assert graph.set_aside_stale(study) == [
+        f"{home}/data is not there to be compared: what was made from it is taken as recorded: tokenize and what follows"
+    ]
+
+
+def test_data_that_change_while_they_are_read(study, home):
+    """A record never says that codes are of images which came later."""
+    job = graph.tokenize_job(study)
+    before = records.read_inputs(job)
+    Image.new("RGB", (8, 8)).save(home / "data/dog/new.png")
+    with pytest.raises(NppkitError, match="data has changed while it was read: run it again"):
+        records.write_record(job, before)
+
+
+def test_a_table_of_a_notebook_opened_by_hand_notices(study, home, monkeypatch):
+    """`ensure`, by which notebooks make what they need, asks the images too."""
+    ran = []
+    monkeypatch.setattr(launch, "execute", lambda job, values: ran.append(job.name))
+    launch.ensure(graph.tokenize_job(study))
+    assert ran == []
+    (home / "data/dog/1.png").unlink()
+    launch.ensure(graph.tokenize_job(study))
+    assert ran == ["tokenize"]
+
+
+def test_looking_changes_nothing(study, home):
+    """`stale` and `outlook` name what a changed preset would make again, and leave every file as it is."""
+    other, before = save(home, lr=2e-3), files_below(home)
+    reasons = graph.stale(other)
+    assert "train GPT-B_ntp_seed0" in reasons and "tokenize" not in reasons
+    assert all("configuration has changed" in line for line in graph.outlook(other, reasons))
+    assert files_below(home) == before
+    train = graph.train_job(other, graph.preset_runs(other)[0])
+    assert not graph.expected_record(train, True).exists() and graph.expected_record(train, False) == train.record
+
+
+def test_an_edit_undone_finds_its_results(study, home):
+    """Records that were set aside for an edit are back when the edit is undone before anything ran."""
+    before = {path: content for path, content in files_below(home).items() if path.suffix == ".json"}
+    assert graph.set_aside_stale(save(home, lr=2e-3))
+    train = graph.train_job(study, graph.preset_runs(study)[0])
+    assert not train.record.exists() and train.stale.exists()
+    assert graph.set_aside_stale(save(home, lr=1e-3)) == []
+    assert {path: content for path, content in files_below(home).items() if path.suffix == ".json"} == before
+    complete(train, "y")
+    assert not train.stale.exists() and graph.stale(study)["evaluate GPT-B_ntp_seed0"].endswith("GPT-B_ntp_seed0 have changed")
+
+
+def test_two_presets_of_one_name_do_not_share_results(study, home):
+    """The second file is told whose results lie there; when the first is gone, they are its own."""
+    graph.set_aside_stale(study)
+    (home / "elsewhere").mkdir()
+    other, before = save(home / "elsewhere", lr=2e-3), files_below(home)
+    with pytest.raises(NppkitError, match=rf"mine holds the results of {home}/mine\.yaml: give .*elsewhere/mine\.yaml another"):
+        graph.set_aside_stale(other)
+    assert files_below(home) == before
+    (home / "mine.yaml").unlink()
+    assert graph.set_aside_stale(other)
