@@ -22,7 +22,8 @@ from nppkit.model import GPT, KVCache, StaticKVCache
 class SamplingConfig:
     """How tokens are drawn. top_k 0 and top_p 1 filter nothing; cfg_interval -1 guides every token.
 
-    compile: the decoding step as one CUDA graph, for GPUs. NppkitError for values out of range.
+    compile: the decoding step as one CUDA graph, for GPUs; shares: of the classes among labels that are drawn, none: all alike.
+    NppkitError for values out of range.
 
     >>> SamplingConfig(cfg_scale=2.0, top_k=100).temperature
     1.0
@@ -35,6 +36,7 @@ class SamplingConfig:
     cfg_interval: int = -1
     seed: int = 0
     compile: bool = False
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self):
         for name in ("cfg_scale", "temperature", "top_p"):
@@ -46,6 +48,8 @@ class SamplingConfig:
             raise NppkitError(f"top_p {self.top_p} is outside (0, 1]: 1 keeps every token")
         if self.top_k < 0 or self.cfg_scale < 0:
             raise NppkitError(f"top_k {self.top_k} and cfg_scale {self.cfg_scale} must not be negative")
+        if self.shares and not (min(self.shares) >= 0 and math.isclose(sum(self.shares), 1, abs_tol=1e-6)):
+            raise NppkitError(f"shares {self.shares} must be 0 or more each and 1 together")
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -75,13 +79,18 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
     return index.clamp(max=logits.shape[-1] - 1)
 
 
-def sample_labels(index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """Class labels (n,) of the samples with these indices (n,): uniform, and a pure function of (seed, index).
+def sample_labels(index: np.ndarray, num_classes: int, seed: int, shares: tuple[float, ...] = ()) -> np.ndarray:
+    """Class labels (n,) of the samples with these indices (n,): a pure function of (seed, index), uniform or in these shares.
 
     >>> sample_labels(np.arange(5), num_classes=10, seed=0).tolist() == sample_labels(np.arange(9), 10, 0)[:5].tolist()
     True
     """
-    return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
+    if not shares:
+        return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
+    if len(shares) != num_classes:
+        raise NppkitError(f"{len(shares)} shares are not those of {num_classes} classes: give one a class")
+    edges = np.cumsum(shares)
+    return np.searchsorted(edges, noise.uniform(seed, noise.SAMPLE_LABEL, index) * edges[-1], side="right")
 
 
 def decoder(model: GPT, batch_size: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, int], Tensor]:

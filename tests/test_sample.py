@@ -294,3 +294,15 @@ def test_no_token_comes_of_logits_that_are_not_finite():
     tokens = decode_tokens(model, torch.tensor([3]), SamplingConfig(), np.arange(1))
     with pytest.raises(NppkitError, match="token 0 are not finite"):
         next(tokens)
+
+
+def test_labels_follow_shares():
+    """A class of a tenth of the images has a tenth of the labels; one without images none; uniform labels stay what they were."""
+    shares = (0.7, 0.0, 0.1, 0.2)
+    labels = sample_labels(np.arange(20_000), 4, 0, shares)
+    assert np.abs(np.bincount(labels, minlength=4) / 20_000 - shares).max() < 0.01 and (labels != 1).all()
+    assert np.array_equal(sample_labels(np.arange(50, 60), 4, 0, shares), labels[50:60])
+    with pytest.raises(NppkitError, match="4 shares are not those of 3 classes"):
+        sample_labels(np.arange(3), 3, 0, shares)
+    with pytest.raises(NppkitError, match="1 together"):
+        SamplingConfig(shares=(0.5, 0.6))

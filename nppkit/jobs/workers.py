@@ -17,7 +17,7 @@ from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.jobs.progress import BATCH, progress
 from nppkit.scoring import sampling
-from nppkit.scoring.evaluate import sampling_roles
+from nppkit.scoring.evaluate import label_shares, sampling_roles
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir
 from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset, load_preset
@@ -63,9 +63,10 @@ def sample(preset_name: str, run_id: str, precision: str, options: Options) -> N
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
         model = load_trained(preset, run, store).to(pick_device(options.device))
+        shares = label_shares(preset.evaluation.labels, store, CodeStore(tokenizer_dir(preset, run.large) / "heldout"))
         digest, folder, batch = sampling.weights_digest(model), checkpoint_dir(preset, run), preset.evaluation.batch_size
         for scale in preset.evaluation.guidance:
-            for config, samples in sampling_roles(preset.evaluation, scale).values():
+            for config, samples in sampling_roles(preset.evaluation, scale, shares).values():
                 show = iter if processes.rank else functools.partial(progress, label=f"{run.id} guidance {scale}")
                 place = sampling.place(folder, config)
                 sampling.draw(model, config, samples, batch, place, digest, precision, processes, show)

@@ -1,7 +1,7 @@
 """The `extractor` and `evaluation` sections of a preset."""
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,7 @@ class EvaluationConfig:
     select_seed: Count = 1
     batch_size: Positive = 500
     kid_subsets: Positive = 10
+    labels: Literal["data", "uniform"] = "data"  # shares of the classes among samples: those of the training images, or equal
     reference: str = ""  # ADM's npz, or a saved reference; empty: the training images
     compile: Bool = False  # the decoding step as a CUDA graph; for GPUs
     save_npz: Bool = False  # keep the reported images as ADM's script reads them

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 IS_SPLIT = 5000  # images in one split of the Inception score, as ADM counts
 NEIGHBOURS = 3  # k of precision and recall
+UNIFORM = "uniform over classes"
 
 
 def measurement(reference: "Reference", image_size: int) -> dict:
@@ -32,12 +33,13 @@ def measurement(reference: "Reference", image_size: int) -> dict:
     }
 
 
-def contract(config: EvaluationConfig, reference: "Reference", image_size: int) -> dict:
+def contract(config: EvaluationConfig, reference: "Reference", image_size: int, shares: tuple[float, ...] = ()) -> dict:
     """All that two numbers must share to be compared: how images were sampled and how they were looked at."""
     unseen = ("reference", "save_npz")  # the reference is named by its digest, not by where it lies
     return {
         **{key: value for key, value in asdict(config).items() if key not in unseen},
-        "labels": "uniform over classes, a function of (seed, sample index)",
+        "labels": f"{'in the shares of the training images' if shares else UNIFORM}, a function of (seed, sample index)",
+        **({"label_shares": [round(share, 6) for share in shares]} if shares else {}),
         "noise": "inverse distribution at a hash of (seed, sample index, position)",
         "rounding": "clamp(127.5 x + 128, 0, 255), truncated",
         **measurement(reference, image_size),
@@ -47,8 +49,10 @@ def contract(config: EvaluationConfig, reference: "Reference", image_size: int) 
 def contract_line(terms: dict) -> str:
     """The contract in one line, to be printed under a table."""
     digests = {key: terms[f"{key}_sha256"][:12] for key in ("extractor", "reference")}
+    labels = terms.get("labels", UNIFORM).partition(",")[0]
     return (
-        f"{terms['samples']} samples at side {terms['image_size']} (temperature {terms['temperature']}, top-k {terms['top_k']}, "
+        f"{terms['samples']} samples, labels {labels}, at side {terms['image_size']} "
+        f"(temperature {terms['temperature']}, top-k {terms['top_k']}, "
         f"top-p {terms['top_p']}, seed {terms['report_seed']}) against {terms['reference']} (sha256 {digests['reference']}), "
         f"seen by {terms['extractor']} (sha256 {digests['extractor']}); {terms['metrics']}"
     )

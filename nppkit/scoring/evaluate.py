@@ -17,6 +17,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet, reference_pixels
 from nppkit.data.npz import read_npz, write_npz
 from nppkit.errors import NppkitError
@@ -45,7 +46,7 @@ def generate(
     device, pixels, labels = next(model.parameters()).device, [], []
     for start in progress(range(0, samples, batch_size)):
         index = np.arange(start, min(start + batch_size, samples))
-        labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed)))
+        labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)))
         codes = draw(model, labels[-1].to(device), config, index)
         pixels.append(decode_pixels(tokenizer, codes))
     return torch.cat(pixels), torch.cat(labels)
@@ -109,9 +110,22 @@ def score(generated: dict[str, Tensor], reference: Reference, kid_subsets: int =
     }
 
 
-def sampling_roles(config: EvaluationConfig, cfg_scale: float) -> dict[str, tuple[SamplingConfig, int]]:
+def label_shares(setting: str, store: CodeStore, heldout: CodeStore) -> tuple[float, ...]:
+    """The classes' shares of the training images, in which labels are drawn; none where they are drawn uniformly.
+
+    Uniformly if the preset says so, or if the classes are of one size, of which a random part is held out.
+    """
+    train, held = (np.bincount(s.labels, minlength=store.num_classes) for s in (store, heldout))
+    if setting == "uniform" or np.ptp(train) == 0 or np.ptp(train + held) == 0:
+        return ()
+    return tuple((train / train.sum()).tolist())
+
+
+def sampling_roles(
+    config: EvaluationConfig, cfg_scale: float, shares: tuple[float, ...] = ()
+) -> dict[str, tuple[SamplingConfig, int]]:
     """How, and how many images, are sampled at one guidance scale: to select a scale, and to report."""
-    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, compile=config.compile)
+    shared = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, compile=config.compile, shares=shares)
     roles = {"select": (config.select_seed, config.select_samples), "report": (config.report_seed, config.samples)}
     return {role: (SamplingConfig(cfg_scale=cfg_scale, seed=seed, **shared), n) for role, (seed, n) in roles.items()}
 
@@ -128,6 +142,7 @@ def evaluate_guidance(
     folder: Path | None = None,
     draw: Callable = sample_codes,
     probe: Probe | None = None,
+    shares: tuple[float, ...] = (),
 ) -> dict[str, float | None]:
     """Metrics at one guidance scale from the reporting seed, and `select_fid` from the selecting seed.
 
@@ -138,7 +153,7 @@ def evaluate_guidance(
     class the extractor's classifier believes, or a linear probe of it; None where its classes are not the data's.
     """
     found = {}
-    for role, (sampling, samples) in sampling_roles(config, cfg_scale).items():
+    for role, (sampling, samples) in sampling_roles(config, cfg_scale, shares).items():
         pixels, labels = generate(model, tokenizer, sampling, samples, config.batch_size, progress, draw)
         pixels = resize(pixels, image_size)
         found[role] = extract_features(extractor, pixels)  # the reported images come last and are kept

@@ -68,10 +68,10 @@ def draw(
     for start in progress(starts[processes.share(len(starts))]):
         index = np.arange(start, min(start + batch_size, samples))
         if not part.written[index].all():
-            labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed)).to(device)
+            labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)).to(device)
             with autocast(device, precision):
                 part.write(start, sample_codes(model, labels, config, index).cpu().numpy()[:, None])
-    part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed))
+    part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares))
     return open_complete(folder, manifest)
 
 

@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import write_store
 from safetensors.torch import save_file
 from test_features import noise_images, random_inception
 from torch_fidelity import calculate_metrics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from nppkit import cli, files
+from nppkit.data.codes import CodeStore
 from nppkit.data.images import mnist_images, reference_pixels
 from nppkit.data.npz import write_npz
 from nppkit.errors import NppkitError
@@ -238,6 +240,25 @@ def test_contract(digits):
     for text in ("7 samples", "side 32", "digits (sha256 eeeeeeeeeeee)", "test (sha256 dddddddddddd)", "seed 0"):
         assert text in line
     assert "\n" not in line and "torch-fidelity 0.4" in line
+
+
+def test_label_shares(tmp_path):
+    """Labels follow unequal classes, 3 to 1 here; a preset may say uniform; a random part of equal classes is equal."""
+
+    def store(name, labels):
+        folder = write_store(tmp_path / name, n=len(labels))
+        np.save(folder / "labels.npy", np.array(labels, np.int64))
+        return CodeStore(folder)
+
+    many, some, none = store("many", [0, 0, 0, 1, 2, 2]), store("some", [1, 1, 2]), store("none", [])
+    assert evaluate.label_shares("data", many, none) == (1 / 2, 1 / 6, 1 / 3)
+    assert evaluate.label_shares("uniform", many, none) == evaluate.label_shares("data", many, some) == ()
+    reference = make_reference(draw(9, 4))
+    drawn, uniform = (contract(EvaluationConfig(), reference, 32, shares) for shares in ((0.5, 0.25, 0.25), ()))
+    assert drawn["label_shares"] == [0.5, 0.25, 0.25] and "in the shares of the training images" in contract_line(drawn)
+    assert "labels uniform over classes" in contract_line(uniform)
+    with pytest.raises(NppkitError, match="evaluated with another label"):
+        check_one_contract({"a": drawn, "b": uniform})
 
 
 UNLIKE = [{"samples": 9}, {"temperature": 0.9}, {"report_seed": 5}, {"reference_sha256": "f" * 64}, {"more": 1}]
