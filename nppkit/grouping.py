@@ -2,6 +2,7 @@
 
 from math import isqrt
 
+import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
@@ -56,3 +57,12 @@ def group_targets(codes: Tensor, patch_size: int) -> Tensor:
     side = patch_grid(codes.shape[1], patch_size)
     p = patch_size
     return rearrange(codes, "b (h p1 w p2) -> b (h w) (p1 p2)", h=side, w=side, p1=p, p2=p)
+
+
+def require_range(values: Tensor, count: int, name: str) -> None:
+    """NppkitError unless all integers are in 0 ... count - 1. A GPU is waited for: call it once a batch, outside of graphs."""
+    if values.device.type == "meta" or torch.compiler.is_compiling() or not values.numel():
+        return
+    low, high = values.min().item(), values.max().item()
+    if low < 0 or high >= count:
+        raise NppkitError(f"{name} hold {low if low < 0 else high}: they must be from 0 to {count - 1}")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from nppkit.grouping import group_targets
+from nppkit.grouping import group_targets, require_range
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -12,13 +12,15 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     logits: (B, n, V), targets: (B, n, K) int64. One softmax serves all K targets, because
     mean_k CE(logits, t_k) = logsumexp(logits) - mean_k logits[t_k]: the logits are never repeated.
-    K = 1 is the ordinary next-token loss.
+    K = 1 is the ordinary next-token loss. NppkitError for targets out of range, on a CPU.
 
     >>> import torch
     >>> logits = torch.zeros(1, 4, 32)  # four patches, all 32 codes alike
     >>> round(patch_loss(logits, torch.zeros(1, 4, 9, dtype=torch.int64)).item(), 4)  # ln 32
     3.4657
     """
+    if targets.device.type == "cpu":
+        require_range(targets, logits.shape[-1], "targets")
     logits = logits.float()
     return (logits.logsumexp(-1) - logits.gather(-1, targets).mean(-1)).mean()
 

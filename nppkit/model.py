@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nppkit.errors import NppkitError
-from nppkit.grouping import group_embeddings
+from nppkit.grouping import group_embeddings, require_range
 
 MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
     "B": dict(n_layer=12, n_head=12, dim=768),
@@ -223,7 +223,13 @@ class GPT(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(self, codes: Tensor, labels: Tensor, patch_size: int = 1) -> Tensor:
-        """Logits (B, N / p**2, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional"."""
+        """Logits (B, N / p**2, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional".
+
+        NppkitError for codes or labels out of range, on a CPU.
+        """
+        if codes.device.type == "cpu":
+            require_range(codes, self.config.vocab_size, "codes")
+            require_range(labels, self.config.num_classes + 1, "labels")
         patches = group_embeddings(self.tok_embeddings(codes), patch_size)  # (B, T, C)
         x = torch.cat([self.cls_embedding(labels)[:, None], patches[:, :-1]], 1)
         x = self.tok_dropout(x)

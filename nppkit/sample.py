@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nppkit import noise
 from nppkit.errors import NppkitError
+from nppkit.grouping import require_range
 from nppkit.model import GPT, KVCache, StaticKVCache
 
 
@@ -126,6 +127,9 @@ def decode_tokens(
     on a GPU, which is not waited for at each token, at the end.
     """
     c, device = model.config, labels.device
+    require_range(labels, c.num_classes + 1, "labels")
+    if prefix is not None:
+        require_range(prefix, c.vocab_size, "prefix codes")
     guided = config.cfg_scale != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, c.num_classes)])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nppkit.errors import NppkitError
+from nppkit.grouping import require_range
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ class VQModel(nn.Module):
         return self.quantize.nearest(self.latent(images)).flatten(1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, S, S), about [-1, 1], of codes (B, N)."""
+        """Images (B, 3, S, S), about [-1, 1], of codes (B, N). NppkitError for codes beyond the codebook."""
+        require_range(codes, self.config.codebook_size, "codes")
         side = int(codes.shape[1] ** 0.5)
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes.unflatten(1, (side, side)))))
 

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import nppkit
+from nppkit import GPT, GPTConfig, NppkitError, SamplingConfig, VQConfig, VQModel, patch_loss, sample_codes
+from nppkit.sample import decode_tokens
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in nppkit.__all__ if callable(getattr(nppkit, name))]
@@ -37,3 +40,22 @@ def test_help_is_a_page(capsys):
     help(nppkit)
     page = capsys.readouterr().out
     assert "Next Patch Prediction" in page and all(name in page for name in nppkit.__all__)
+
+
+@pytest.mark.parametrize("bad", [-1, 32, 2**40])
+def test_codes_and_labels_out_of_range(bad):
+    """Model, loss, sampler and tokenizer say which integers are wrong, and what they may be."""
+    model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4)).eval()
+    vq = VQModel(VQConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=32, norm_groups=4))
+    codes, labels = torch.full((1, 16), bad), torch.tensor([bad])
+    good = torch.zeros(1, 16, dtype=torch.int64)
+    calls = {
+        "codes": [lambda: model(codes, torch.tensor([3])), lambda: vq.decode(codes)],
+        "labels": [lambda: model(good, labels), lambda: sample_codes(model, labels, SamplingConfig())],
+        "targets": [lambda: patch_loss(torch.zeros(1, 16, 32), codes[..., None])],
+        "prefix codes": [lambda: next(decode_tokens(model, torch.tensor([3]), SamplingConfig(), prefix=codes))],
+    }
+    for name, functions in calls.items():
+        for call in functions:
+            with pytest.raises(NppkitError, match=rf"^{name} hold {bad}: they must be from 0 to (31|10)$"):
+                call()
