@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "NppkitError",
-    "grouping": "group_embeddings group_targets patch_grid",
+    "grouping": "group group_embeddings group_targets patch_grid",
     "loss": "patch_loss npp_loss",
     "schedule": "Segment ntp_segments single_scale_segments multi_scale_segments segment_at learning_rate "
     "cost_ratio ideal_cost_ratio",

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nppkit.grouping import group_targets
-from nppkit.loss import patch_loss
+from nppkit.loss import npp_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, mean_cost
+from nppkit.window import Window, area
 
 UTILISATION = 0.4  # share of a GPU's peak that a plan reckons with; docs/imagenet.md compares it with LlamaGen's reports
 BYTES = {"fp32": 4, "bf16": 2}
@@ -51,12 +51,12 @@ def parameters(c: GPTConfig) -> int:
 
 def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...]) -> float:
     """Table 5's rule, GFLOPs an image: linear weights x (patches + 1), a multiply-add counted as one, mean over epochs."""
-    return linear_weights(c) * mean_cost(segments, lambda p: c.block_size // p**2 + 1) / 1e9
+    return linear_weights(c) * mean_cost(segments, lambda p: c.block_size // area(p) + 1) / 1e9
 
 
-def train_flops(c: GPTConfig, patch_size: int) -> int:
+def train_flops(c: GPTConfig, patch_size: Window) -> int:
     """FLOPs of the forward and backward pass of one image: linear layers, and attention over all pairs of positions."""
-    T = c.block_size // patch_size**2
+    T = c.block_size // area(patch_size)
     return 3 * 2 * (T * linear_weights(c) + c.n_layer * 2 * T**2 * c.dim)
 
 
@@ -81,9 +81,9 @@ def layer_bytes(c: GPTConfig, precision: str) -> int:
     return 2 * c.dim * (8 + size) + attention + 4 * c.hidden_dim * size + 2 * c.dim
 
 
-def activation_bytes(c: GPTConfig, patch_size: int, precision: str) -> int:
+def activation_bytes(c: GPTConfig, patch_size: Window, precision: str) -> int:
     """The same of one image: all layers, and the head's logits in fp32 with the two parts of their gradient."""
-    return c.block_size // patch_size**2 * (c.n_layer * layer_bytes(c, precision) + 3 * 4 * c.vocab_size)
+    return c.block_size // area(patch_size) * (c.n_layer * layer_bytes(c, precision) + 3 * 4 * c.vocab_size)
 
 
 def largest_batch(c: GPTConfig, precision: str, memory: float, batch_size: int) -> int:
@@ -112,12 +112,12 @@ def gpu_hours(c: GPTConfig, segments: tuple[Segment, ...], images: int, gpu: GPU
     return flops / (gpu.flops * utilisation) / 3600
 
 
-def step_flops(model: GPT, codes: Tensor, labels: Tensor, patch_size: int) -> int:
+def step_flops(model: GPT, codes: Tensor, labels: Tensor, patch_size: Window) -> int:
     """FLOPs of one forward and backward pass on this batch, counted by torch (a multiply-add counts as two).
 
     Attention runs on the plain kernel while counting, because torch has no count for the CPU's flash kernel.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size)).backward()
+        npp_loss(model, codes, labels, patch_size, model.config.grid).backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops()

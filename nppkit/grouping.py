@@ -1,12 +1,15 @@
-"""Grouping: image tokens become patch tokens (Eq. 1). N tokens of a G x G grid, patches of side p."""
+"""Grouping: tokens become patch tokens (Eq. 1), for windows of any shape on grids of one, two or three axes.
 
-from math import isqrt
+The N tokens of an image are a G x G grid unless a grid is given, e.g. (16, 24), (1024,) for a text, (8, 16, 16) for a video.
+"""
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from nppkit import window
 from nppkit.errors import NppkitError
+from nppkit.window import AXES, Grid, Window
 
 INTEGER_DTYPES = ("torch.int64", "torch.int32", "torch.int16", "torch.uint8", "torch.uint16")
 
@@ -17,36 +20,53 @@ def patch_grid(num_tokens: int, patch_size: int) -> int:
     >>> patch_grid(num_tokens=256, patch_size=2)
     8
     """
-    grid = isqrt(num_tokens)
-    if grid * grid != num_tokens:
-        raise NppkitError(f"{num_tokens} tokens are not a square grid: give G * G tokens per image")
-    if patch_size < 1 or grid % patch_size:
-        raise NppkitError(f"patch_size {patch_size} does not divide the {grid} x {grid} grid: use a divisor of {grid}")
-    return grid // patch_size
+    return window.patches(window.square(num_tokens), patch_size)[0]
 
 
-def group_embeddings(x: Tensor, patch_size: int) -> Tensor:
-    """Patch embeddings: the mean of each p x p window of token embeddings, (B, N, C) -> (B, N / p**2, C) (Eq. 1).
+def axes_of(num_tokens: int, patch_size: Window, grid: Grid = ()) -> tuple[str, str, str, dict[str, int]]:
+    """einops' names of the tokens, the patches and the places in a window, and the lengths; two axes: h p_h w p_w."""
+    grid = grid or window.square(num_tokens)
+    counts, lengths = window.patches(grid, patch_size), window.sides(patch_size, grid)
+    names = AXES[-len(grid) :]
+    sizes = dict(zip(names, counts, strict=True)) | {f"p_{a}": p for a, p in zip(names, lengths, strict=True)}
+    return " ".join(f"{a} p_{a}" for a in names), " ".join(names), " ".join(f"p_{a}" for a in names), sizes
 
-    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError unless N is a square grid
-    whose side patch_size divides.
+
+def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
+    """The K tokens of each window side by side, (B, N, ...) -> (B, N / K, K, ...), windows and places in raster order.
+
+    NppkitError names the axis of the grid that the window does not divide.
+
+    >>> import torch
+    >>> group(torch.arange(8).view(1, 8), (2,), grid=(8,))[0].tolist()  # a text
+    [[0, 1], [2, 3], [4, 5], [6, 7]]
+    >>> group(torch.arange(16).view(1, 16), (2, 1, 2), grid=(2, 2, 4))[0].tolist()  # two frames of 2 x 4
+    [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]
+    """
+    tokens, patches, places, sizes = axes_of(x.shape[1], patch_size, grid)
+    return rearrange(x, f"b ({tokens}) ... -> b ({patches}) ({places}) ...", **sizes)
+
+
+def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
+    """Patch embeddings: the mean of each window's K token embeddings, (B, N, C) -> (B, N / K, C) (Eq. 1).
+
+    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError as `group`.
 
     >>> import torch
     >>> x = torch.arange(16.0).view(1, 16, 1)  # a 4 x 4 grid of one-dimensional embeddings
     >>> group_embeddings(x, 2).flatten().tolist()
     [2.5, 4.5, 10.5, 12.5]
     """
-    side = patch_grid(x.shape[1], patch_size)
-    if patch_size == 1:
+    tokens, patches, _, sizes = axes_of(x.shape[1], patch_size, grid)
+    if window.area(patch_size) == 1:
         return x
-    p = patch_size
-    return reduce(x, "b (h p1 w p2) c -> b (h w) c", "mean", h=side, w=side, p1=p, p2=p)
+    return reduce(x, f"b ({tokens}) c -> b ({patches}) c", "mean", **sizes)
 
 
-def group_targets(codes: Tensor, patch_size: int) -> Tensor:
-    """The K = p**2 codes that each patch is scored on, (B, N) -> (B, N / K, K) (Eq. 2). Codes stay integers.
+def group_targets(codes: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
+    """The K codes that each patch is scored on, (B, N) -> (B, N / K, K) (Eq. 2). Codes stay integers.
 
-    NppkitError for codes that are not integers, and as `group_embeddings`.
+    NppkitError for codes that are not integers, and as `group`.
 
     >>> import torch
     >>> group_targets(torch.arange(16).view(1, 16), 2)[0].tolist()
@@ -54,9 +74,7 @@ def group_targets(codes: Tensor, patch_size: int) -> Tensor:
     """
     if str(codes.dtype) not in INTEGER_DTYPES:
         raise NppkitError(f"codes are {codes.dtype}: they must be integers (bf16 alters 93 % of 14-bit codes)")
-    side = patch_grid(codes.shape[1], patch_size)
-    p = patch_size
-    return rearrange(codes, "b (h p1 w p2) -> b (h w) (p1 p2)", h=side, w=side, p1=p, p2=p)
+    return group(codes, patch_size, grid)
 
 
 def require_range(values: Tensor, count: int, name: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from nppkit.grouping import group_targets, require_range
+from nppkit.window import Grid, Window
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -25,10 +26,10 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.logsumexp(-1) - logits.gather(-1, targets).mean(-1)).mean()
 
 
-def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
-    """The loss of one batch at a patch side: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
+def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
+    """The loss of one batch at a patch size: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
 
-    model(codes, labels, patch_size) -> logits (B, N / p**2, V); codes: (B, N) integers, labels: (B,).
+    model(codes, labels, patch_size) -> logits (B, N / K, V); codes: (B, N) integers, labels: (B,). The grid is the model's.
 
     >>> import torch
     >>> from nppkit import GPT, GPTConfig
@@ -37,4 +38,4 @@ def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: int) ->
     >>> [round(npp_loss(model, codes, labels, p).item(), 4) for p in (1, 2, 4)]  # the output head starts at 0
     [3.4657, 3.4657, 3.4657]
     """
-    return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size))
+    return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size, grid))

@@ -1,6 +1,6 @@
 """LlamaGen's class-conditional transformer, trained on image tokens or on patch tokens.
 
-Shapes: B images, N = G * G image tokens, T positions, C = dim, H heads, D = C / H, V = vocab_size.
+Shapes: B images, N = G * G image tokens (or those of another grid), T positions, C = dim, H heads, D = C / H, V = vocab_size.
 The sequence [class, token_0 ... token_{N-2}] predicts token_0 ... token_{N-1}; with patches likewise.
 Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
 """
@@ -8,6 +8,7 @@ Parameter names and shapes are those of the released checkpoints (arXiv 2406.065
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group_embeddings, require_range
+from nppkit.window import Grid, Window, area, patches, square
 
 MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
     "B": dict(n_layer=12, n_head=12, dim=768),
@@ -41,15 +43,16 @@ class GPTConfig:
     n_kv_head: int = 0  # 0: as many as n_head
     vocab_size: int = 16384
     num_classes: int = 1000
-    grid_size: int = 16
+    grid_size: int | Grid = 16  # G of a G x G grid, or the lengths of one, two or three axes
     dropout: float = 0.1
     rope_base: float = 10000.0
     multiple_of: int = 256
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if self.dim % self.n_head or self.head_dim % 4:
-            raise NppkitError(f"dim {self.dim} / n_head {self.n_head}: a head needs a multiple of 4 dimensions")
+        pairs = 2 * len(self.grid)
+        if self.dim % self.n_head or self.head_dim % pairs:
+            raise NppkitError(f"dim {self.dim} / n_head {self.n_head}: a head needs a multiple of {pairs} dimensions")
         if self.n_head % self.kv_heads:
             raise NppkitError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}")
 
@@ -69,19 +72,24 @@ class GPTConfig:
     @property
     def block_size(self) -> int:
         """Image tokens per image, N = G * G."""
-        return self.grid_size**2
+        return prod(self.grid)
+
+    @property
+    def grid(self) -> Grid:
+        """The lengths of the grid's axes."""
+        return square(self.grid_size**2) if isinstance(self.grid_size, int) else tuple(self.grid_size)
 
 
-def rotary_table(side: int, head_dim: int, base: float = 10000.0) -> Tensor:
-    """2-D rotary factors (1 + side**2, D / 2, 2) of cosines and sines; rows first, then columns.
+def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Rotary factors (1 + N, D / 2, 2) of cosines and sines on a grid: each axis turns an equal share of a head, rows first.
 
     Row 0 belongs to the class token and is all zeros: its query and key vanish, as the releases expect.
     """
-    frequency = base ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (D / 4,)
-    angle = torch.outer(torch.arange(side).float(), frequency)  # (side, D / 4)
-    row = angle[:, None].expand(side, side, -1)
-    column = angle[None, :].expand(side, side, -1)
-    angles = torch.cat([row, column], -1).reshape(side * side, -1)  # (side**2, D / 2)
+    grid = (grid, grid) if isinstance(grid, int) else grid
+    share = head_dim // len(grid)  # dimensions that an axis turns
+    frequency = base ** (-torch.arange(0, share, 2).float() / share)
+    places = torch.cartesian_prod(*(torch.arange(n).float() for n in grid)).view(-1, len(grid))  # (N, axes)
+    angles = (places[..., None] * frequency).flatten(1)  # (N, D / 2)
     table = torch.stack([angles.cos(), angles.sin()], -1)
     return torch.cat([torch.zeros_like(table[:1]), table])
 
@@ -216,31 +224,37 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
-        for p in (p for p in range(1, c.grid_size + 1) if c.grid_size % p == 0):
-            table = rotary_table(c.grid_size // p, c.head_dim, c.rope_base)
-            self.register_buffer(f"rotary_{p}", table, persistent=False)
+        self.register_buffer("rotary_tokens", rotary_table(c.grid, c.head_dim, c.rope_base), persistent=False)
         self.apply(partial(_init_weights, std=0.02))
         nn.init.zeros_(self.output.weight)
 
-    def forward(self, codes: Tensor, labels: Tensor, patch_size: int = 1) -> Tensor:
-        """Logits (B, N / p**2, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional".
+    def rotary(self, patch_size: Window) -> Tensor:
+        """The rotary table (1 + T, D / 2, 2) of the grid of patches: the corner of the tokens' own."""
+        if area(patch_size) == 1:
+            return self.rotary_tokens
+        corner = tuple(slice(n) for n in patches(self.config.grid, patch_size))
+        cells = self.rotary_tokens[1:].unflatten(0, self.config.grid)[corner].flatten(0, len(corner) - 1)
+        return torch.cat([self.rotary_tokens[:1], cells])
+
+    def forward(self, codes: Tensor, labels: Tensor, patch_size: Window = 1) -> Tensor:
+        """Logits (B, N / K, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional".
 
         NppkitError for codes or labels out of range, on a CPU.
         """
         if codes.device.type == "cpu":
             require_range(codes, self.config.vocab_size, "codes")
             require_range(labels, self.config.num_classes + 1, "labels")
-        patches = group_embeddings(self.tok_embeddings(codes), patch_size)  # (B, T, C)
-        x = torch.cat([self.cls_embedding(labels)[:, None], patches[:, :-1]], 1)
+        embedded = group_embeddings(self.tok_embeddings(codes), patch_size, self.config.grid)  # (B, T, C)
+        x = torch.cat([self.cls_embedding(labels)[:, None], embedded[:, :-1]], 1)
         x = self.tok_dropout(x)
-        rotary = getattr(self, f"rotary_{patch_size}")[: x.shape[1]]
+        rotary = self.rotary(patch_size)[: x.shape[1]]
         for layer in self.layers:
             x = checkpoint(layer, x, rotary, use_reentrant=False) if self.recompute else layer(x, rotary)
         return self.output(self.norm(x))
 
     def decode(self, x: Tensor, position: int | Tensor, caches: Iterable[KVCache | StaticKVCache]) -> Tensor:
         """Logits (B, V) after one more embedding x (B, C) at `position`; position 0 is the class token."""
-        x, rotary = x[:, None], self.rotary_1[position].view(1, -1, 2)
+        x, rotary = x[:, None], self.rotary_tokens[position].view(1, -1, 2)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, rotary, cache)
         return self.output(self.norm(x))[:, 0]

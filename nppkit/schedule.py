@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from nppkit.errors import NppkitError
+from nppkit.window import Window, area, halved
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Epochs [start, end) trained at one patch side.
+    """Epochs [start, end) trained at one patch size: a side, or a tuple with a length for each axis.
 
     >>> Segment(patch_size=2, start=0, end=150)
     Segment(patch_size=2, start=0, end=150)
     """
 
-    patch_size: int
+    patch_size: Window
     start: int
     end: int
 
@@ -44,8 +45,8 @@ def ntp_segments(epochs: int) -> tuple[Segment, ...]:
     return _segments([1], [epochs])
 
 
-def single_scale_segments(epochs: int, patch_size: int, lam: str | float | Fraction) -> tuple[Segment, ...]:
-    """One patch side until lambda * T, then p = 1 (the ablations of Tables 2 and 3). NppkitError for an empty segment.
+def single_scale_segments(epochs: int, patch_size: Window, lam: str | float | Fraction) -> tuple[Segment, ...]:
+    """One patch size until lambda * T, then p = 1 (the ablations of Tables 2 and 3). NppkitError for an empty segment.
 
     >>> [(s.patch_size, s.end) for s in single_scale_segments(300, 4, "2/3")]
     [(4, 200), (1, 300)]
@@ -53,22 +54,27 @@ def single_scale_segments(epochs: int, patch_size: int, lam: str | float | Fract
     return _segments([patch_size, 1], [int(epochs * parse_lambda(lam)), epochs])
 
 
-def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction) -> tuple[Segment, ...]:
+def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction, coarsest: Window = 0) -> tuple[Segment, ...]:
     """Coarse to fine: level l has p = 2**l and ends at int(T * lambda**l), l = levels - 1 ... 0 (Section 2, Table 4).
 
-    NppkitError for less than one level, a lambda outside (0, 1), or a segment without an epoch.
+    Where the window of the coarsest level is given, each next level halves its axes until they are 1. NppkitError for less than
+    one level, too few to reach 1, a lambda outside (0, 1), or a segment without an epoch.
 
     >>> [(s.patch_size, s.end) for s in multi_scale_segments(300, levels=4, lam="1/2")]
     [(8, 37), (4, 75), (2, 150), (1, 300)]
+    >>> [(s.patch_size, s.end) for s in multi_scale_segments(300, 3, "1/2", coarsest=(2, 4, 4))]
+    [((2, 4, 4), 75), ((1, 2, 2), 150), (1, 300)]
     """
     if levels < 1:
         raise NppkitError(f"levels {levels} is below 1: use 1 for next-token prediction")
-    lam = parse_lambda(lam)
-    order = range(levels - 1, -1, -1)
-    return _segments([2**level for level in order], [int(epochs * lam**level) for level in order])
+    lam, last = parse_lambda(lam), levels - 1
+    windows = [halved(coarsest or 2**last, times) for times in range(levels)]
+    if area(windows[-1]) != 1:
+        raise NppkitError(f"levels {levels} end at patch size {windows[-1]}, not at 1: use more levels or a smaller window")
+    return _segments([*windows[:-1], 1], [int(epochs * lam ** (last - i)) for i in range(levels)])
 
 
-def _segments(patch_sizes: list[int], ends: list[int]) -> tuple[Segment, ...]:
+def _segments(patch_sizes: list[Window], ends: list[int]) -> tuple[Segment, ...]:
     starts = [0, *ends[:-1]]
     if any(end <= start for start, end in zip(starts, ends, strict=True)):
         raise NppkitError(f"a segment is empty (epochs end at {ends}): use more epochs, fewer levels or another lambda")
@@ -117,21 +123,21 @@ def learning_rate(
     return base_lr
 
 
-def mean_cost(segments: tuple[Segment, ...], cost: Callable[[int], float]) -> float:
-    """What an epoch costs on average over a schedule, where cost(p) is that of an epoch at patch side p, in any unit."""
+def mean_cost(segments: tuple[Segment, ...], cost: Callable[[Window], float]) -> float:
+    """What an epoch costs on average over a schedule, where cost(p) is that of an epoch at patch size p, in any unit."""
     return sum((s.end - s.start) * cost(s.patch_size) for s in segments) / segments[-1].end
 
 
 def cost_ratio(segments: tuple[Segment, ...]) -> float:
-    """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / p**2 (Section 3.6).
+    """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / K, K = p**2 (Section 3.6).
 
     >>> cost_ratio(multi_scale_segments(300, 2, "1/2"))
     0.625
     """
-    return mean_cost(segments, lambda p: p**-2)
+    return mean_cost(segments, lambda p: 1 / area(p))
 
 
-def ideal_cost_ratio(patch_sizes: list[int], lam: str | float | Fraction) -> float:
+def ideal_cost_ratio(patch_sizes: list[Window], lam: str | float | Fraction) -> float:
     """The same with unrounded boundaries lambda**i, as the paper's Tables 2-4 print it. Coarsest side first.
 
     >>> ideal_cost_ratio([8, 4, 2, 1], "1/2")
@@ -140,4 +146,4 @@ def ideal_cost_ratio(patch_sizes: list[int], lam: str | float | Fraction) -> flo
     lam, last = parse_lambda(lam), len(patch_sizes) - 1
     ends = [lam ** (last - i) for i in range(len(patch_sizes))]
     shares = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    return float(sum(share / p**2 for share, p in zip(shares, patch_sizes, strict=True)))
+    return float(sum(share / area(p) for share, p in zip(shares, patch_sizes, strict=True)))

@@ -26,6 +26,14 @@ def test_train_flops(config, patch_size):
     assert 3 * cost.train_flops(config, patch_size) == cost.step_flops(GPT(config), codes, labels, patch_size)
 
 
+@pytest.mark.parametrize(("grid", "window"), [((48,), (4,)), ((4, 6), (2, 3)), ((2, 4, 6), (2, 2, 3))])
+def test_train_flops_of_any_grid(grid, window):
+    """The closed form holds on grids of one, two and three axes."""
+    config = GPTConfig(dim=48, n_head=4, n_layer=2, vocab_size=50, grid_size=grid)
+    codes, labels = torch.zeros(3, config.block_size, dtype=torch.long), torch.zeros(3, dtype=torch.long)
+    assert 3 * cost.train_flops(config, window) == cost.step_flops(GPT(config), codes, labels, window)
+
+
 def kept_bytes(config, precision, batch=3):
     """Bytes of everything of a batch that the forward pass keeps for the backward pass, dropout's masks aside."""
     model, kept = GPT(config).eval(), {}

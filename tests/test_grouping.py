@@ -1,10 +1,13 @@
 """Grouping of embeddings and targets (Eq. 1)."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 
 from nppkit.errors import NppkitError
-from nppkit.grouping import group_embeddings, group_targets, patch_grid
+from nppkit.grouping import group, group_embeddings, group_targets, patch_grid
 
 
 def test_windows_are_two_dimensional():
@@ -43,3 +46,36 @@ def test_bad_grid(tokens, patch_size, word):
     """A grid that is not square, or that the patch side does not divide, is named."""
     with pytest.raises(NppkitError, match=word):
         patch_grid(tokens, patch_size)
+
+
+GRIDS = [((12,), (4,)), ((4, 6), (2, 3)), ((6, 4), 2), ((4, 4, 6), (2, 1, 3)), ((2, 4, 4), (2, 4, 4)), ((3, 2, 2), 1)]
+
+
+@pytest.mark.parametrize(("grid", "window"), GRIDS)
+def test_windows_on_any_grid(grid, window):
+    """Window w holds exactly the tokens whose place along each axis lies in it, in raster order, as counted one by one."""
+    tokens = np.arange(np.prod(grid)).reshape(grid)
+    sides = (window,) * len(grid) if isinstance(window, int) else window
+    corners = itertools.product(*(range(0, length, p) for length, p in zip(grid, sides, strict=True)))
+    expected = [tokens[tuple(slice(c, c + p) for c, p in zip(corner, sides, strict=True))].ravel().tolist() for corner in corners]
+    assert group_targets(torch.arange(tokens.size)[None], window, grid)[0].tolist() == expected
+    x = torch.randn(2, tokens.size, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(group_embeddings(x, window, grid), group(x, window, grid).mean(2))
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "words"),
+    [
+        ((16, 24), (4, 5), "patch_size 5 does not divide the 16 x 24 grid along w: use a divisor of 24"),
+        ((16, 24), 16, "patch_size 16 does not divide the 16 x 24 grid along w: use a divisor of 24"),
+        ((8, 16, 16), (3, 4, 4), "patch_size 3 does not divide the 8 x 16 x 16 grid along t: use a divisor of 8"),
+        ((10,), (4,), "patch_size 4 does not divide the 10 grid along w: use a divisor of 10"),
+        ((8,), 4, "patch_size 4 does not fit the axes w: give a number for each"),
+        ((8, 4, 4), (2, 2), r"patch_size \(2, 2\) does not fit the axes t, h, w: give a number for each"),
+        ((2, 2, 2, 2), (2, 2, 2, 2), "has 4 axes"),
+    ],
+)
+def test_errors_name_the_axis(grid, window, words):
+    """What does not fit is said with its axis and what would."""
+    with pytest.raises(NppkitError, match=words):
+        group(torch.zeros(1, int(np.prod(grid))), window, grid)

@@ -134,7 +134,7 @@ def test_rows_of_the_fused_projection(attended, config):
         attended[0], heads.split([4, config.kv_heads, config.kv_heads]), (True, True, False), strict=True
     ):
         rows = rows.permute(1, 2, 0, 3)  # (B, T, H, D)
-        expected = rotate(rows, model.rotary_1[: rows.shape[1]]) if turned else rows
+        expected = rotate(rows, model.rotary(1)[: rows.shape[1]]) if turned else rows
         torch.testing.assert_close(found.transpose(1, 2), expected)
 
 
@@ -237,7 +237,33 @@ def test_grid_of_384_pixels():
     model, (codes, labels) = gpt(config), batch(config)
     for p in (1, 2, 3, 4, 6, 8, 12, 24):
         assert model(codes, labels, p).shape == (3, (24 // p) ** 2, config.vocab_size)
-        assert torch.equal(getattr(model, f"rotary_{p}"), rotary_table(24 // p, config.head_dim))
+        assert torch.equal(model.rotary(p), rotary_table(24 // p, config.head_dim))
+
+
+@pytest.mark.parametrize(("grid", "window"), [((16,), (4,)), ((4, 6), (2, 2)), ((2, 4, 6), (1, 2, 2))])
+def test_any_grid(grid, window):
+    """Patches that repeat one code each, on a grid of any shape, give the logits of a model on the grid of patches at p = 1."""
+    counts = tuple(n // p for n, p in zip(grid, window, strict=True))
+    fine, coarse = (gpt(dataclasses.replace(TINY, dim=48, grid_size=g)) for g in (grid, counts))
+    codes, labels = batch(coarse.config)
+    repeated = codes.view(-1, *counts)
+    for axis, p in enumerate(window, 1):
+        repeated = repeated.repeat_interleave(p, axis)
+    torch.testing.assert_close(fine(repeated.flatten(1), labels, window), coarse(codes, labels))
+    assert torch.equal(fine.rotary(window), rotary_table(counts, 12))
+
+
+def test_rotary_of_a_text():
+    """On one axis every pair turns by the token's place, as in an ordinary language model."""
+    table = rotary_table((5,), 8)
+    angles = torch.outer(torch.arange(5.0), 10000.0 ** (-torch.arange(4) / 4))
+    torch.testing.assert_close(table[1:], torch.stack([angles.cos(), angles.sin()], -1))
+
+
+def test_heads_of_any_grid():
+    """Each axis needs an equal share of a head's pairs."""
+    with pytest.raises(NppkitError, match="a head needs a multiple of 6 dimensions"):
+        GPTConfig(dim=64, n_head=4, grid_size=(2, 4, 4))
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])

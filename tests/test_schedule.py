@@ -88,6 +88,22 @@ def test_lambda_is_exact():
     assert parse_lambda(2 / 3) == parse_lambda("2/3") == Fraction(2, 3)
 
 
+def test_levels_halve_each_axis():
+    """A window of any shape is halved along each axis until it is 1, with the same boundaries; its cost is one in K tokens."""
+    segments = multi_scale_segments(300, 4, "1/2", coarsest=(2, 8, 4))
+    assert [s.patch_size for s in segments] == [(2, 8, 4), (1, 4, 2), (1, 2, 1), 1]
+    assert [s.end for s in segments] == [37, 75, 150, 300]
+    assert cost_ratio(segments) == pytest.approx((37 / 64 + 38 / 8 + 75 / 2 + 150) / 300)
+    assert cost_ratio(single_scale_segments(300, (4,), "2/3")) == pytest.approx(2 / 3 / 4 + 1 / 3)  # text, Shao et al.
+    assert multi_scale_segments(300, 4, "1/2", coarsest=8) == multi_scale_segments(300, 4, "1/2")
+
+
+def test_levels_that_end_above_one():
+    """The last segment is at single tokens, or there is none."""
+    with pytest.raises(NppkitError, match=r"levels 2 end at patch size \(1, 2\)"):
+        multi_scale_segments(300, 2, "1/2", coarsest=(2, 4))
+
+
 def test_empty_segment_is_refused():
     """More levels than the epochs can hold is an error."""
     with pytest.raises(NppkitError, match="empty"):

@@ -17,6 +17,7 @@ from nppkit.study.published import table_runs
 from nppkit.study.records import Job, changed_input, outputs_digest, recorded_inputs, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
 from nppkit.training.options import Options
+from nppkit.window import area
 
 FIGURES = {  # a report's figures, by what follows its name; the others have one
     "table5_cost": (),
@@ -253,6 +254,6 @@ def priority(preset: Preset, job: Job) -> int:
     if job.notebook != "train":
         return 0
     run = Run.parse(job.parameters["run"])
-    length = sum((s.end - s.start) / s.patch_size**2 for s in run.segments(preset.training.epochs))
+    length = sum((s.end - s.start) / area(s.patch_size) for s in run.segments(preset.training.epochs))
     cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
     return 10_000 * (not run.large) + 1000 * max(0, 9 - (run.seed - preset.first_seed)) + min(cost, 999)

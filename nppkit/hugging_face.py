@@ -1,0 +1,97 @@
+"""Next patch prediction for a causal language model of `transformers`: its own weights, its own loss, its own Trainer.
+
+    model = next_patch(AutoModelForCausalLM.from_pretrained(...))
+    segments = single_scale_segments(3, (4,), "2/3")  # K = 4 for two thirds of the training, then single tokens
+    Trainer(model, ..., callbacks=[PatchSchedule(segments)]).train()
+
+At patch size 1, and in eval mode at any, the model is what it was: evaluation, generation and saved files are its own.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nppkit.errors import NppkitError
+from nppkit.grouping import group, group_embeddings, group_targets
+from nppkit.schedule import Segment, segment_at
+from nppkit.window import Grid, Window, area
+
+try:
+    from transformers import PreTrainedModel, TrainerCallback
+except ImportError:
+    raise NppkitError("transformers is not installed: pip install 'nppkit[transformers]'") from None
+
+IGNORED = -100  # a label that is not scored
+
+
+class NextPatch:
+    """What `next_patch` mixes into a model's class: a patch size, and the grid of the tokens behind a prefix."""
+
+    patch_size: Window = 1
+    grid: Grid = ()
+    prefix: int = 0
+
+    def forward(self, input_ids: Tensor = None, attention_mask: Tensor = None, labels: Tensor = None, **inputs) -> object:
+        """The model's own output; in training at a patch size above 1 of patches, whose positions are counted as tokens' are.
+
+        The patch at a place predicts all K tokens of the next (Shao et al., arXiv 2407.12665); the loss is the mean of the
+        model's own over the K. A patch is attended to if all of its tokens are.
+        """
+        if area(self.patch_size) == 1 or not self.training:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **inputs)
+        if input_ids is None:
+            raise NppkitError("patches need input_ids: embeddings alone do not say what to predict")
+        embeddings = self.patched(self.get_input_embeddings()(input_ids), group_embeddings)
+        if attention_mask is not None:
+            attention_mask = self.patched(attention_mask, lambda *of: group(*of).amin(-1))
+        items = inputs.pop("num_items_in_batch", None)
+        output = super().forward(inputs_embeds=embeddings, attention_mask=attention_mask, **inputs)
+        if labels is not None:
+            output["loss"] = self.patch_loss(output.logits, labels, items)
+        return output
+
+    def patched(self, x: Tensor, of_tokens: Callable, of_prefix: Callable = lambda x: x) -> Tensor:
+        """A sequence (B, N, ...) with patches in place of its tokens, but for the prefix."""
+        tokens = x[:, self.prefix :]
+        patches = of_tokens(tokens, self.patch_size, self.grid or (tokens.shape[1],))
+        return torch.cat([of_prefix(x[:, : self.prefix]), patches], 1)
+
+    def patch_loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
+        """The model's own loss of logits (B, T, V), averaged over all labels (B, N) but those of the first patch.
+
+        items: how many tokens the Trainer divides by, over all devices and pieces of the batch.
+        """
+        K = area(self.patch_size)
+        targets = self.patched(labels, group_targets, lambda prefix: prefix[..., None].expand(-1, -1, K))  # (B, T, K)
+        scored = (targets[:, 1:] != IGNORED).sum()
+        if items is not None:  # the same share of it as of this batch's tokens
+            scored = items * scored / (labels[:, 1:] != IGNORED).sum()
+        of = dict(logits=logits, vocab_size=logits.shape[-1], num_items_in_batch=scored)
+        return sum(self.loss_function(labels=t, **of) for t in targets.unbind(-1))
+
+
+def next_patch(model: PreTrainedModel, grid: Grid = (), prefix: int = 0) -> PreTrainedModel:
+    """The same model, now able to train on patches; its `patch_size` is 1 until it is set.
+
+    grid: that of the tokens behind `prefix` single ones, e.g. (16, 16) behind a text; without it they are a text themselves.
+    """
+    own = type(model)
+    model.__class__ = type(own.__name__, (NextPatch, own), {"__module__": own.__module__})
+    model.grid, model.prefix = grid, prefix
+    return model
+
+
+class PatchSchedule(TrainerCallback):
+    """Sets the patch size of each step: the segments, stretched over the whole training. Resumed trainings go on in theirs."""
+
+    def __init__(self, segments: tuple[Segment, ...]):
+        self.segments = segments
+
+    def on_step_begin(self, args: object, state: object, control: object, model: nn.Module, **kwargs: object) -> None:
+        epoch = state.global_step * self.segments[-1].end // state.max_steps
+        found = [module for module in model.modules() if isinstance(module, NextPatch)]
+        if not found:
+            raise NppkitError("PatchSchedule: the model does not know of patches: give it to next_patch first")
+        for module in found:
+            module.patch_size = self.segments[segment_at(epoch, self.segments, 1)].patch_size

@@ -1,0 +1,66 @@
+"""Windows on a grid of tokens with one, two or three axes, whose names are those of AXES. No torch: the graph reads this.
+
+A patch size is a number, the side p of a square window on a grid of two axes, or a tuple with a length for each axis.
+"""
+
+from math import isqrt, prod
+
+from nppkit.errors import NppkitError
+
+AXES = "thw"  # video: frames, height, width; image: height, width; text: width alone
+Window = int | tuple[int, ...]
+Grid = tuple[int, ...]
+
+
+def area(patch_size: Window) -> int:
+    """K, the tokens of a window.
+
+    >>> area(2), area((4,)), area((2, 2, 2))
+    (4, 4, 8)
+    """
+    return patch_size**2 if isinstance(patch_size, int) else prod(patch_size)
+
+
+def halved(patch_size: Window, times: int) -> Window:
+    """A window with each axis halved so many times, or until it is 1.
+
+    >>> halved((2, 4, 4), 1), halved((2, 4, 4), 2), halved(8, 2)
+    ((1, 2, 2), (1, 1, 1), 2)
+    """
+    if isinstance(patch_size, int):
+        return max(1, patch_size >> times)
+    return tuple(max(1, p >> times) for p in patch_size)
+
+
+def square(num_tokens: int) -> Grid:
+    """The grid of an image's tokens where none is given, (G, G) for N = G * G. NppkitError unless N is a square."""
+    side = isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise NppkitError(f"{num_tokens} tokens are not a square grid: give G * G tokens per image, or their grid")
+    return side, side
+
+
+def sides(patch_size: Window, grid: Grid) -> Grid:
+    """The window's length along each axis of the grid. NppkitError for another number of axes."""
+    alike = isinstance(patch_size, int) and (len(grid) == 2 or patch_size == 1)
+    window = (patch_size,) * len(grid) if alike else patch_size
+    if not 1 <= len(grid) <= len(AXES):
+        raise NppkitError(f"grid {grid} has {len(grid)} axes: give one (text), two (images) or three (video)")
+    if isinstance(window, int) or len(window) != len(grid):
+        names = ", ".join(AXES[-len(grid) :])
+        raise NppkitError(f"patch_size {patch_size} does not fit the axes {names}: give a number for each")
+    return tuple(window)
+
+
+def patches(grid: Grid, patch_size: Window) -> Grid:
+    """Patches along each axis of a grid. NppkitError names the axis that the window does not divide.
+
+    >>> patches((16, 24), 4), patches((1024,), (4,)), patches((8, 16, 16), (2, 4, 4))
+    ((4, 6), (256,), (4, 4, 4))
+    """
+    window = sides(patch_size, grid)
+    for axis, length, p in zip(AXES[-len(grid) :], grid, window, strict=True):
+        if p < 1 or length % p:
+            shape = " x ".join(map(str, grid))
+            raise NppkitError(f"patch_size {p} does not divide the {shape} grid along {axis}: use a divisor of {length}")
+    return tuple(length // p for length, p in zip(grid, window, strict=True))

@@ -1,0 +1,161 @@
+"""NPP in causal language models of transformers: their own loss at p = 1, patches of their own embeddings before."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+transformers = pytest.importorskip("transformers")
+
+from nppkit.errors import NppkitError  # noqa: E402
+from nppkit.hugging_face import PatchSchedule, next_patch  # noqa: E402
+from nppkit.schedule import multi_scale_segments, single_scale_segments  # noqa: E402
+
+V, N = 50, 24
+
+
+def llama():
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=V, max_position_embeddings=64, **sizes))
+
+
+def gpt2():
+    sizes = dict(n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=V, n_positions=64, **sizes))
+
+
+@pytest.fixture(params=[llama, gpt2])
+def pair(request):
+    """The model as it is, and the same able to train on patches."""
+    torch.manual_seed(0)
+    model = request.param().train()
+    return model, next_patch(copy.deepcopy(model))
+
+
+def batch(n=3, length=N):
+    return torch.randint(V, (n, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_patch_size_one_is_the_models_own(pair):
+    """Loss and gradients at p = 1, with padding and labels that are not scored, and in eval mode at any p."""
+    _, ours = pair
+    ids, labels = batch(), batch()
+    labels[0, 15:], mask = -100, torch.ones(3, N, dtype=torch.long)
+    mask[0, 15:] = 0
+    losses = [model(input_ids=ids, attention_mask=mask, labels=labels).loss for model in pair]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-6)
+    grads = [torch.autograd.grad(loss, list(model.parameters())) for loss, model in zip(losses, pair, strict=True)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    ours.patch_size = (4,)
+    torch.testing.assert_close(*(model.eval()(input_ids=ids, labels=labels).loss for model in pair), rtol=0, atol=1e-6)
+
+
+def test_patches_predict_the_next_patch(pair):
+    """At K = 4: the mean of four embeddings goes in, and each prediction is scored against the next four tokens (Eq. 1 and 2)."""
+    own, ours = pair
+    ids = batch()
+    means = own.get_input_embeddings()(ids).view(3, N // 4, 4, -1).mean(2)
+    logits = own(inputs_embeds=means).logits[:, :-1]
+    expected = F.cross_entropy(logits[:, :, None].expand(-1, -1, 4, -1).flatten(0, 2), ids.view(3, -1, 4)[:, 1:].flatten())
+    ours.patch_size = (4,)
+    torch.testing.assert_close(ours(input_ids=ids, labels=ids).loss, expected)
+    assert ours(input_ids=ids).logits.shape == (3, N // 4, V)
+
+
+def test_labels_that_are_not_scored(pair):
+    """The mean is over all labels that count, wherever in a patch they are, and their number over a Trainer's whole batch."""
+    _, ours = pair
+    ids, labels = batch(), batch()
+    labels[:, 5:11] = -100
+    ours.patch_size = (4,)
+    output = ours(input_ids=ids, labels=labels)
+    targets = labels.view(3, -1, 4)[:, 1:]
+    every = F.cross_entropy(output.logits[:, :-1, None].expand(-1, -1, 4, -1).flatten(0, 2), targets.flatten(), reduction="none")
+    torch.testing.assert_close(output.loss, every.sum() / (targets != -100).sum())
+    twice = ours(input_ids=ids, labels=labels, num_items_in_batch=2 * (labels[:, 1:] != -100).sum()).loss
+    torch.testing.assert_close(twice, output.loss / 2)
+
+
+def test_padded_patches_are_not_attended_to(pair):
+    """What stands in a padded place changes nothing."""
+    _, ours = pair
+    ours.patch_size = (4,)
+    ids, mask = batch(), torch.ones(3, N, dtype=torch.long)
+    mask[:, 8:12] = 0
+    changed = ids.clone()
+    changed[:, 8:12] = 0
+    logits = [ours(input_ids=x, attention_mask=mask).logits[:, 3:] for x in (ids, changed)]
+    torch.testing.assert_close(*logits)
+
+
+def test_image_behind_a_text(pair):
+    """Patches over the 4 x 6 grid behind a prefix alone: the prefix's last place predicts the first patch."""
+    own, _ = pair
+    model = next_patch(copy.deepcopy(own), grid=(4, 6), prefix=3)
+    ids = batch(length=3 + 24)
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, own(input_ids=ids, labels=ids).loss, rtol=0, atol=1e-6)
+    model.patch_size = (2, 3)
+    embed, image = own.get_input_embeddings(), ids[:, 3:].view(3, 2, 2, 2, 3).transpose(2, 3).reshape(3, 4, 6)
+    logits = own(inputs_embeds=torch.cat([embed(ids[:, :3]), embed(image).mean(2)], 1)).logits[:, :-1]
+    targets = torch.cat([ids[:, 1:3, None].expand(-1, -1, 6), image], 1)
+    expected = F.cross_entropy(logits[:, :, None].expand(-1, -1, 6, -1).flatten(0, 2), targets.flatten())
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)
+    model.patch_size = (3, 3)
+    with pytest.raises(NppkitError, match="patch_size 3 does not divide the 4 x 6 grid along h"):
+        model(input_ids=ids, labels=ids)
+
+
+class Texts(Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        ids = batch(12)[i]
+        return {"input_ids": ids, "labels": ids}
+
+
+def lengths_of_training(model, folder, **changes):
+    """The sequence lengths that a Trainer's steps have, by the schedule #L = 3, K = 4, 2, 1."""
+    seen = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    arguments = dict(max_steps=8, per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True, save_steps=3)
+    arguments = transformers.TrainingArguments(str(folder), **arguments)
+    schedule = PatchSchedule(multi_scale_segments(300, 3, "1/2", coarsest=(4,)))
+    trainer = transformers.Trainer(model, arguments, train_dataset=Texts(), callbacks=[schedule])
+    trainer.train(**changes)
+    hook.remove()
+    return seen, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_trainer_follows_the_schedule(pair, tmp_path):
+    """A Trainer of 8 steps: K = 4 for two, 2 for two, 1 for four. Stopped and resumed it ends in the same weights."""
+    _, model = pair
+    again = copy.deepcopy(model)
+    seen, weights = lengths_of_training(model, tmp_path)
+    assert seen == [N // 4] * 2 + [N // 2] * 2 + [N] * 4
+    resumed, same = lengths_of_training(again, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed == seen[3:]
+    for name, value in weights.items():
+        torch.testing.assert_close(same[name], value)
+
+
+def test_saved_and_generated_as_before(pair, tmp_path):
+    """A model that trained on patches is saved under its own name and generates like the one it was."""
+    own, ours = pair
+    ours.patch_size = (4,)
+    ours.save_pretrained(tmp_path)
+    again = type(own).from_pretrained(tmp_path)
+    assert again.config.architectures == [type(own).__name__]
+    options = dict(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert torch.equal(again.eval().generate(batch(), **options), ours.eval().generate(batch(), **options))
+
+
+def test_schedule_of_a_model_without_patches(pair):
+    """A model that was not given to next_patch is named."""
+    own, _ = pair
+    state = type("State", (), dict(global_step=0, max_steps=8))
+    with pytest.raises(NppkitError, match="next_patch first"):
+        PatchSchedule(single_scale_segments(3, (4,), "2/3")).on_step_begin(None, state, None, model=own)
