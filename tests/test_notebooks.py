@@ -222,11 +222,12 @@ def test_released_weights_give_the_trained_models_numbers(smoke_home):
     run, other = (runs.find_run(preset, f"GPT-B_{recipe}_seed0") for recipe in ("npp_p2_lambda1-2", "ntp"))
     releases.export(max(graph.checkpoint_dir(preset, run).glob("step_*")), smoke_home / "weights/c2i.pt")
     content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
-    content |= {"name": "smoke", "runs": {"B": ["ntp"]}, "weights": {other.id: "weights/c2i.pt"}}
+    content |= {"tokenizer_of": "smoke", "runs": {"B": ["ntp"]}, "weights": {other.id: "weights/c2i.pt"}}
     (smoke_home / "released.yaml").write_text(yaml.safe_dump(content))
     released = presets.load_preset(str(smoke_home / "released.yaml"))
     launch.ensure(graph.evaluate_job(released, other))
-    ours, theirs = (json.loads((graph.run_dir(preset, r) / "metrics.json").read_text()) for r in (run, other))
+    folders = graph.run_dir(preset, run), graph.run_dir(released, other)
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     assert (ours["guidance"], ours["heldout_nll"]) == (theirs["guidance"], theirs["heldout_nll"])
     assert theirs["weights"]["sha256"] == files.sha256(smoke_home / "weights/c2i.pt")
 
