@@ -1,20 +1,21 @@
 # make reproduce: from real images to Tables 1-5 and Figure 1.   make test: the tests.   make help: the rest.
 SHELL := /bin/bash
 VENV ?= .venv
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PRESET ?= demo
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+export PRESET ?= demo
 CORES ?= $(shell nproc)
 PROFILE ?= default
 RUN ?=
 EXTRAS ?= dev
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+export PYTHONUTF8 := 1
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # glibc keeps freed memory for the next step, in huge pages, instead of giving it back (docs/speed.md)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000
 
 SNAKEMAKE = $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
-CONFIG = --config preset=$(PRESET) $(RUN)  # comes last: it takes every word after it
+CONFIG = --config "preset=$$PRESET" $(RUN)  # comes last: it takes every word after it
 BENCH := step patches training memory breakdown loss sampling store launcher
 
 .PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab clean \
@@ -33,22 +34,22 @@ env: $(BIN)/.installed  ## create the environment in VENV
 
 reproduce: env  ## everything a preset holds: tokenizer, runs, tables, figure
 	$(SNAKEMAKE) $(CONFIG)
-	@$(BIN)/python -m nppkit where $(PRESET)
+	@$(BIN)/python -m nppkit where "$$PRESET"
 
 table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and what it needs
 	$(SNAKEMAKE) $@ $(CONFIG)
-	@$(BIN)/python -m nppkit where $(PRESET) $@
+	@$(BIN)/python -m nppkit where "$$PRESET" $@
 
 plan: env  ## steps, memory, disk and hours of every run before anything starts; GPU= GPUS= UTILISATION=
-	@$(BIN)/python -m nppkit plan $(PRESET) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
+	@$(BIN)/python -m nppkit plan "$$PRESET" $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
 
 study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is complete at any time
 	$(MAKE) reproduce PRESET=study_8x8
 	$(MAKE) reproduce PRESET=study
 
 study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
-	cd notebooks && $(abspath $(BIN))/python -m nppkit where study --notebooks | xargs -P $(CORES) -I {} $(abspath $(BIN))/jupyter nbconvert \
-	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False {}.ipynb
+	$(BIN)/python -m nppkit where study --notebooks | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
+	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md
 
 test: env  ## unit tests, golden core, every notebook at smoke size

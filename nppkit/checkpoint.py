@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import sha256
+from nppkit.files import remedy, sha256
 
 
 class OtherConfiguration(NppkitError):
@@ -42,7 +42,7 @@ def save_checkpoint(
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise NppkitError(f"checkpoint {final} could not be written ({error}): free some space; older ones are intact") from None
+        raise NppkitError(f"checkpoint {final} could not be written ({error}): {remedy(error)}; older ones are intact") from None
     _prune(folder, keep_last, keep_best)
     return final
 

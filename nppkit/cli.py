@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import locale
 import os
+import signal
 import sys
 import time
 import warnings
@@ -237,7 +239,7 @@ def where(a: argparse.Namespace) -> None:
         if a.notebooks:
             print(job.notebook)
         elif not a.reports or rule_name(job) in a.reports:
-            print(f"{job.name}:", *((job.folder / name).resolve().relative_to(home()) for name in job.outputs))
+            print(f"{job.name}:", *(job.path(name).relative_to(home()) for name in job.outputs))
 
 
 @command("verdicts", "study README.md", PRESET, argument("file", type=Path, help="whose part between two marks is replaced"))
@@ -269,7 +271,7 @@ def torchrun(a: argparse.Namespace) -> None:
 
 
 def call(words: list[str]) -> int:
-    """Run a command and return its exit status; a NppkitError becomes one line on standard error."""
+    """Run a command and return its exit status; an error that a user can mend becomes one line on standard error."""
     try:
         if words[:1] == ["torchrun"]:  # whose options are its own
             torchrun(argparse.Namespace(words=words[1:]))
@@ -279,9 +281,19 @@ def call(words: list[str]) -> int:
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        print("error: stopped before anything was under way; the same command begins again", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:  # a folder of somebody else's, a file that is none
+        print(
+            f"error: {error.filename or words[0]}: {error.strerror or error}: check the path and its permissions", file=sys.stderr
+        )
+        return 1
     return 0
 
 
 def main() -> NoReturn:
     """Run the command of this process; without one, say which there are."""
+    if locale.getencoding().lower() != "utf-8" and not sys.flags.utf8_mode:  # files of the project are UTF-8 in any locale
+        os.execve(sys.executable, [sys.executable, "-m", "nppkit", *sys.argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
     sys.exit(call(sys.argv[1:] or ["--help"]))

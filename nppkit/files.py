@@ -1,6 +1,7 @@
 """Files: digests, where a study's lie, JSON and npz, written whole or not at all and read without unpickling."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,10 +23,17 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def home() -> Path:
-    """The folder of results/, figures/ and checkpoints/: NPPKIT_HOME, else the repository (or, installed, this folder)."""
+    """The folder of results/, figures/ and checkpoints/: NPPKIT_HOME, else the repository (or, installed, this folder).
+
+    NppkitError in another clone than the one whose package this is: it would run that one's code, and write there.
+    """
     repository = Path(__file__).parents[1]
-    default = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
-    return Path(os.environ.get("NPPKIT_HOME") or default).resolve()
+    if not (repository / "pyproject.toml").is_file():
+        return Path(os.environ.get("NPPKIT_HOME") or Path.cwd()).resolve()
+    here = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "nppkit/files.py").is_file()), repository)
+    if not here.samefile(repository):
+        raise NppkitError(f"{here} is one clone, and Python takes nppkit from another, {repository}: run `make env` in {here}")
+    return Path(os.environ.get("NPPKIT_HOME") or repository).resolve()
 
 
 def located(path: str) -> Path:
@@ -39,11 +47,21 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remedy(error: Exception) -> str:
+    """What a user can do where a file could not be written."""
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a folder that you may write, or ask for permission"
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or any(words in str(error) for words in ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter")):
+        return "free some space"
+    return "mend that, and the same command goes on"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut.
 
-    NppkitError if the disk is full; nothing half written is left.
+    NppkitError says why it could not be written, e.g. a full disk; nothing half written is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -52,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
-        raise NppkitError(f"{path} could not be written ({' '.join(str(error).split())}): free some space") from None
+        raise NppkitError(f"{path} could not be written ({' '.join(str(error).split())}): {remedy(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import home, located, replacing, sha256, write_atomic
+from nppkit.files import home, located, read_json, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
 
@@ -72,8 +73,8 @@ def fetch(name: str, folder: Path | None = None) -> Path:
         raise NppkitError(f"release {name!r} is unknown: use one of {', '.join(RELEASES)}")
     release = RELEASES[name]
     if not release.repo:
-        instead = f"NPP-{release.size}-256 or LlamaGen-{release.size}-384"
-        raise NppkitError(f"{name}: its weights were not released: train it, or use {instead}")
+        row = f"for the {release.size}-384 row there is LlamaGen-{release.size}-384"
+        raise NppkitError(f"{name}: its weights were not released: train it, or use NPP-{release.size}-256 ({row})")
     path = (folder or home() / "weights") / release.repo.split("/")[1] / release.file
     return path if path.is_file() else _download(release, path)
 
@@ -162,10 +163,9 @@ def release_config(path: str | Path, grid_size: int = 0, n_head: int = 0) -> GPT
     state, _ = read_state(path)
     if "quantize.embedding.weight" in state:
         return TOKENIZERS["VQ-16"]
-    image_size = next((r.image_size for r in RELEASES.values() if r.file == path.name), 0)
-    if not (grid_size or image_size):
+    if not (grid_size := grid_size or _grid_by_name(path)):
         raise NppkitError(f"{path}: weights do not hold the grid size, and this is no release's name: give it, 16 at 256 pixels")
-    return _gpt_config(state, path, grid_size or TOKENIZERS["VQ-16"].grid_size(image_size), n_head)
+    return _gpt_config(state, path, grid_size, n_head)
 
 
 def _gpt_config(state: dict[str, Tensor], path: Path, grid_size: int, n_head: int) -> GPTConfig:
@@ -203,11 +203,34 @@ def _some(names: list[str]) -> str:
 
 
 def load_weights(model: torch.nn.Module, path: str | Path) -> str:
-    """Load a release, an export or a safetensors file into the model; returns the file's sha256."""
+    """Load a release, an export or a safetensors file into the model; returns the file's sha256.
+
+    NppkitError if it does not fit. A transformer's grid is not among its weights: it is told by a release's name, or by
+    the JSON file that `convert` wrote; a line says so where neither is there.
+    """
     state, _ = read_state(path)
     check_state(state, model, path)
+    if isinstance(model, GPT):
+        _check_grid(Path(path), model.config.grid_size)
     model.load_state_dict(state)
     return sha256(path)
+
+
+def _check_grid(path: Path, grid_size: int) -> None:
+    about = path.with_suffix(".json")
+    config = read_json(about).get("config", {}) if path.suffix == ".safetensors" and about.is_file() else {}
+    known = config.get("grid_size") or _grid_by_name(path)
+    if not known:
+        text = f"{path} does not say for which grid it was trained: taken as {grid_size} x {grid_size}, that of the codes"
+        warnings.warn(text, stacklevel=3)
+    elif known != grid_size:
+        raise NppkitError(f"{path} was trained on a grid of {known} x {known}, and the codes have {grid_size} x {grid_size}")
+
+
+def _grid_by_name(path: Path) -> int:
+    """Of a release's file; 0 if it is none, or one of any size."""
+    image_size = next((r.image_size for r in RELEASES.values() if r.file == path.name), 0)
+    return TOKENIZERS["VQ-16"].grid_size(image_size) if image_size else 0
 
 
 def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -> dict:
@@ -224,7 +247,7 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
     about |= {"config": dataclasses.asdict(config), "parameters": count_parameters(model)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+        save_file({key: value.clone().contiguous() for key, value in state.items()}, temporary)  # tensors may share memory
     write_atomic(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     return about
 

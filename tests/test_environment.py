@@ -1,5 +1,6 @@
 """The pins: one list in pyproject.toml, repeated by environment.yml and kept by constraints.txt."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,11 +19,12 @@ def normal(pin: str) -> str:
 
 
 def test_environment_yml_has_the_pins():
-    """conda users get what the Makefile installs: same Python, same versions."""
+    """conda users get what the Makefile installs: the Pythons that work, this one among them, and the same versions."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert set(listed) - {"--editable ."} == pins("dev")
-    assert "python=3.11" in environment["dependencies"]
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"python{python}" in environment["dependencies"] and sys.version_info[:2] in {(3, minor) for minor in (11, 12, 13)}
 
 
 def test_constraints_agree_with_the_pins():

@@ -117,26 +117,42 @@ def test_space_is_checked_before_a_run_starts(store, tmp_path, monkeypatch):
     assert trainer.step == 0
 
 
-def test_sigterm_saves_and_asks_for_another_start(store, tmp_path):
-    """SIGTERM lets the step end, writes a checkpoint and raises Interrupted; the resumed run ends as if it never was."""
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_asks_for_another_start(store, tmp_path, signum, status):
+    """SIGTERM, Ctrl-C and a closed terminal let the step end, write a checkpoint and raise Interrupted; the resumed run ends
+    as if it never was."""
 
     def terminate_at(step):
         def progress(steps):
             for s in steps:
                 if s == step:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), signum)
                 yield s
 
         return progress
 
+    before = signal.getsignal(signum)
+
     trainer = test_trainer.make_trainer(store, tmp_path / "parts")
-    with pytest.raises(guard.Interrupted, match="step 8 and saved"):
+    with pytest.raises(guard.Interrupted, match="step 8 and saved") as error:
         test_trainer.fit(trainer, terminate_at(7))
+    assert error.value.status == status
     assert checkpoints(tmp_path / "parts" / "ckpt")[-1].name == "step_00000008"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signum) == before
     parts = test_trainer.make_trainer(store, tmp_path / "parts")
     test_trainer.fit(parts)
     test_trainer.same(test_trainer.run(store, tmp_path / "whole"), parts)
+
+
+def test_what_is_ignored_stays_ignored(monkeypatch):
+    """Under nohup a terminal that closes stops nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with guard.StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def hold(folder, ready):
@@ -208,12 +224,20 @@ def long_run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
-    """SIGTERM to a launcher: a checkpoint, status 75, no process left, no completion record, the executed notebook there.
+    """SIGTERM to a launcher: a checkpoint, status 75, no process left, no completion record, the executed notebook there;
+    after Ctrl-C and a closed terminal the same with their own statuses.
 
     A second launcher of the same run is refused meanwhile. After SIGKILL the kernel stops by itself, and the same
     command goes on from the checkpoint; how often it saves and how much it keeps may change.
     """
     begin, home, preset, folder = long_run
+    for signum, status in ((signal.SIGINT, 130), (signal.SIGHUP, 129)):
+        process = begin()
+        process.send_signal(signum)
+        assert process.wait(120) == status
+        error = process.stderr.read()
+        assert "Interrupted: stopped after step" in error and "Traceback" not in error, error
+        wait_for(lambda: not faults.of_home(home))
     process = begin()
     second = subprocess.run(process.args, capture_output=True, text=True)
     assert second.returncode == 1 and "is being written by another process" in second.stderr
@@ -221,7 +245,7 @@ def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
     assert process.wait(120) == guard.REQUEUE, process.stderr.read()
     assert "Interrupted: stopped after step" in process.stderr.read()
     wait_for(lambda: not faults.of_home(home))
-    (saved,) = checkpoints(graph.checkpoint_dir(preset, runs.Run.parse(RUN)))
+    saved = checkpoints(graph.checkpoint_dir(preset, runs.Run.parse(RUN)))[-1]
     assert int(saved.name[5:]) > 0 and not (folder / "train.record.json").exists() and (folder / "train.ipynb").exists()
     process = begin("-p", "save_minutes", "0", "-p", "keep_last", "4")
     assert faults.last_step(folder / "history.csv") > int(saved.name[5:])

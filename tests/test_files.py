@@ -1,12 +1,18 @@
 """npz files: images as ADM's scripts read them. Unfit files are refused in test_reference.py and test_images.py."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from nppkit import files
 from nppkit.data.npz import read_npz, write_npz
+from nppkit.errors import NppkitError
 
 
 def test_images_as_adm_reads_them(tmp_path):
@@ -27,3 +33,41 @@ def test_home_is_absolute(tmp_path, monkeypatch):
     assert files.home() == tmp_path / "mine"
     monkeypatch.setenv("NPPKIT_HOME", "")
     assert files.home() == Path(files.__file__).parents[1]
+
+
+def test_another_clones_package_is_refused(tmp_path, monkeypatch):
+    """In a clone whose package is not the one that Python imports, nothing runs: it would be other code, and other results."""
+    (tmp_path / "nppkit").mkdir()
+    (tmp_path / "nppkit/files.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    for folder in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(folder)
+        with pytest.raises(NppkitError, match=f"^{tmp_path} is one clone, and Python takes nppkit from another"):
+            files.home()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied"), "choose a folder that you may write"),
+        (OSError(errno.EROFS, "Read-only file system"), "choose a folder that you may write"),
+        (RuntimeError("Some tensors share memory"), "mend that"),
+        (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"), "free some space"),
+    ],
+)
+def test_a_failed_write_says_its_cause(tmp_path, error, says):
+    """Only a full disk is called one."""
+    with pytest.raises(NppkitError, match=f"file could not be written .*: {says}"), files.replacing(tmp_path / "file"):
+        raise error
+
+
+def test_files_are_utf8_in_any_locale(tmp_path):
+    """A preset with umlauts is read under a locale that knows none."""
+    text = (Path(files.__file__).parent / "presets/smoke.yaml").read_text(encoding="utf-8")
+    (tmp_path / "m\u00e4ine.yaml").write_text(f"{text}\n# gr\u00f6\u00dfer\n", encoding="utf-8")
+    env = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "NPPKIT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "nppkit", "where", str(tmp_path / "m\u00e4ine.yaml"), "table1"]
+    result = subprocess.run(command, env=env, capture_output=True, encoding="utf-8")
+    assert result.returncode == 0 and "results/maine/table1_main.csv" in result.stdout, result.stderr

@@ -20,7 +20,8 @@ def recipe(target):
     result = subprocess.run(
         ["make", "-n", target, "PRESET=smoke", "CORES=1"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    words = next(shlex.split(line, comments=True) for line in result.stdout.splitlines() if "/snakemake" in line)
+    line = next(line for line in result.stdout.splitlines() if "/snakemake" in line)
+    words = shlex.split(line.replace("$PRESET", "smoke"), comments=True)
     return [sys.executable, "-m", "snakemake", *words[1:]]
 
 

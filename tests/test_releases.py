@@ -12,7 +12,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nppkit import cli, releases
 from nppkit.checkpoint import save_checkpoint
@@ -375,6 +375,30 @@ def test_what_wrappers_leave_in_names(tmp_path, wrap, ending):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_a_release_of_another_image_size_is_refused(tmp_path):
+    """Shapes agree, as rotary tables are not in a file: the size is known by the release's name, or by what `convert` wrote."""
+    model = gpt()
+    for name in ("c2i_B_384.pt", "renamed.pt"):
+        torch.save({"model": model.state_dict()}, tmp_path / name)
+    with pytest.raises(NppkitError, match=r"c2i_B_384\.pt was trained on a grid of 24 x 24, and the codes have 4 x 4"):
+        releases.load_weights(gpt(), tmp_path / "c2i_B_384.pt")
+    releases.convert(tmp_path / "renamed.pt", tmp_path / "ours.safetensors", dataclasses.replace(TINY, grid_size=8))
+    with pytest.raises(NppkitError, match=r"ours\.safetensors was trained on a grid of 8 x 8"):
+        releases.load_weights(gpt(), tmp_path / "ours.safetensors")
+    with pytest.warns(UserWarning, match=r"renamed\.pt does not say for which grid it was trained: taken as 4 x 4"):
+        releases.load_weights(gpt(), tmp_path / "renamed.pt")
+
+
+def test_tied_tensors_are_converted(tmp_path):
+    """Two names of one tensor in a file, here embedding and output, are written as two."""
+    state = gpt().state_dict()
+    state["output.weight"] = state["tok_embeddings.weight"]
+    torch.save(state, tmp_path / "tied.pt")
+    releases.convert(tmp_path / "tied.pt", tmp_path / "tied.safetensors", TINY)
+    written = load_file(tmp_path / "tied.safetensors")
+    torch.testing.assert_close(written["output.weight"], written["tok_embeddings.weight"])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(tmp_path, value):
     """One NaN in a file is refused by name, before anything is sampled with it."""
@@ -383,4 +407,4 @@ def test_weights_that_are_not_finite(tmp_path, value):
         model.layers[0].attention.wo.weight[0, 0] = value
     save_file(model.state_dict(), tmp_path / "bad.safetensors")
     with pytest.raises(NppkitError, match=r"bad\.safetensors holds NaN or Inf in layers\.0\.attention\.wo\.weight"):
-        releases.load_weights(gpt(), tmp_path / "bad.safetensors")
+        releases.releases.load_weights(gpt(), tmp_path / "bad.safetensors")

@@ -23,7 +23,7 @@ from nppkit import noise
 from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import check_space, replacing, save_arrays, write_atomic
+from nppkit.files import check_space, remedy, replacing, save_arrays, write_atomic
 from nppkit.tokenizer import VQModel, to_model_range, to_pixels
 
 MAX_PIXELS = 2**22  # pixels that the encoder sees at once: 64 crops of 256 x 256
@@ -86,7 +86,7 @@ class Part:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise NppkitError(f"{self.path} could not be written ({error}): free some space; what it holds is kept") from None
+            raise NppkitError(f"{self.path} could not be written ({error}): {remedy(error)}; what it holds is kept") from None
         if self.ranges and self.ranges[-1][1] == start:
             self.ranges[-1][1] = start + len(codes)
         else:

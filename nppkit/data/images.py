@@ -97,7 +97,9 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
         raise NppkitError(f"image folder {root} does not exist: set data.path to a folder of class folders")
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and _seen(p))
     if classes and all(name.lower() in SPLITS for name in classes):
-        raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / classes[0]}")
+        train = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        unseen = "".join(f", data.heldout_path to {root / name}" for name in sorted(set(classes) - {train}, reverse=True)[:1])
+        raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / train}{unseen}")
     endings, others, files = Image.registered_extensions(), Counter(), []
     for number, name in enumerate(classes):
         images = []
@@ -136,20 +138,24 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
         with _opened(file) as image:
             if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
                 image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-            image = ImageOps.exif_transpose(image) if upright else image
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # PIL raises many kinds
         raise NppkitError(f"image {file} cannot be read ({error}): repair or remove it") from None
 
 
 def _opened(file: Path) -> Image.Image:
-    """The file's header, checked; pixels are not read yet."""
+    """The file's header, checked; pixels are not read yet. Pillow refuses what has more than twice its MAX_IMAGE_PIXELS."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file)
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # a camera's: a JPEG is read at half its side
+        image.draft(None, (image.width // 2, image.height // 2))
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are too far from a square")
     return image

@@ -16,7 +16,6 @@ from pathlib import Path
 import psutil
 
 from nppkit.errors import NppkitError
-from nppkit.files import home
 from nppkit.jobs.leases import leased
 from nppkit.jobs.progress import BATCH
 from nppkit.settings import coerce
@@ -97,11 +96,13 @@ def job_parameters(job: Job, notebook: Path, overrides: dict) -> dict:
 def execute(job: Job, overrides: dict) -> None:
     """Run the job's notebook with papermill in its own folder, then write the completion record.
 
-    NppkitError if the notebook fails or another process writes this job; Interrupted after SIGTERM.
+    NppkitError if the notebook fails or another process writes this job; Interrupted when asked to stop.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+
+    from nppkit.jobs.kernel import NAME, OwnKernel, set_environment
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
     values = job_parameters(job, notebook, overrides)
@@ -109,9 +110,9 @@ def execute(job: Job, overrides: dict) -> None:
     if source := job.parameters.get("preset"):
         claim(load_preset(source))
     os.environ[BATCH] = "1"
-    os.environ["NPPKIT_HOME"] = str(home())  # absolute: the kernel works in another folder
-    os.environ["OMP_NUM_THREADS"] = str(machine.threads)
+    set_environment(machine.threads)
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
+    options |= dict(kernel_name=NAME, language="python", kernel_manager_class=OwnKernel)
     options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
@@ -127,8 +128,9 @@ def execute(job: Job, overrides: dict) -> None:
         else:
             write_record(job, inputs)
             return
-    kind = Interrupted if stop.requested or reason.startswith("Interrupted") else NppkitError
-    raise kind(f"{job.name} failed: {reason} (read {executed})")
+    if stop.requested or reason.startswith("Interrupted"):
+        raise Interrupted(f"{job.name} failed: {reason} (read {executed})", stop.requested)
+    raise NppkitError(f"{job.name} failed: {reason} (read {executed})")
 
 
 def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:

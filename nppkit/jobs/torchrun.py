@@ -42,7 +42,7 @@ def _first_node(nodes: int) -> str:
 def run(arguments: list[str], log: Path) -> None:
     """Run a command, print its lines as they come and keep them in `log`. NppkitError with its last error if it fails.
 
-    SIGTERM is passed on, and raises Interrupted when the command has ended.
+    A signal to stop is passed on as SIGTERM, and raises Interrupted when the command has ended.
     """
     last = ""  # of its errors; torchrun's own account of them, which follows, says less
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, BATCH: "1"})
@@ -56,7 +56,7 @@ def run(arguments: list[str], log: Path) -> None:
             process.terminate()
             raise
     if stop.requested:
-        raise guard.Interrupted(f"stopped after SIGTERM; the same command goes on (log: {log})")
+        raise guard.Interrupted(f"asked to stop; the same command goes on (log: {log})", stop.requested)
     if process.returncode:
         raise NppkitError(f"torchrun failed with status {process.returncode}: {last.strip()} (read {log})")
 

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
+from nppkit.settings import LIMIT, Above0, Bool, Count, Int, Number, Positive, Share, section
+
+NEIGHBOURS = 3  # k of precision and recall
+Scored = Annotated[Int, Field(gt=NEIGHBOURS, lt=LIMIT)]  # as many images as every metric needs
 
 
 @section
@@ -25,8 +28,8 @@ class ExtractorConfig:
 class EvaluationConfig:
     """How checkpoints are sampled and scored; the same for all runs of a preset."""
 
-    samples: Positive = 2000  # of the reporting seed
-    select_samples: Positive = 1000  # of the selecting seed, which only chooses a guidance scale
+    samples: Scored = 2000  # of the reporting seed
+    select_samples: Scored = 1000  # of the selecting seed, which only chooses a guidance scale
     guidance: Annotated[list[Number], Field(min_length=1)] = field(default_factory=lambda: [1.0, 1.5, 2.0])
     common_guidance: Number = 1.5
     temperature: Above0 = 1.0

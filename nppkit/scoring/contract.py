@@ -8,14 +8,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nppkit.errors import NppkitError
-from nppkit.scoring.config import EvaluationConfig
+from nppkit.scoring.config import NEIGHBOURS, EvaluationConfig
 
 if TYPE_CHECKING:
     from nppkit.scoring.reference import Reference
 
 
 IS_SPLIT = 5000  # images in one split of the Inception score, as ADM counts
-NEIGHBOURS = 3  # k of precision and recall
 UNIFORM = "uniform over classes"
 
 

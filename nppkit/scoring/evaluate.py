@@ -24,8 +24,8 @@ from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
-from nppkit.scoring.config import EvaluationConfig
-from nppkit.scoring.contract import IS_SPLIT, NEIGHBOURS, measurement
+from nppkit.scoring.config import NEIGHBOURS, EvaluationConfig
+from nppkit.scoring.contract import IS_SPLIT, measurement
 from nppkit.scoring.features import extract_features
 from nppkit.scoring.probe import Probe
 from nppkit.scoring.reference import CHUNK, Reference

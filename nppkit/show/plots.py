@@ -20,7 +20,7 @@ from nppkit.schedule import Segment, learning_rate
 from nppkit.study.graph import figures_dir
 from nppkit.study.presets import Preset
 
-plt.style.use(Path(__file__).parent / "style.mplstyle")
+plt.style.use(["default", Path(__file__).parent / "style.mplstyle"])  # and nothing of the user's own settings
 
 
 GAP = 2  # white pixels between tiled images

@@ -4,12 +4,14 @@ from pathlib import Path
 
 from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
+from nppkit.data.images import ImageSet
 from nppkit.data.sources import study_images
 from nppkit.data.train_tokenizer import tokenizer_config
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import find, load_weights, release_config
+from nppkit.scoring.config import NEIGHBOURS
 from nppkit.scoring.evaluate import evaluate_npz
 from nppkit.scoring.features import load_extractor
 from nppkit.scoring.reference import prepare_reference
@@ -22,14 +24,16 @@ from nppkit.training.processes import ALONE, Processes
 from nppkit.training.trainer import Trainer, make_model
 
 
-def check_inputs(preset: Preset, side: int) -> None:
-    """NppkitError for what would stop a tokenize job only after its trainings: grid, extractor's weights, reference."""
+def check_inputs(preset: Preset, side: int, training: ImageSet) -> None:
+    """NppkitError for what would stop a job only after trainings: grid, extractor's weights, reference, too few images."""
     tokenizer_config(preset.tokenizer, preset.data.image_size).grid_size(side)
     e = preset.extractor
     if e.name != "digits":
         load_extractor(e.name, located(e.weights), e.sha256)
     if preset.evaluation.reference:
         npz_keys(located(preset.evaluation.reference))
+    elif len(training) < (fewest := 2 * (NEIGHBOURS + 1)):
+        raise NppkitError(f"data: {len(training)} training images are too few to be scored: give at least {fewest}")
 
 
 def run_trainer(

@@ -1,6 +1,8 @@
 """Presets: every number that decides a study, in one YAML file, checked before any work is done."""
 
 import dataclasses
+import re
+import unicodedata
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -93,7 +95,9 @@ def load_preset(name: str) -> Preset:
     if (not own_file and path.parent != FOLDER) or not path.is_file():
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
     source = {"source": str(path.resolve()) if own_file else name}
-    preset = build(Preset, {"name": path.stem, **read_yaml(path), **source}, path.name)
+    plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()  # "größe 2" is results/groe_2
+    named = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)}
+    preset = build(Preset, {**named, **read_yaml(path), **source}, path.name)
     if preset.name in preset_names() and path.resolve().parent != FOLDER:
         raise NppkitError(f"{path} has the name of the packaged preset {preset.name}, and would take its results: rename it")
     return preset

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,6 +34,10 @@ class Job:
         """The completion record, written last."""
         return self.folder / f"{self.notebook}.record.json"
 
+    def path(self, output: str) -> Path:
+        """Where that output lies; `..` in its name leads out of results/ also where that is a link to another disk."""
+        return Path(os.path.normpath(self.folder / output))
+
     @property
     def stale(self) -> Path:
         """Where a record lies that was not valid when its job was last to run."""
@@ -59,12 +64,10 @@ def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
     now = read_inputs(job)
     if changed := [name for name, digest in (now if inputs is None else inputs).items() if now.get(name) != digest]:
         raise NppkitError(f"{job.name}: {located(changed[0])} has changed while it was read: run it again")
-    missing = [name for name in job.outputs if not (job.folder / name).is_file()]
+    missing = [name for name in job.outputs if not job.path(name).is_file()]
     if missing:
-        raise NppkitError(
-            f"{job.name}: {(job.folder / missing[0]).resolve()} was not written: read {job.folder}/{job.notebook}.ipynb"
-        )
-    outputs = {name: sha256(job.folder / name) for name in job.outputs}
+        raise NppkitError(f"{job.name}: {job.path(missing[0])} was not written: read {job.folder}/{job.notebook}.ipynb")
+    outputs = {name: sha256(job.path(name)) for name in job.outputs}
     upstream = {up.name: outputs_digest(up) for up in job.upstream}
     record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
     write_atomic(job.record, json.dumps({**record, **({"inputs": now} if now else {})}, indent=1, default=str) + "\n")
@@ -101,11 +104,11 @@ def why_incomplete(job: Job, needed: bool = True) -> str:
         if record["upstream"].get(upstream.name) != outputs_digest(upstream):
             return f"the results of {upstream.name} have changed"
     for name in job.outputs:
-        path = job.folder / name
+        path = job.path(name)
         if name in job.spared and not needed and not path.exists():
             continue
         if not path.is_file() or sha256(path) != record["outputs"].get(name):
-            return f"{path.resolve()} is missing or has changed"
+            return f"{path} is missing or has changed"
     return ""
 
 

@@ -1,8 +1,10 @@
 """Where and how precisely a model computes."""
 
+import contextlib
+import functools
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -36,8 +38,35 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def compiled(loss: Callable, device: torch.device) -> Callable:
-    """The loss under torch.compile, one static shape per patch side; eager, with one line, without a C++ compiler."""
+    """The loss under torch.compile, one static shape per patch side; eager where that cannot be, said once a process."""
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        warnings.warn("no C++ compiler found: training runs eagerly, somewhat slower", stacklevel=2)
-        return loss
-    return torch.compile(loss, dynamic=False)
+        _run_eagerly("no C++ compiler found")
+    if not _run_eagerly.cache_info().currsize:
+        with contextlib.suppress(CannotCompile), compiling():
+            return torch.compile(loss, dynamic=False)
+    return loss
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """A block that may compile: where the compiler is there but fails, a line says why, and CannotCompile is raised.
+
+    The reasons that people meet: no Python.h, no OpenMP, a cache that is read-only or mounted noexec, a space in a path.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        inner = getattr(error, "inner_exception", error)
+        _run_eagerly(f"torch.compile failed ({type(inner).__name__}: {' '.join(str(inner).split())[:150]})")
+        raise CannotCompile from None
+
+
+class CannotCompile(Exception):
+    """The same work is to be done eagerly."""
+
+
+@functools.cache  # so that it is said once, and remembered
+def _run_eagerly(why: str) -> None:
+    warnings.warn(f"{why}: training runs eagerly, somewhat slower", stacklevel=3)

@@ -1,7 +1,8 @@
 """What keeps a run from harm: one writer at a time, room on the disk before it starts, and an orderly end.
 
-A run that is asked to stop (SIGTERM) saves a checkpoint and ends with status 75, EX_TEMPFAIL of sysexits.h: to a
-scheduler "run it again". A process whose parent dies ends like that by itself, so that nothing is left behind.
+A run that is asked to stop saves a checkpoint and ends. After SIGTERM the status is 75, EX_TEMPFAIL of sysexits.h: to a
+scheduler "run it again"; after Ctrl-C it is 130 and after SIGHUP, of a terminal that was closed, 129, as shells say it.
+A process whose parent dies ends as after SIGTERM by itself, so that nothing is left behind.
 """
 
 import contextlib
@@ -22,9 +23,11 @@ GRACE_SECONDS = 60.0  # from SIGTERM to SIGKILL: time for a checkpoint
 
 
 class Interrupted(NppkitError):
-    """The run was asked to stop and has saved its state: the same command goes on."""
+    """The run was asked to stop by a signal and has saved its state: the same command goes on."""
 
-    status = REQUEUE
+    def __init__(self, message: str, signum: int = 0):
+        super().__init__(message)
+        self.status = 128 + signum if signum in (signal.SIGINT, signal.SIGHUP) else REQUEUE
 
 
 @contextlib.contextmanager
@@ -43,26 +46,29 @@ def exclusive(folder: Path, name: str = "writer", seconds: float = LOCK_SECONDS)
 
 
 class StopRequest:
-    """In a `with` block SIGTERM is noted in `requested`, and passed on to `forward`, instead of ending the process.
+    """In a `with` block a signal to stop is noted in `requested`, and passed on to `forward`, instead of ending the process.
 
-    Python delivers signals to the main thread; in another one nothing is noted and SIGTERM keeps its effect.
+    What is ignored stays ignored (nohup). Python delivers signals to the main thread; in another one nothing is noted.
     """
 
+    SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
     def __init__(self, forward: Callable[[], object] = lambda: None):
-        self.requested, self.forward, self.previous = False, forward, None
+        self.requested, self.forward, self.previous = 0, forward, {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGTERM, self._note)
+            heard = [signum for signum in self.SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+            self.previous = {signum: signal.signal(signum, self._note) for signum in heard}
         return self
 
-    def _note(self, *_: object) -> None:
-        self.requested = True
+    def _note(self, signum: int, _: object) -> None:
+        self.requested = self.requested or signum  # the first one says what was meant; others come of passing it on
         self.forward()
 
     def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+        for signum, previous in self.previous.items():
+            signal.signal(signum, previous)
 
 
 def die_with_parent() -> None:

@@ -30,7 +30,7 @@ from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.training.batches import batch_at
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import autocast, compiled, pick_device, to_device
+from nppkit.training.devices import CannotCompile, autocast, compiled, compiling, pick_device, to_device
 from nppkit.training.graphs import StepGraph
 from nppkit.training.guard import Interrupted, StopRequest, exclusive
 from nppkit.training.options import Options
@@ -118,7 +118,7 @@ class Trainer:
     def running(self) -> Iterator[range]:
         """Be the only writer of this run, from its newest checkpoint on: the steps that are still to be made.
 
-        Each is made by `train_step` and ends with `after`. SIGTERM is noted meanwhile.
+        Each is made by `train_step` and ends with `after`. SIGTERM, Ctrl-C and SIGHUP are noted meanwhile.
         """
         with self.only_writer(), StopRequest() as self.stop:
             self.resume()
@@ -131,7 +131,7 @@ class Trainer:
         return self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
 
     def after(self, step: int) -> None:
-        """Log and save where it is time; after SIGTERM save and raise Interrupted."""
+        """Log and save where it is time; when asked to stop, save and raise Interrupted."""
         segment, per_epoch, self.step = self.segment(step), self.config.steps_per_epoch, step + 1
         per_row, per_likelihood = self.config.log_every or per_epoch, self.config.heldout_every * per_epoch
         boundary = self.step == segment.end * per_epoch
@@ -139,12 +139,12 @@ class Trainer:
         if measured or self.step % per_row == 0:
             self.log(segment, measured)
         late = time.perf_counter() - self.saved > 60 * self.options.save_minutes
-        due, stopping = self.processes.any(late, self.stop.requested)
+        due, stopping = self.processes.any(late, bool(self.stop.requested))
         if boundary or due or stopping or (self.options.keep_best and math.isfinite(self.score)):
             self.save()
             self.saved = time.perf_counter()
         if stopping:
-            raise Interrupted(f"stopped after step {self.step} and saved; the same command goes on")
+            raise Interrupted(f"stopped after step {self.step} and saved; the same command goes on", self.stop.requested)
 
     def train_step(self, step: int, patch_size: int) -> None:
         """One optimiser step on the step's batch: this process's share of it, in pieces of `micro_batch`."""
@@ -208,9 +208,14 @@ class Trainer:
         for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
             if self.replays:
                 self.record_graph(p)
-            else:
-                self.backward(*self.batch(0), p)
-                self.optimizer.zero_grad(set_to_none=True)
+                continue
+            batch = self.batch(0)
+            try:
+                with compiling():
+                    self.backward(*batch, p)
+            except CannotCompile:
+                self.loss_fn = npp_loss
+            self.optimizer.zero_grad(set_to_none=True)
 
     def record_graph(self, patch_size: int) -> None:
         """The graph of a step. The steps that prepare it have a learning rate of 0, and AdamW's state is put back after them."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nppkit import files
 from nppkit.data.config import DataConfig
-from nppkit.data.images import CROPS, center_crop, crop_images, folder_images, mnist_images, split_heldout, two_halves
+from nppkit.data.images import CROPS, center_crop, crop_images, folder_images, mnist_images, read_image, split_heldout, two_halves
 from nppkit.data.sources import load_images, study_images
 from nppkit.errors import NppkitError
 from nppkit.study.presets import load_preset
@@ -211,10 +211,10 @@ def flipped(path):
 
 
 def bomb(path):
-    """A PNG whose header promises 10,000 x 10,000 pixels, of which Pillow itself would only warn."""
+    """A PNG whose header promises 14,000 x 14,000 pixels, more than twice what Pillow calls many."""
     Image.new("L", (1, 1)).save(path)
     content = bytearray(path.read_bytes())
-    content[16:24] = struct.pack(">II", 10_000, 10_000)
+    content[16:24] = struct.pack(">II", 14_000, 14_000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
 
@@ -250,6 +250,21 @@ def test_unreadable_images_are_counted_and_named(folder, name, write):
     with pytest.raises(NppkitError, match=f"image .*{name} cannot be read"):
         for i in range(len(images)):
             images.load(i)
+
+
+@pytest.mark.parametrize(("ending", "side"), [("jpg", 45), ("png", 90), ("tif", 90)])
+def test_a_cameras_picture_is_read(tmp_path, monkeypatch, ending, side):
+    """More pixels than Pillow calls many are no reason to refuse a picture; a JPEG is then read at half its side."""
+    small = Image.effect_noise((9, 8), 90).convert("RGB")
+    small.resize((90, 80), Image.Resampling.BICUBIC).save(tmp_path / f"camera.{ending}", quality=95)
+    whole = center_crop(read_image(tmp_path / f"camera.{ending}"), 16)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    image = read_image(tmp_path / f"camera.{ending}")
+    assert image.width == side and image.mode == "RGB"
+    assert np.abs(np.asarray(center_crop(image, 16), int) - np.asarray(whole, int)).max() <= 4
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(NppkitError, match=r"cannot be read .*exceeds limit"):
+        read_image(tmp_path / f"camera.{ending}")
 
 
 def save(path, image, **options):
@@ -291,9 +306,11 @@ def test_hidden_and_system_folders_are_no_classes(tmp_path, capsys):
 
 def test_splits_are_no_classes(tmp_path):
     """A root of train/ and val/ is refused with the path to use."""
-    for split in ("train", "val"):
+    for split in ("train", "test", "val"):
         save(tmp_path / split / "cat/1.png", Image.new("RGB", (8, 8)))
-    with pytest.raises(NppkitError, match=rf"holds splits, not classes: set data.path to {tmp_path}/train"):
+    with pytest.raises(
+        NppkitError, match=rf"holds splits, not classes: set data.path to {tmp_path}/train, data.heldout_path to {tmp_path}/val"
+    ):
         folder_images(tmp_path)
     assert folder_images(tmp_path / "train").class_names == ("cat",)
 

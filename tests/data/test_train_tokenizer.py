@@ -145,6 +145,14 @@ def test_inputs_are_checked_before_the_trainings(smoke, home, changed, monkeypat
     """What a tokenize job needs after its trainings is looked at before them."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(home))
     monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("offline")))
-    models.check_inputs(smoke, 32)
+    training = mnist_images()
+    models.check_inputs(smoke, 32, training)
     with pytest.raises(NppkitError, match=message):
-        models.check_inputs(changed(smoke, setting, value), 32)
+        models.check_inputs(changed(smoke, setting, value), 32, training)
+
+
+def test_too_few_images_are_refused_before_the_trainings(smoke):
+    """Every metric, and the distance between two halves of the real images, needs a few of them."""
+    models.check_inputs(smoke, 32, mnist_images().subset(np.arange(8)))
+    with pytest.raises(NppkitError, match="7 training images are too few to be scored: give at least 8"):
+        models.check_inputs(smoke, 32, mnist_images().subset(np.arange(7)))

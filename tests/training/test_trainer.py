@@ -4,6 +4,9 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -322,11 +325,46 @@ def test_unknown_device_or_precision(name, function):
         function(name)
 
 
-def test_compile_falls_back_without_a_compiler(monkeypatch):
+@pytest.mark.parametrize("place", ["/proc/none", "/dev/null/none"])
+def test_a_cache_that_cannot_be_written(place):
+    """Where the compiler has no place for its files, a line says so, and training is eager."""
+    code = (
+        "import torch; from nppkit.training import devices; f = lambda: 1; print(devices.compiled(f, torch.device('cpu')) is f)"
+    )
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": place}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert result.stdout == "True\n" and "torch.compile failed" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def hopeful():
+    """A process in which no compilation has failed, before and after."""
+    devices._run_eagerly.cache_clear()
+    yield
+    devices._run_eagerly.cache_clear()
+
+
+def test_compile_falls_back_without_a_compiler(monkeypatch, hopeful):
     """Without a C++ compiler the loss runs eagerly, and one line says so."""
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
         assert devices.compiled(loss.npp_loss, torch.device("cpu")) is loss.npp_loss
+
+
+def test_compile_falls_back_where_the_compiler_fails(store, tmp_path, monkeypatch, hopeful):
+    """A compiler that is there and cannot compile, for want of Python.h say: one line, and eager from then on."""
+    from torch._inductor import config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    config = dataclasses.replace(CONFIG, compile=True)
+    torch.compiler.reset()
+    broken = inductor.patch({"cpp.cxx": (None, "/bin/false"), "fx_graph_cache": False})
+    with broken, pytest.warns(UserWarning, match=r"torch.compile failed \(.*C\+\+.*\): training runs eagerly") as said:
+        first = run(store, tmp_path / "first", config=config)
+        second = run(store, tmp_path / "second", config=config)
+    assert first.step == first.total_steps and second.loss_fn is loss.npp_loss
+    assert len([line for line in said if "torch.compile failed" in str(line.message)]) == 1
+    same(run(store, tmp_path / "eager"), second)
 
 
 def test_measured_flops_are_counted_not_derived(store, tmp_path):

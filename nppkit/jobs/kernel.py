@@ -1,0 +1,43 @@
+"""The kernel of a job: this Python with this package, whatever the user's own Jupyter, IPython and matplotlib are set to."""
+
+import os
+import sys
+from pathlib import Path
+
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+
+from nppkit.files import home
+
+PACKAGE = Path(__file__).parents[1]
+NAME = "python3"  # whatever kernel's name a notebook was saved under
+LEFT_OUT = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONSAFEPATH")
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts ipykernel in the interpreter that runs this, and no other that is installed under the name `python3`."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python")
+
+
+def set_environment(threads: int) -> None:
+    """What the processes that this one starts find in their environment.
+
+    The package is that of this process's clone, also where another clone is the installed one; text is UTF-8 in any
+    locale; matplotlib's settings are the house's style; IPython's profile and Jupyter's connection files lie below home().
+    """
+    for name in LEFT_OUT:
+        os.environ.pop(name, None)
+    cache, paths = home() / ".cache", [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    (cache / "ipython").mkdir(parents=True, exist_ok=True)
+    os.environ.update(
+        NPPKIT_HOME=str(home()),  # absolute: the kernel works in another folder
+        OMP_NUM_THREADS=str(threads),
+        PYTHONPATH=os.pathsep.join(dict.fromkeys(path for path in paths if path)),
+        PYTHONUTF8="1",
+        MATPLOTLIBRC=str(PACKAGE / "show/style.mplstyle"),
+        IPYTHONDIR=str(cache / "ipython"),
+        JUPYTER_RUNTIME_DIR=str(cache / "jupyter"),
+    )
