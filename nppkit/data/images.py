@@ -93,8 +93,9 @@ def _digests(root: Path, files: list[tuple[os.DirEntry, int]]) -> dict[str, str]
 
 def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Counter]:
     """Classes, image files with their class, and how many files have another ending."""
-    if not root.is_dir():
-        raise NppkitError(f"image folder {root} does not exist: set data.path to a folder of class folders")
+    if root == Path() or not root.is_dir():
+        reason = "is a file" if root.is_file() else "does not exist" if root != Path() else "has no name"
+        raise NppkitError(f"image folder {root} {reason}: set data.path to a folder of class folders")
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and _seen(p))
     if classes and all(name.lower() in SPLITS for name in classes):
         train = next((name for name in classes if name.lower().startswith("train")), classes[0])
@@ -105,10 +106,10 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
         images = []
         for file in _files(root / name):
             ending = os.path.splitext(file.name)[1].lower()
-            if endings.get(ending) in Image.OPEN:
+            if endings.get(ending) in Image.OPEN and file.is_file():
                 images.append((file, number))
             else:
-                others[ending or "no ending"] += 1
+                others[(ending or "no ending") if file.is_file() else "broken links, folders behind links, devices"] += 1
         if not images:
             raise NppkitError(f"image folder {root / name} holds no images: add some, or remove the folder")
         files += images
@@ -121,7 +122,7 @@ def _files(folder: Path | str) -> Iterator[os.DirEntry]:
     """All files below a folder in the order of their paths."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if _seen(entry):
-            yield from _files(entry.path) if entry.is_dir(follow_symlinks=False) else [entry] if entry.is_file() else []
+            yield from _files(entry.path) if entry.is_dir(follow_symlinks=False) else [entry]
 
 
 def _seen(path: Path | os.DirEntry) -> bool:
@@ -136,8 +137,7 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
     """
     try:
         with _opened(file) as image:
-            if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
-                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+            image = _in_8_bits(image)
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
             if image.has_transparency_data:
@@ -147,6 +147,15 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
             return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # PIL raises many kinds
         raise NppkitError(f"image {file} cannot be read ({error}): repair or remove it") from None
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """The image itself, or grey of 16 bits scaled to 8: Pillow's own conversion would clip it at 255."""
+    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+        raise ValueError("numbers of unknown range: scale them to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def _opened(file: Path) -> Image.Image:
@@ -168,7 +177,7 @@ def _why_unreadable(file: Path) -> str:
             kind = image.format
             image.verify()
         if kind != "PNG" and not (kind == "JPEG" and _tail(file).endswith(END_OF_JPEG)):
-            _opened(file).convert("RGB")
+            _in_8_bits(_opened(file)).convert("RGB")
         return ""
     except Exception as error:
         return " ".join(str(error).split())

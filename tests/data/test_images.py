@@ -239,6 +239,8 @@ def test_more_after_the_end_of_a_jpeg(folder):
         ("thin.png", lambda path: Image.new("RGB", (1, 500)).save(path)),
         ("text.jpg", lambda path: path.write_text("no image")),
         ("empty.jpg", lambda path: path.touch()),
+        ("float.tif", lambda path: Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(path)),
+        ("32bit.tif", lambda path: Image.fromarray(np.full((9, 9), 70000, np.int32)).save(path)),
     ],
 )
 def test_unreadable_images_are_counted_and_named(folder, name, write):
@@ -298,10 +300,11 @@ def test_hidden_and_system_folders_are_no_classes(tmp_path, capsys):
     for name in ("cat/1.png", "dog/1.png", ".ipynb_checkpoints/1.png", "__MACOSX/1.png", "cat/.2.png", "cat/.cache/3.png"):
         save(tmp_path / name, Image.new("RGB", (8, 8)))
     (tmp_path / "cat/notes.txt").write_text("no picture")
+    (tmp_path / "cat/moved.png").symlink_to("/nowhere")
     save(tmp_path / "dog/2.tif", Image.new("RGB", (8, 8)))
     found = folder_images(tmp_path)
     assert found.class_names == ("cat", "dog") and found.labels.tolist() == [0, 1, 1]
-    assert "1 files are left out" in capsys.readouterr().out
+    assert "2 files are left out" in capsys.readouterr().out
 
 
 def test_splits_are_no_classes(tmp_path):
