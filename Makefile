@@ -48,8 +48,9 @@ study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is
 	$(MAKE) reproduce PRESET=study
 
 study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
-	$(BIN)/python -m nppkit where study --notebooks | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
+	(echo report; $(BIN)/python -m nppkit where study --notebooks) | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN --output-dir docs notebooks/report.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md
 
 test: env  ## unit tests, golden core, every notebook at smoke size

@@ -52,7 +52,10 @@ def remedy(error: Exception) -> str:
     if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "choose a folder that you may write, or ask for permission"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or any(words in str(error) for words in ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter")):
+    if full or any(
+        words in str(error)
+        for words in ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")
+    ):
         return "free some space"
     return "mend that, and the same command goes on"
 

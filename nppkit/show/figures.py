@@ -216,3 +216,40 @@ def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: 
         axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
     mean = known.groupby("point")[[x, y]].mean()
     axes.plot(mean[x], mean[y], color=colour, marker="o" if len(mean) < 12 else None, markersize=4, label=label)
+
+
+VERDICTS = {"supported": "C2", "refuted": "C1", "no difference that matters": "C0", "undecided": "0.35"}
+
+
+def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
+    """A line for each contrast of `protocol.summary`: its mean and simultaneous interval, coloured by the verdict.
+
+    Hollow and grey below: the first study's mean and 95 % interval. The band is the difference that does not matter.
+    """
+    figure, axes = plt.subplots(figsize=(7, 0.62 * len(summary) + 1.0))
+    axes.axvspan(-margin, margin, color="0.92", linewidth=0)
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for place, (_, row) in enumerate(summary.iterrows()):
+        colour = VERDICTS.get(row["verdict"], "0.7")
+        _whisker(axes, place, row["mean"], row["low"], row["high"], color=colour, marker="o", markerfacecolor=colour)
+        before = (row[f"first_{end}"] for end in ("mean", "low", "high"))
+        _whisker(axes, place + 0.28, *before, color="0.65", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
+        axes.text(
+            1.02,
+            place,
+            row["verdict"],
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            color=colour if row["verdict"] in VERDICTS else "0.35",
+        )
+    axes.set_yticks(range(len(summary)), [f"{row['contrast']} ({row['size']})" for _, row in summary.iterrows()])
+    axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=xlabel)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _whisker(axes: Axes, place: float, mean: float, low: float, high: float, **style: object) -> None:
+    if np.isfinite(low):
+        axes.plot([low, high], [place, place], color=style["color"], linewidth=style.get("linewidth", 1.8))
+    if np.isfinite(mean):
+        axes.plot([mean], [place], linestyle="", **{"markersize": 6, **style})

@@ -25,6 +25,7 @@ FIGURES = {  # a report's figures, by what follows its name; the others have one
     "gain": ("", "_switch"),
     "equal_compute": ("", "_time", "_fid", "_fid_time"),
     "when_it_pays": ("", "_flops", "_nll"),
+    "report": ("_forest",),
 }
 REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
 

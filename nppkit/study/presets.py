@@ -46,6 +46,7 @@ class Preset:
     runs: dict[Size, Annotated[list[str], Field(min_length=1)]]
     seeds: dict[Name, Positive] = field(default_factory=dict)
     equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
+    confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
     coarse: str = ""  # a preset of the same images on a coarser grid, for the report when_it_pays
     first_seed: Count = 0  # confirmatory runs use seeds that no earlier study has seen
     tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used

@@ -12,7 +12,7 @@ from nppkit.study.presets import Preset
 from nppkit.study.published import PUBLISHED
 from nppkit.study.records import why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
-from nppkit.study.stats import Interval, interval, pooled_deviation
+from nppkit.study.stats import SPANS_ZERO, Interval, interval, pooled_deviation
 
 
 def run_result(preset: Preset, run: Run) -> dict | None:
@@ -83,41 +83,49 @@ def mean(rows: list[dict], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> Interval:
-    """The difference of a metric between two runs (or what else `combine` makes of it), paired by seed."""
+def differences(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> dict[int, float]:
+    """The difference of a metric between two runs (or what else `combine` makes of it), by the seeds that both have."""
     ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
     shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
-    return interval([combine(ours[seed], theirs[seed]) for seed in shared])
+    return {seed: combine(ours[seed], theirs[seed]) for seed in shared}
+
+
+def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> Interval:
+    """The mean of those differences with its interval."""
+    return interval(list(differences(preset, run, baseline, key, combine).values()))
 
 
 def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str:
-    """What a contrast says, in Markdown: lower, higher or no verdict for each of `pairs`, with the intervals of FID."""
+    """What a contrast says, in Markdown, for each of `pairs`: the interval of FID lies below zero, above, or spans it."""
     found = {name: paired(preset, run, baseline, "fid") for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
         return f"**{what}: not run yet.**"
-    said = {"lower": [], "higher": [], "no verdict": []}
+    said = {"lower": [], "higher": [], SPANS_ZERO: []}
     for name, difference in found.items():
-        said[difference.verdict("lower", "higher")].append(name)
-    words = [f"{verdict} for {', '.join(names)}" for verdict, names in said.items() if names]
+        said[difference.side("lower", "higher")].append(name)
+    words = [f"{side} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {difference} ({difference.n} seeds)" for name, difference in found.items())
-    return f"**{what}, FID: {'; '.join(words)}.** Differences with 95 % intervals over seeds: {numbers}. Lower is better."
+    return (
+        f"**{what}, FID: {'; '.join(words)}.** Differences with 95 % intervals over seeds: {numbers}. Lower is better. This is "
+        "exploratory: the intervals are not corrected for their number, and give no verdict."
+    )
 
 
 QUALITIES = {"fid": "FID", "best_fid": "FID at each run's best scale", "heldout_nll": "held-out NLL"}
 
 
 def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str, str] = QUALITIES) -> pd.DataFrame:
-    """What stands behind each name: a run minus another, paired by seed, with 95 % intervals and verdicts.
+    """What stands behind each name: a run minus another, paired by seed, with 95 % intervals.
 
-    Lower is better for all `keys`; an interval that spans zero gives no verdict.
+    Lower is better for all `keys`. Intervals are not corrected for their number: this explores, and decides nothing.
     """
     lines = []
     for name, (run, baseline) in pairs.items():
         line = {"difference": name}
         for key, label in keys.items():
             found = paired(preset, run, baseline, key)
-            line |= {label: str(found), f"{label}: verdict": found.verdict("better", "worse") if found.n else ""}
+            line |= {label: str(found), f"{label}: side": found.side("lower", "higher") if found.n else ""}
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+SPANS_ZERO = "spans zero"
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class Interval:
     low: float
     high: float
 
-    def verdict(self, better: str, worse: str) -> str:
-        """`better` if all of the interval lies below zero, `worse` if above, otherwise no verdict."""
+    def side(self, below: str, above: str) -> str:
+        """`below` if all of the interval lies below zero, `above` if above; otherwise it spans zero."""
         if self.high < 0:
-            return better
-        return worse if self.low > 0 else "no verdict"
+            return below
+        return above if self.low > 0 else SPANS_ZERO
 
     def __str__(self) -> str:
         if self.n < 2:

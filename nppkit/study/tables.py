@@ -64,12 +64,12 @@ def measured_columns(name: str, rows: list[dict], key: str) -> dict:
 
 
 def difference_columns(preset: Preset, run: Run | None) -> dict:
-    """FID at the common scale minus that of next-token prediction, paired by seed, with its interval and verdict."""
-    columns = {f"FID minus NTP's{part}": None for part in ("", ", low", ", high")} | {"verdict": None}
+    """FID at the common scale minus that of next-token prediction, paired by seed, with its interval and its side of zero."""
+    columns = {f"FID minus NTP's{part}": None for part in ("", ", low", ", high")} | {"side of zero": None}
     if run is None or run.lam is None:
         return columns
     found = paired(preset, run, Run(run.size, large=run.large), "fid")
-    values = (found.mean, found.low, found.high, found.verdict("better", "worse") if found.n else None)
+    values = (found.mean, found.low, found.high, found.side("lower", "higher") if found.n else None)
     return dict(zip(columns, values, strict=True))
 
 

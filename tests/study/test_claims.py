@@ -1,4 +1,4 @@
-"""Claims: verdicts follow the numbers, in both directions, and without numbers there is none."""
+"""Claims: verdicts follow the numbers and the protocol, and without numbers there is none."""
 
 import dataclasses
 
@@ -6,25 +6,27 @@ import pytest
 from test_tables import finish
 
 from nppkit import cli
-from nppkit.study import claims
-from nppkit.study.claims import CONTRADICTED, NOT_HERE, NOT_RUN, ONE_SEED, OPEN, REPRODUCED
+from nppkit.study import claims, protocol
+from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN
+from nppkit.study.protocol import NPP, NTP
 from nppkit.study.runs import Run
 
-NPP = Run("B", patch_size=2, lam="1/2")
+RUNS = {"B": ["ntp", "npp_p2_lambda1-2", "npp_p4_lambda1-2", "npp_L4_lambda1-2"]}
+
+
+def seeded(preset, differences, run, baseline, **values):
+    """Results of as many seeds of both runs, the run's FID above the baseline's by these differences."""
+    for seed, difference in enumerate(differences, preset.first_seed):
+        finish(preset, dataclasses.replace(baseline, seed=seed), fid=10.0 + seed, flops=1e12)
+        finish(preset, dataclasses.replace(run, seed=seed), fid=10.0 + seed + difference, **{"flops": 0.58e12, **values})
 
 
 @pytest.fixture
-def judged(home, smoke):
-    """Up to three seeds of B with the given FIDs of both methods (and whatever else), judged: judged(ntp, npp) -> verdicts."""
-
-    def judge(ntp, npp, **values):
-        preset = dataclasses.replace(smoke, seeds={"B": 3})
-        for seed, (a, b) in enumerate(zip(ntp, npp, strict=True)):
-            finish(preset, Run("B", seed=seed), fid=a)
-            finish(preset, dataclasses.replace(NPP, seed=seed), fid=b, **{"flops": 0.58e12, **values})
-        return claims.verdicts(preset)["verdict"].tolist()
-
-    return judge
+def studies(home, smoke, monkeypatch):
+    """A first study, and one of three seeds a run that is to confirm it."""
+    confirmatory = dataclasses.replace(smoke, name="later", runs=RUNS, seeds={"B": 3}, first_seed=100)
+    monkeypatch.setattr(claims, "load_preset", {"later": confirmatory}.get)
+    return dataclasses.replace(smoke, runs=RUNS, seeds={"B": 3}, confirmatory="later"), confirmatory
 
 
 def test_nothing_is_claimed_without_results(home, smoke):
@@ -34,40 +36,66 @@ def test_nothing_is_claimed_without_results(home, smoke):
     assert [found[i] for i in (4, 5, 6, 10)] == [CONTRADICTED] * 4
 
 
+def test_a_first_study_decides_nothing(studies):
+    """However clear it looks: it is exploratory, and where another is to confirm it, that one's progress stands there."""
+    first, _ = studies
+    seeded(first, [-5.0, -5.1, -4.9], NPP, NTP)
+    finding = claims.fid(first)
+    assert finding.verdict == "planned 3, done 0" and "first study, exploratory: FID minus NTP's: B -5.00" in finding.numbers
+    alone = dataclasses.replace(first, confirmatory="")
+    assert claims.fid(alone).verdict == claims.other_metrics(alone).verdict == EXPLORATORY
+
+
 @pytest.mark.parametrize(
-    ("npp", "verdict"),
-    [([9.0, 19.1, 29.0], REPRODUCED), ([11.0, 21.1, 31.0], NOT_HERE), ([9.0, 22.0, 30.0], OPEN), ([9.0], ONE_SEED)],
+    ("differences", "verdict"),
+    [
+        ([-5.0, -5.1, -4.9], "supported"),
+        ([5.0, 5.1, 4.9], "refuted"),
+        ([0.1, 0.11, 0.12], "no difference that matters"),
+        ([9.0, -9.0, 1.0], "undecided"),
+        ([-5.0, -5.1], "planned 3, done 2"),
+    ],
 )
-def test_fid(judged, npp, verdict):
-    """FID: lower in every seed is reproduced, higher is not, and differences of both signs, and one seed, give no verdict."""
-    assert judged([10.0, 20.0, 30.0][: len(npp)], npp)[1] == verdict
+def test_the_confirmatory_study_decides(studies, differences, verdict):
+    """Its seeds alone, by the protocol's rule, against what the first study shows if need be."""
+    first, confirmatory = studies
+    seeded(first, [5.0, 5.1, 4.9], NPP, NTP)
+    seeded(confirmatory, differences, NPP, NTP)
+    finding = claims.fid(first)
+    assert finding.verdict == verdict and "NPP - NTP, equal epochs (B): " in finding.numbers
 
 
-def test_cost(judged):
+def test_cost_is_arithmetic(studies):
     """The cost claim fails when the measured FLOPs do."""
-    assert judged([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])[0] == REPRODUCED
-    assert judged([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], flops=0.9e12)[0] == NOT_HERE
+    first, _ = studies
+    for flops, verdict in ((0.58e12, HOLDS), (0.9e12, FAILS)):
+        seeded(first, [0.0], NPP, NTP, flops=flops)
+        assert claims.cost(first).verdict == verdict
 
 
-def test_larger_patches(home, smoke):
-    """Claim 8 holds when p = 4 is worse than p = 2, and not when it is better."""
-    preset = dataclasses.replace(smoke, seeds={"B": 3})
-    for shift, verdict in ((1.0, REPRODUCED), (-1.0, NOT_HERE)):
-        for seed in range(3):
-            finish(preset, dataclasses.replace(NPP, seed=seed), fid=10.0 + seed)
-            finish(preset, Run("B", patch_size=4, lam="1/2", seed=seed), fid=10.0 + seed + shift + 0.01 * seed)
-        assert claims.larger_patches(preset).verdict == verdict
-
-
-@pytest.mark.parametrize(("flops", "verdict"), [(0.5e12, REPRODUCED), (0.7e12, NOT_HERE)])
-def test_more_levels(home, smoke, flops, verdict):
-    """Claim 10 holds when four levels are worse than two and cheaper, and not when they cost more."""
-    preset = dataclasses.replace(smoke, seeds={"B": 3}, runs={"B": ["ntp", "npp_p2_lambda1-2", "npp_L4_lambda1-2"]})
+@pytest.mark.parametrize(("flops", "verdict"), [(0.5e12, "supported"), (0.7e12, FAILS)])
+def test_more_levels(studies, flops, verdict):
+    """Claim 10 needs four levels to be worse than two, and cheaper: it fails when they cost more."""
+    first, confirmatory = studies
+    run = Run("B", levels=4, lam="1/2")
+    seeded(confirmatory, [5.0, 5.1, 4.9], run, NPP)
+    seeded(first, [1.0], run, NPP, flops=flops)
     for seed in range(3):
-        finish(preset, dataclasses.replace(NPP, seed=seed), fid=10.0 + seed, flops=0.6e12)
-        finish(preset, Run("B", levels=4, lam="1/2", seed=seed), fid=11.0 + 1.01 * seed, flops=flops)
-    found = claims.more_levels(preset)
+        finish(first, dataclasses.replace(NPP, seed=seed), fid=10.0, flops=0.6e12)
+    found = claims.more_levels(first)
     assert found.verdict == verdict and f"FLOPs ratio: B {flops / 0.6e12:.3f}" in found.numbers
+
+
+def test_a_part_of_the_seeds_shows_no_numbers(studies):
+    """The report's table has a question's numbers when all of its planned seeds are complete, and not before."""
+    first, confirmatory = studies
+    seeded(confirmatory, [-5.0, -5.1], NPP, NTP)
+    seeded(confirmatory, [5.0, 5.1, 4.9], Run("B", patch_size=4, lam="1/2"), NPP)
+    summary = protocol.summary(confirmatory, first).set_index("contrast")
+    assert summary.loc["p = 4 - p = 2", "verdict"] == "supported" and summary.loc["p = 4 - p = 2", "mean"] == pytest.approx(5.0)
+    assert summary.loc["NPP - NTP, equal epochs", ["mean", "low", "p"]].isna().all()
+    assert summary.loc["NPP - NTP, equal epochs", "verdict"] == "planned 3, done 2"
+    assert "lambda 4/5 - 1/2" not in summary.index
 
 
 def test_published_tables_decide_alone():
@@ -89,11 +117,12 @@ def test_readme_says_what_equal_flops_give(home, smoke):
     """The interval of NPP's longer runs against next-token prediction; nothing where there are none."""
     preset = dataclasses.replace(smoke, seeds={"B": 2}, runs={"B": ["ntp", "npp_p2_lambda1-2_epochs515"]})
     preset = dataclasses.replace(preset, equal_flops={"B": (175, 515)})
-    assert "equal" not in claims.for_readme(preset)
+    assert "equal" not in claims.at_equal_flops(preset)
     for seed in range(2):
         finish(preset, Run("B", seed=seed), fid=10.0)
         finish(preset, dataclasses.replace(NPP, epochs=515, seed=seed), fid=8.0 + seed)
-    assert "at equal training FLOPs, FID of NPP minus NTP's: B -1.5 [-7.9, 4.9] ([equal" in claims.for_readme(preset)
+    said = "at equal training FLOPs: first study, exploratory, FID of NPP minus NTP's: B -1.5 [-7.9, 4.9] ([equal"
+    assert said in claims.for_readme(preset)
 
 
 def test_readme_table_is_rewritten_in_place(home, smoke, tmp_path):

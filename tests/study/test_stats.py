@@ -23,12 +23,12 @@ def test_coverage():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(-2, -1, "better"), (1, 2, "worse"), (-1, 1, "no verdict"), (math.nan, math.nan, "no verdict"), (0, 1, "no verdict")],
+    ("low", "high", "side"),
+    [(-2, -1, "lower"), (1, 2, "higher"), (-1, 1, "spans zero"), (math.nan, math.nan, "spans zero"), (0, 1, "spans zero")],
 )
-def test_verdict(low, high, verdict):
-    """A verdict needs an interval that does not touch zero; without an interval there is none."""
-    assert Interval(3, 0.0, low, high).verdict("better", "worse") == verdict
+def test_side(low, high, side):
+    """A side of zero needs an interval that does not touch it; without an interval there is none."""
+    assert Interval(3, 0.0, low, high).side("lower", "higher") == side
 
 
 def test_too_few_seeds():

@@ -186,11 +186,11 @@ def test_every_published_npp_row_has_a_run():
 
 
 def test_differences_are_to_the_same_size(partly_run):
-    """NPP's FID minus that of next-token prediction of its own size; one seed has no interval and no verdict."""
+    """NPP's FID minus that of next-token prediction of its own size; one seed has no interval and no side."""
     differences = tables.differences(partly_run, 2)
     assert differences["paper FID"].tolist() == [-0.99, -0.54, -1.04, -0.91]
     assert differences["FID"].tolist() == ["-2 (one seed)", "not run", "not run", "not run"]
-    assert differences["FID: verdict"].tolist() == ["no verdict", "", "", ""]
+    assert differences["FID: side"].tolist() == ["spans zero", "", "", ""]
 
 
 def test_a_run_counts_without_its_sample_grid(home, smoke):
@@ -204,7 +204,7 @@ def test_a_run_counts_without_its_sample_grid(home, smoke):
 
 
 def test_seeds_are_paired(home, smoke, changed):
-    """Three seeds that differ much among themselves still show a small steady difference, in table and verdict."""
+    """Three seeds that differ much among themselves still show a small steady difference, in table and interval."""
     preset = dataclasses.replace(smoke, seeds={"B": 3})
     for seed, (ntp, npp) in enumerate([(10.0, 9.0), (20.0, 18.9), (30.0, 29.1)]):
         finish(preset, Run("B", seed=seed), fid=ntp)
@@ -213,7 +213,7 @@ def test_seeds_are_paired(home, smoke, changed):
     assert row["ours"] == "3 seeds" and row["our FID (digit features)"] == pytest.approx(19.0)
     assert row["our FID (digit features) deviation"] == pytest.approx(10.05, abs=0.01)
     assert row["FID minus NTP's"] == pytest.approx(-1.0) and row["FID minus NTP's, high"] < 0
-    assert row["verdict"] == "better"
+    assert row["side of zero"] == "lower"
     text = tables.compact(tables.make_table(preset, 2)).iloc[1]
     assert text["FID minus NTP's"] == "-1.00 [-1.25, -0.75]" and "±" in text["our FID (digit features)"]
     assert tables.seed_values(preset, 2)["fid"].tolist() == [10.0, 20.0, 30.0, 9.0, 18.9, 29.1]

@@ -1,0 +1,82 @@
+"""The confirmatory study as data: the six questions of docs/protocol.md, and what a preset's runs say to them.
+
+What these do not ask is exploratory: it has intervals, and no verdict.
+"""
+
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nppkit.study.presets import Preset
+from nppkit.study.results import differences, results
+from nppkit.study.runs import Run, seed_count
+from nppkit.study.stats import interval
+from nppkit.study.verdicts import Contrast, Decision, decide
+
+MARGIN = 1.0  # FID: the smallest difference worth knowing, the gain that the paper reports
+
+
+class Question(NamedTuple):
+    """A contrast, `run` minus `baseline` of one size; the claim lies below zero (sign -1) or above (1)."""
+
+    text: str
+    claim: str
+    run: Run
+    baseline: Run
+    sign: int
+
+
+NTP, NPP, LONGER = Run("B"), Run("B", patch_size=2, lam="1/2"), 509  # epochs of L's NPP at the FLOPs of 300 of NTP
+QUESTIONS = (
+    Question("NPP - NTP, equal epochs", "FID improves", NPP, NTP, -1),
+    Question("NPP - NTP, equal FLOPs", "patches are worth their FLOPs", NPP.of("L", epochs=LONGER), NTP.of("L"), -1),
+    Question("p = 4 - p = 2", "larger patches transfer less well", NPP.of("B", patch_size=4), NPP, 1),
+    Question("#L = 4 - #L = 2", "more levels trade quality for cost", Run("B", levels=4, lam="1/2"), NPP, 1),
+    Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.of("L", lam="4/5"), NPP.of("L"), 1),
+    Question("NTP, schedule - constant rate", "the schedule alone improves FID", NTP, NTP.of("B", constant=True), -1),
+)
+
+
+def decisions(preset: Preset) -> dict[Question, Decision]:
+    """The protocol's decision on each question, from the preset's complete seeds; one family, whatever is complete."""
+    planned = {q: min(seed_count(preset, run) for run in (q.run, q.baseline)) for q in QUESTIONS}
+    found = {q: list(differences(preset, q.run, q.baseline, "fid").values()) for q in QUESTIONS}
+    asked = [q for q in QUESTIONS if planned[q]]
+    made = decide({Contrast(q.text, q.sign, planned[q]): found[q] for q in asked}, MARGIN)
+    return dict(zip(asked, made, strict=True))
+
+
+def summary(preset: Preset, first: Preset) -> pd.DataFrame:
+    """A row a question: the decision's numbers with simultaneous intervals, and those of the first study, uncorrected at 95 %.
+
+    What a part of the planned seeds shows is left out: it is no result, and would be read as one.
+    """
+    lines = []
+    for number, (question, decision) in enumerate(decisions(preset).items(), 1):
+        before = interval(list(differences(first, question.run, question.baseline, "fid").values()))
+        line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
+        line |= {"seeds": decision.n, "planned": decision.contrast.planned}
+        complete = decision.n >= decision.contrast.planned
+        line |= {key: value if complete else None for key, value in asdict(decision).items() if key not in ("contrast", "n")}
+        line["verdict"] = decision.verdict
+        lines.append({**line, **{f"first_{key}": value for key, value in asdict(before).items()}})
+    return pd.DataFrame(lines).astype({key: float for key in ("mean", "low", "high", "p", "adjusted")})
+
+
+def rates(chosen_by: Preset, first: Preset) -> pd.DataFrame:
+    """Mean FID of NTP and NPP at each learning rate, by the seeds that both presets share: `first` has the middle rate."""
+    lines = []
+    for size in ("B", "L"):
+        for name, run in (("NTP", NTP.of(size)), ("NPP", NPP.of(size))):
+            tried = [
+                replace(run, lr=Run.parse(f"GPT-{size}_{r}_seed0").lr) for r in chosen_by.runs[size] if r.startswith(run.recipe)
+            ]
+            seeds = range(seed_count(chosen_by, tried[0]))
+            known = {float(t.lr): [r["fid"] for r in results(chosen_by, t)] for t in tried}
+            known[first.training.lr] = [r["fid"] for r in results(first, run) if r["seed"] in seeds]
+            means = {rate: np.mean(fids) for rate, fids in sorted(known.items())}
+            line = {"size": size, "method": name, "seeds": len(seeds)} | {f"lr {rate:g}": fid for rate, fid in means.items()}
+            lines.append({**line, "chosen": min(means, key=means.get), "smallest": min(means)})
+    return pd.DataFrame(lines)
