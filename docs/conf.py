@@ -82,6 +82,13 @@ def write_api(app: Sphinx) -> None:
     (ROOT / "docs/api.md").write_text("\n".join(lines))
 
 
+def short_signature(
+    app: Sphinx, what: str, name: str, value: object, options: object, signature: str, result: str
+) -> tuple | None:
+    """A preset's checked types would fill a page: its keys stand in the YAML files."""
+    return ("(...)", None) if "Annotated" in (signature or "") else None
+
+
 def fold_code(app: Sphinx, page: str, source: list[str]) -> None:
     """On pages of results the code is folded: one click shows it. Where the code is the subject it stays."""
     if not page.startswith("notebooks/") or Path(page).name in CODE_IS_THE_SUBJECT:
@@ -134,6 +141,7 @@ def first_page(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_api)
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("source-read", fold_code)
     app.connect("doctree-read", repair)
     app.connect("build-finished", first_page)

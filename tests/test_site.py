@@ -114,7 +114,7 @@ def faults(page, axe, path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_can_be_read(site, browser, scheme):
-    """Nothing is wider than the window, and axe finds no fault: on every page when it is light, on one of a kind when it is dark."""
+    """Nothing is wider than the window, and axe finds no fault: on every page in light, on one of a kind in dark."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make env EXTRAS=dev,site installs axe").Axe()
     page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme=scheme)
     every = sorted([*site.glob("docs/*.html"), *site.glob("notebooks/*.html"), site / "search.html"])

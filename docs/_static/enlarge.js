@@ -5,6 +5,7 @@ document.addEventListener("DOMContentLoaded", () => {
   dialog.setAttribute("aria-label", "enlarged figure");
   dialog.append(document.createElement("img"));
   dialog.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("keydown", (event) => event.key === "Escape" && dialog.close());
   document.body.append(dialog);
   for (const image of document.querySelectorAll(".bd-article img")) {
     if (image.closest("a") && !image.closest("a.image-reference")) continue;
