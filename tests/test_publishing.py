@@ -15,6 +15,9 @@ import yaml
 
 import nppkit
 from nppkit.errors import NppkitError
+from nppkit.show import pretrained
+from nppkit.study.presets import load_preset, preset_names
+from nppkit.study.runs import preset_runs
 
 ROOT = Path(__file__).parents[1]
 DOCKER = (ROOT / "Dockerfile").read_text()
@@ -100,3 +103,37 @@ def test_badges(tmp_path):
     assert first.source.startswith("%pip install") and first.source.endswith("github.com/another/nppkit")
     with pytest.raises(NppkitError, match="owner/name"):
         badges.write(tmp_path, "https://example.org/x")
+
+
+def test_the_model_card_has_the_pairs_numbers():
+    """Each number of the card's table is what the pair's own files say."""
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs/model_card.md").read_text().splitlines() if line.startswith("|")]
+    card = {row[0].strip(): [cell.strip().strip("`") for cell in row[1:]] for row in rows}
+    for column, run in enumerate(card["run"]):
+        folder = pretrained.HOME / "results" / pretrained.PRESET / "runs" / run
+        cost, metrics = (json.loads((folder / name).read_text()) for name in ("train_metrics.json", "metrics.json"))
+        common = metrics["contract"]["common_guidance"]
+        (at,) = [row for row in metrics["guidance"] if row["cfg_scale"] == common]
+        said = {name: values[column] for name, values in card.items()}
+        assert common == 2 and said["weights"] == f"{cost['parameters']:,}"
+        assert said["training, TFLOP"] == f"{cost['flops'] / 1e12:.2f}"
+        assert said["held-out likelihood, nats a token"] == f"{metrics['heldout_nll']:.3f}"
+        assert said["FID (digit features) at guidance 2"] == f"{at['fid']:.2f}"
+        assert said["drawn digits that a classifier names as asked, at guidance 2"] == f"{at['agreement']:.3f}"
+
+
+def test_data_cards_cover_the_presets():
+    """Every preset that brings or names a data set of its own stands in a column of the data cards."""
+    cards = (ROOT / "docs/data_cards.md").read_text()
+    own = {"own-images", "cifar10", "imagenet256-eval"}  # one's own, torchvision's, and statistics alone
+    assert all(f"`{name}`" in cards for name in preset_names() if name not in own)
+
+
+def test_the_settings_for_your_own_pictures_are_a_preset(tmp_path):
+    """What docs/your_images.md says to save is a preset that loads and has the two runs."""
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/your_images.md").read_text(), re.S)[1]
+    (tmp_path / "mine.yaml").write_text(text)
+    assert [run.id for run in preset_runs(load_preset(str(tmp_path / "mine.yaml")))] == [
+        "GPT-B_ntp_seed0",
+        "GPT-B_npp_p2_lambda1-2_seed0",
+    ]

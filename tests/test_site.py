@@ -24,7 +24,10 @@ QUIET = [
 ]
 LOOKED_AT = ("start_here", "table1_main")
 WIDTHS = (1300, 400)  # a desk, a telephone
-RULES = {"resultTypes": ["violations"], "runOnly": ["color-contrast", "image-alt", "button-name", "link-name", "document-title", "html-has-lang"]}
+RULES = {
+    "resultTypes": ["violations"],
+    "runOnly": ["color-contrast", "image-alt", "button-name", "link-name", "document-title", "html-has-lang"],
+}
 WIDE = """() => [...document.querySelectorAll('.bd-article *')].filter(e => e.tagName == 'TABLE'
   && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.innerText.slice(0, 60))"""
 
