@@ -6,7 +6,7 @@ export PRESET ?= demo
 CORES ?= $(shell nproc)
 PROFILE ?= default
 RUN ?=
-EXTRAS ?= dev
+EXTRAS ?= dev,site
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PYTHONUTF8 := 1
@@ -18,7 +18,7 @@ SNAKEMAKE = $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CO
 CONFIG = --config "preset=$$PRESET" $(RUN)  # comes last: it takes every word after it
 BENCH := step patches training memory breakdown loss sampling store launcher
 
-.PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab clean \
+.PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab site crate badges clean \
   table1 table2 table3 table4 table5 figure1
 
 help:  ## this list
@@ -70,11 +70,20 @@ bench: env  ## every row of the benchmarks, about 15 minutes of two cores; resul
 	for row in $(BENCH); do $(BIN)/python benchmarks/$$row.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
-lint: env  ## ruff
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: env  ## ruff, and hadolint on the Dockerfile
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/hadolint Dockerfile
 
 lab: env  ## JupyterLab on notebooks/start_here.ipynb
 	$(BIN)/jupyter lab notebooks/start_here.ipynb
+
+site: env  ## these pages, the notebooks and the API as a web site: build/site/index.html
+	$(BIN)/python -m sphinx -c docs -b html -q -E -a . build/site
+
+crate: env  ## metadata (RO-Crate) of the committed results: results/study/ro-crate-metadata.json
+	$(BIN)/python docs/crate.py study
+
+badges: env  ## for whoever hosts a copy: Binder and Colab badges; REPOSITORY=owner/name
+	$(BIN)/python docs/badges.py $(REPOSITORY)
 
 clean:  ## remove the environment and caches; results and checkpoints stay
 	rm -rf $(VENV) .cache .snakemake .pytest_cache .ruff_cache build *.egg-info

@@ -24,6 +24,7 @@ except errors.NppkitError as error:
 LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run {shlex.quote(config.get('preset', 'demo'))} {{}}"
 PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
 SHARD = bool(config.get("shard", False))
+EVENTS = " -p tensorboard true" * bool(config.get("tensorboard", False))
 
 # Looking changes nothing: only a run that is to do something sets records aside that are no longer valid.
 ASKS = {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--summary", "--detailed-summary", "--list", "--lint", "--report"}
@@ -59,7 +60,8 @@ for job in JOBS:
         message:
             job.name
         params:
-            command=LAUNCH.format(graph.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, SHARD),
+            command=LAUNCH.format(graph.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, SHARD)
+            + EVENTS * (job.notebook == "train"),
         resources:
             **slurm.request(PRESET, job, *PLACES),
         shell:

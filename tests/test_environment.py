@@ -30,7 +30,7 @@ def test_environment_yml_has_the_pins():
 def test_constraints_agree_with_the_pins():
     """The lock file of indirect dependencies holds every direct pin unchanged."""
     locked = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    assert {normal(pin) for pin in pins("dev", "slurm")} <= locked
+    assert {normal(pin) for pin in pins("dev", "slurm", "site")} <= locked
 
 
 def test_every_pin_says_why():

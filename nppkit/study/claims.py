@@ -191,6 +191,12 @@ def verdicts(preset: Preset) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def answers(preset: Preset, notebook: str) -> str:
+    """In Markdown what is found of the claims that a notebook is the evidence for."""
+    found = [(claim.text, claim.judge(preset)) for claim in CLAIMS if claim.notebook == notebook]
+    return "\n\n".join(f"**{text}: {finding.verdict}.** {finding.numbers}" for text, finding in found)
+
+
 def as_markdown(table: pd.DataFrame) -> str:
     """The verdicts as a Markdown table, its evidence as links between notebooks."""
     return markdown(table.astype(str))

@@ -13,6 +13,7 @@ from nppkit.data.contents import difference, digest_of
 from nppkit.data.images import source_contents
 from nppkit.errors import NppkitError
 from nppkit.files import located, sha256, write_atomic
+from nppkit.study.provenance import made
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_inputs(job: Job) -> dict[str, str]:
 
 
 def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
-    """Record that the job is complete, with the digests of what it wrote, and of its inputs as they were read at its start.
+    """Record that the job is complete: digests of what it wrote and of its inputs as read at its start, and how it was made.
 
     NppkitError names a missing output, and an input that has changed meanwhile.
     """
@@ -70,7 +71,8 @@ def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
     outputs = {name: sha256(job.path(name)) for name in job.outputs}
     upstream = {up.name: outputs_digest(up) for up in job.upstream}
     record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
-    write_atomic(job.record, json.dumps({**record, **({"inputs": now} if now else {})}, indent=1, default=str) + "\n")
+    record |= {**({"inputs": now} if now else {}), "made": made()}
+    write_atomic(job.record, json.dumps(record, indent=1, default=str) + "\n")
     job.stale.unlink(missing_ok=True)
 
 

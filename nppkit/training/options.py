@@ -25,6 +25,7 @@ class Options:
     shard: Bool = False  # on several: weights and AdamW's moments split over them (FSDP), not repeated on each
     micro_batch: Count = 0  # images that a process computes at once; 0: its whole share of the batch
     graphs: Bool = False  # each patch side's whole step as one CUDA graph, where one process trains on a GPU
+    tensorboard: Bool = False  # TensorBoard's event files beside history.csv
     save_minutes: Number = 10.0  # between two checkpoints; besides there is one at the end of each segment
     keep_last: Positive = 2  # checkpoints that stay; should the newest be damaged, there is one before it
     keep_best: Count = 0  # checkpoints of the lowest held-out likelihood that stay besides

@@ -31,6 +31,7 @@ from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.training.batches import batch_at
 from nppkit.training.config import TrainingConfig
 from nppkit.training.devices import CannotCompile, autocast, compiled, compiling, pick_device, to_device
+from nppkit.training.events import Events
 from nppkit.training.graphs import StepGraph
 from nppkit.training.guard import Interrupted, StopRequest, exclusive
 from nppkit.training.options import Options
@@ -95,6 +96,8 @@ class Trainer:
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
         self.pending = []  # loss and gradient norm of steps since the last look, still on the device
         self.graphs: dict[int, StepGraph] = {}  # by patch side
+        follow = self.options.tensorboard and self.processes.rank == 0
+        self.events = Events(self.history_path.parent) if follow else None
 
     @property
     def total_steps(self) -> int:
@@ -262,6 +265,8 @@ class Trainer:
         self.losses, self.norms, self.spent = [], [], [0.0, 0.0]
         if self.processes.rank == 0:
             write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
+        if self.events:
+            self.events.write(row)
         self.mark = clock()
 
     @property

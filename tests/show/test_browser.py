@@ -1,8 +1,12 @@
 """The live notebooks in a real browser: JupyterLab is started and headless Chromium driven through each.
 
+A test waits for what it needs as long as a kernel is at work, however slow the machine: it fails when a cell ends in an error, a
+kernel has died, or nothing has been computed for a while and what it waits for is not there.
+
 Screenshots stay in screenshots/, which git ignores. Without Chromium the tests are skipped and say so.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,8 +17,10 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +42,9 @@ OVERRIDES = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-TIMEOUT = 240_000  # ms; machines of continuous integration are slow and shared
+QUIET_SECONDS, WORK_SECONDS = 60, 2.0  # at rest: less than this much processor time in that time; idle kernels take a third of it
+HANGS = 1_200_000  # ms; what the browser itself waits for: reached by nothing but a hang
+STEP = 500  # ms between two looks
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,10 +82,38 @@ def lab(tmp_path_factory):
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
     try:
-        yield wait_for(f"http://127.0.0.1:{port}", server, folder / "log")
+        yield Lab(wait_for(f"http://127.0.0.1:{port}", server, folder / "log"), server.pid)
     finally:
         server.terminate()
         server.wait(30)
+
+
+class Lab(NamedTuple):
+    """A JupyterLab: its address, and the process whose kernels compute."""
+
+    address: str
+    pid: int
+
+    def work(self):
+        """Processor seconds of the server and of everything that it has started."""
+        server, total = psutil.Process(self.pid), 0.0
+        for process in [server, *server.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += sum(process.cpu_times()[:2])
+        return total
+
+
+class Waiting:
+    """Whether what a test waits for is still to be expected: something has been computed within the last minute."""
+
+    def __init__(self, lab):
+        self.lab, self.since, self.work = lab, time.monotonic(), lab.work()
+
+    def goes_on(self):
+        now, work = time.monotonic(), self.lab.work()
+        if work - self.work > WORK_SECONDS or work < self.work:
+            self.since, self.work = now, work
+        return now - self.since < QUIET_SECONDS
 
 
 def wait_for(address, server, log):
@@ -102,26 +138,27 @@ def browser():
 
 
 @pytest.fixture
-def page(browser):
-    page = browser.new_page(viewport={"width": 1300, "height": 1500})
-    page.set_default_timeout(TIMEOUT)
+def page(browser, lab):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(HANGS)
+    page.lab = lab
     yield page
     page.close()
 
 
-def run_all(page, address, name):
+def run_all(page, lab, name):
     """Open the notebook, run all its cells, and return its live section. No cell may end in an error."""
-    page.goto(f"{address}/lab/tree/{name}.ipynb?reset")
+    page.goto(f"{lab.address}/lab/tree/{name}.ipynb?reset")
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
     finished = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt", has_text=re.compile(r"\[\d+\]"))
-    deadline = time.monotonic() + TIMEOUT / 1000
+    waiting = Waiting(lab)
     while finished.count() < cells.count() and not failed.count():
-        assert time.monotonic() < deadline, f"{finished.count()} of {cells.count()} cells have run"
-        page.wait_for_timeout(200)
+        assert waiting.goes_on(), f"{finished.count()} of {cells.count()} cells have run, and nothing is computed any more"
+        page.wait_for_timeout(STEP)
     assert failed.count() == 0, failed.first.inner_text()[-2000:]
     assert page.locator(".jp-RenderedImage img").count() > 0, "no static figure"
     section = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output").first
@@ -155,9 +192,9 @@ def picture(section, index=0):
 
 
 def wait_until(page, condition, what):
-    deadline = time.monotonic() + TIMEOUT / 1000
+    waiting = Waiting(page.lab)
     while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
+        assert waiting.goes_on(), f"never happened: {what}"
         page.wait_for_timeout(100)
 
 

@@ -1,0 +1,48 @@
+"""How a result was made: when, from which commit, with which versions, on which machine. It stands in every new record."""
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+VERSIONS = ("nppkit", "torch", "torch-fidelity", "numpy", "scipy", "pandas")
+
+
+def made() -> dict:
+    """Everything of it. None of it enters a digest: the same results made elsewhere are the same results."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(REPOSITORY),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
+        "machine": machine(),
+    }
+
+
+def commit(folder: Path) -> str:
+    """The checkout's commit, with "-dirty" where files differ from it; empty for an installed package or without git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def machine() -> dict:
+    """Processor, cores, GPUs and system. Nothing that names an owner: no host, no user, no folder."""
+    return {
+        "processor": _lines("model name", Path("/proc/cpuinfo"))[:1] or [platform.machine()],
+        "cores": os.cpu_count(),
+        "gpus": [
+            name for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) for name in _lines("Model", file)
+        ],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _lines(key: str, file: Path) -> list[str]:
+    """Values of the lines `key: value` of a file of the kernel's; none where there is no such file."""
+    return re.findall(rf"^{key}\s*:\s*(.+)$", file.read_text(), re.MULTILINE) if file.is_file() else []

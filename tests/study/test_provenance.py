@@ -1,0 +1,38 @@
+"""How a result was made: what a record says of it, and what it does not change."""
+
+import json
+import subprocess
+
+from nppkit.study import provenance, records
+from nppkit.study.records import Job
+
+
+def git(folder, *words):
+    identity = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+    return subprocess.run(["git", "-C", folder, *identity, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_record_says_how_it_was_made(tmp_path):
+    """A record names commit, versions and machine; they decide nothing: the record is as valid with others."""
+    (tmp_path / "metrics.json").write_text("{}")
+    job = Job("evaluate x", "evaluate", {}, tmp_path, ("metrics.json",), (), {})
+    records.write_record(job)
+    record = json.loads(job.record.read_text())
+    made = record["made"]
+    assert made["versions"].keys() >= {"python", "nppkit", "torch", "torch-fidelity"} and made["time"].endswith("+00:00")
+    assert made["machine"]["cores"] > 0 and made["machine"]["processor"][0]
+    job.record.write_text(json.dumps(record | {"made": {}}))
+    assert records.why_incomplete(job) == ""
+
+
+def test_the_commit_of_a_checkout(tmp_path):
+    """The commit's full name, whether files differ from it, and nothing where there is no repository."""
+    assert provenance.commit(tmp_path) == ""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a").write_text("1")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-qm", "a")
+    git(tmp_path, "tag", "-am", "v1", "v1")
+    assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "a").write_text("2")
+    assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"

@@ -1,0 +1,139 @@
+"""What goes with the code where others find it: container, metadata, badges."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+import nppkit
+from nppkit.errors import NppkitError
+from nppkit.show import pretrained
+from nppkit.study.presets import load_preset, preset_names
+from nppkit.study.runs import preset_runs
+
+ROOT = Path(__file__).parents[1]
+DOCKER = (ROOT / "Dockerfile").read_text()
+
+
+def script(name):
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_is_short():
+    """What, one figure, the verdicts, the commands, where to go on: at most 100 lines."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+def test_dockerfile_fits_the_repository():
+    """It copies what exists and what .dockerignore lets through, has pyproject's Python, and installs under the constraints."""
+    copied = [name for line in re.findall(r"^COPY (.*)$", DOCKER, re.M) for name in line.split()[1:-1]]
+    assert len(copied) >= 9 and all((ROOT / name).exists() for name in copied)
+    let = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert let == set(copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (version,) = re.findall(r"^FROM python:([\d.]+)-", DOCKER, re.M)
+    assert project["requires-python"] == f">={version}"
+    (pip,) = re.findall(r"pip install [^&]*", DOCKER)
+    assert "--constraint constraints.txt" in pip and "pip check" in DOCKER
+    assert project["readme"] in copied and "NPPKIT_HOME=/study" in DOCKER
+
+
+def test_dockerfile_is_linted():
+    """hadolint has nothing to say."""
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if not hadolint:
+        pytest.skip("hadolint is not installed: make env installs it")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_codemeta_says_what_the_citation_says():
+    """Two files for two kinds of catalogues: one version, one licence, the same authors, the same paper."""
+    cited, code = yaml.safe_load((ROOT / "CITATION.cff").read_text()), json.loads((ROOT / "codemeta.json").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["version"] == code["version"] == nppkit.__version__
+    assert code["license"].endswith(f"/{cited['license']}") and cited["license"] == project["license"]
+    names = [author["name"] for author in cited["authors"]]
+    assert names == [author["name"] for author in code["author"]] == [author["name"] for author in project["authors"]]
+    assert code["referencePublication"]["url"] == cited["references"][0]["url"]
+    assert code["dateModified"] == str(cited["date-released"]) and code["description"] == project["description"]
+    assert code["programmingLanguage"]["version"] == project["requires-python"]
+
+
+def test_the_crate_is_todays():
+    """The metadata of the committed results names every file, with its digest, and stays below 300 kB: `make crate`."""
+    pytest.importorskip("rocrate", reason="rocrate is not installed: make env installs it")
+    crate = script("crate")
+    path = ROOT / "results/study" / crate.NAME
+    written, made = (json.loads(text) for text in (path.read_text(), json.dumps(crate.crate_of("study"))))
+    assert written == made, "make crate writes it again"
+    assert path.stat().st_size < 300_000
+    named = {entity["@id"] for entity in written["@graph"]}
+    assert {"table1_main.csv", "tokenizer/tokenizer.safetensors", "runs/GPT-B_ntp_seed0/train.record.json"} <= named
+
+
+def test_badges(tmp_path):
+    """The host's address stands in the badges and in the first cell of Colab's notebook; a second call replaces it."""
+    badges = script("badges")
+    (tmp_path / "notebooks").mkdir()
+    for name in ("README.md", "notebooks/start_here.ipynb"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for owner in ("someone", "another"):
+        badges.write(tmp_path, f"{owner}/nppkit")
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.count("another/nppkit") == 2 and "someone" not in readme
+    assert [line for line in readme.splitlines() if "badge" not in line and line][1] == (
+        ROOT / "README.md"
+    ).read_text().splitlines()[2]
+    notebook = nbformat.read(tmp_path / badges.COPY, as_version=4)
+    nbformat.validate(notebook)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert first.source.startswith("%pip install") and first.source.endswith("github.com/another/nppkit")
+    with pytest.raises(NppkitError, match="owner/name"):
+        badges.write(tmp_path, "https://example.org/x")
+
+
+def test_the_model_card_has_the_pairs_numbers():
+    """Each number of the card's table is what the pair's own files say."""
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs/model_card.md").read_text().splitlines() if line.startswith("|")]
+    card = {row[0].strip(): [cell.strip().strip("`") for cell in row[1:]] for row in rows}
+    for column, run in enumerate(card["run"]):
+        folder = pretrained.HOME / "results" / pretrained.PRESET / "runs" / run
+        cost, metrics = (json.loads((folder / name).read_text()) for name in ("train_metrics.json", "metrics.json"))
+        common = metrics["contract"]["common_guidance"]
+        (at,) = [row for row in metrics["guidance"] if row["cfg_scale"] == common]
+        said = {name: values[column] for name, values in card.items()}
+        assert common == 2 and said["weights"] == f"{cost['parameters']:,}"
+        assert said["training, TFLOP"] == f"{cost['flops'] / 1e12:.2f}"
+        assert said["held-out likelihood, nats a token"] == f"{metrics['heldout_nll']:.3f}"
+        assert said["FID (digit features) at guidance 2"] == f"{at['fid']:.2f}"
+        assert said["drawn digits that a classifier names as asked, at guidance 2"] == f"{at['agreement']:.3f}"
+
+
+def test_data_cards_cover_the_presets():
+    """Every preset that brings or names a data set of its own stands in a column of the data cards."""
+    cards = (ROOT / "docs/data_cards.md").read_text()
+    own = {"own-images", "cifar10", "imagenet256-eval"}  # one's own, torchvision's, and statistics alone
+    assert all(f"`{name}`" in cards for name in preset_names() if name not in own)
+
+
+def test_the_settings_for_your_own_pictures_are_a_preset(tmp_path):
+    """What docs/your_images.md says to save is a preset that loads and has the two runs."""
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/your_images.md").read_text(), re.S)[1]
+    (tmp_path / "mine.yaml").write_text(text)
+    assert [run.id for run in preset_runs(load_preset(str(tmp_path / "mine.yaml")))] == [
+        "GPT-B_ntp_seed0",
+        "GPT-B_npp_p2_lambda1-2_seed0",
+    ]
