@@ -20,6 +20,9 @@ from test_features import random_inception
 
 from nppkit import cli, files
 from nppkit.data.codes import CodeStore
+from nppkit.data.config import TokenizerConfig
+from nppkit.data.train_tokenizer import tokenizer_config
+from nppkit.data.vqgan import TokenizerTraining
 from nppkit.jobs import launch
 from nppkit.model import GPT, GPTConfig
 from nppkit.scoring import features
@@ -165,6 +168,22 @@ def test_first_steps_of_solar256(home):
     assert history["loss"].iloc[0] == pytest.approx(np.log(16384), rel=0.05) and history["loss"].iloc[-1] < 9
     metrics = json.loads((job.folder / "metrics.json").read_text())
     assert metrics["contract"]["precision"] == "bf16" and metrics["guidance"][0]["fid"] > 0 and metrics["probe"]
+
+
+def test_the_published_tokenizer_is_tuned(home):
+    """VQ-16 at its own size, from its release's file: fine-tuning begins with the file's bits, and two steps move them."""
+    folder = home / "weights/LlamaGen"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    released = VQModel(VQConfig())
+    torch.save({"model": released.state_dict()}, folder / "vq_ds16_c2i.pt")
+    settings = TokenizerConfig(name="VQ-16", start="VQ-16", steps=2, batch_size=1, lr=1e-4, perceptual=1.0, discriminator=0.1)
+    training = TokenizerTraining(tokenizer_config(settings, 64), settings)
+    first = training.model.encoder.conv_in.weight
+    assert torch.equal(first, released.encoder.conv_in.weight)
+    for _ in range(2):
+        training.train_step(torch.rand(1, 3, 64, 64) * 2 - 1)
+    assert not torch.equal(first, released.encoder.conv_in.weight) and "discriminator" in training.history[-1]
 
 
 def write_releases(home):
