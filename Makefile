@@ -10,6 +10,8 @@ EXTRAS ?= dev,site
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PYTHONUTF8 := 1
+# threads that wait give their core away: where others compute, two that spin took ten times as long (docs/your_images.md)
+export OMP_WAIT_POLICY ?= passive
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # glibc keeps freed memory for the next step, in huge pages, instead of giving it back (docs/speed.md)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000

@@ -1,15 +1,17 @@
-"""Whole paths that no other test runs: ImageNet's, with VQ-16, GPT-B and Inception at full size, and natural images'.
+"""Whole paths that no other test runs: ImageNet's, with VQ-16, GPT-B and Inception at full size, natural images', solar256's.
 
-Weights are random, in files of the released formats; everything runs through the commands and notebooks that a user
-runs. Only the numbers of images and steps are small.
+Weights are random, in files of the released formats, or trained for twenty steps; everything runs through the commands and
+notebooks that a user runs. Only the numbers of images and steps are small.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -18,6 +20,9 @@ from test_features import random_inception
 
 from nppkit import cli, files
 from nppkit.data.codes import CodeStore
+from nppkit.data.config import TokenizerConfig
+from nppkit.data.train_tokenizer import tokenizer_config
+from nppkit.data.vqgan import TokenizerTraining
 from nppkit.jobs import launch
 from nppkit.model import GPT, GPTConfig
 from nppkit.scoring import features
@@ -133,6 +138,52 @@ def test_natural_images_without_a_download(home):
     metrics = json.loads((graph.results_dir(preset) / "runs/GPT-B_npp_L4_lambda1-2_seed0/metrics.json").read_text())
     assert metrics["contract"]["precision"] == "bf16" and 0 <= metrics["guidance"][0]["agreement"] <= 1  # the probe's
     assert metrics["contract"]["extractor_sha256"] == features.SHA256["efficientnet-lite0"]
+
+
+def write_solar256(home):
+    """solar256 with its own networks and side, but 16 training images, twenty steps of two each, and few samples."""
+    content = yaml.safe_load((presets.FOLDER / "solar256.yaml").read_text())
+    content["data"] |= {"limit": 24, "heldout": 8}
+    content["tokenizer"] |= {"steps": 20, "batch_size": 2}
+    content["training"] |= {"epochs": 20, "steps_per_epoch": 1, "batch_size": 2, "log_every": 1, "compile": False}
+    content["evaluation"] |= {"samples": 8, "select_samples": 4, "guidance": [1.5], "batch_size": 8, "kid_subsets": 2}
+    content["evaluation"]["compile"] = False
+    content |= {"runs": {"B": ["npp_p2_lambda1-2"]}, "threads": 1, "tokenizer_threads": 1}
+    (home / "first.yaml").write_text(yaml.safe_dump(content))
+    return presets.load_preset(str(home / "first.yaml"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="the wheel of the photographs is not installed")
+def test_first_steps_of_solar256(home):
+    """At 256 pixels: twenty steps of the tokenizer, codes, twenty of GPT-B in bf16 at patch sides 2 and 1, samples, scores."""
+    preset = write_solar256(home)
+    job = graph.evaluate_job(preset, graph.preset_runs(preset)[0])
+    launch.ensure(job)
+    codes = CodeStore(graph.tokenizer_dir(preset) / "train")
+    assert codes.codes.shape == (16, 4, 256) and codes.vocab_size == 16384 and codes.num_classes == 8
+    config = json.loads((job.folder / "config.json").read_text())
+    assert (config["model"]["dim"], config["model"]["n_layer"], config["model"]["vocab_size"]) == (768, 12, 16384)
+    history = pd.read_csv(job.folder / "history.csv")
+    assert len(history) == 20 and history["patch_size"].tolist() == [2] * 10 + [1] * 10
+    assert history["loss"].iloc[0] == pytest.approx(np.log(16384), rel=0.05) and history["loss"].iloc[-1] < 9
+    metrics = json.loads((job.folder / "metrics.json").read_text())
+    assert metrics["contract"]["precision"] == "bf16" and metrics["guidance"][0]["fid"] > 0 and metrics["probe"]
+
+
+def test_the_published_tokenizer_is_tuned(home):
+    """VQ-16 at its own size, from its release's file: fine-tuning begins with the file's bits, and two steps move them."""
+    folder = home / "weights/LlamaGen"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    released = VQModel(VQConfig())
+    torch.save({"model": released.state_dict()}, folder / "vq_ds16_c2i.pt")
+    settings = TokenizerConfig(name="VQ-16", start="VQ-16", steps=2, batch_size=1, lr=1e-4, perceptual=1.0, discriminator=0.1)
+    training = TokenizerTraining(tokenizer_config(settings, 64), settings)
+    first = training.model.encoder.conv_in.weight
+    assert torch.equal(first, released.encoder.conv_in.weight)
+    for _ in range(2):
+        training.train_step(torch.rand(1, 3, 64, 64) * 2 - 1)
+    assert not torch.equal(first, released.encoder.conv_in.weight) and "discriminator" in training.history[-1]
 
 
 def write_releases(home):

@@ -23,7 +23,7 @@ class DataConfig:
     path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
-    crops: str = "shift"  # shift | ten_crop | center | flips
+    crops: str = "shift"  # shift | ten_crop | center | mirror | flips
     upright: Bool = True  # turn pictures of a folder as their EXIF orientation says; ADM does not
     background: Colour = "white"  # what lies under transparency: a name, or "#rrggbb"
     heldout: Count = 500

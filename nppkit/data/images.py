@@ -26,7 +26,7 @@ SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
-CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1, "flips": 4}
+CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1, "mirror": 2, "flips": 4}
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,8 @@ def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
     whole = np.asarray(center_crop(image, size))
     if crops == "center":
         return whole[None]
+    if crops == "mirror":
+        return np.stack([whole, whole[:, ::-1]])
     if crops == "flips":  # for pictures without an above and a below
         return np.stack([whole, whole[:, ::-1], whole[::-1], whole[::-1, ::-1]])
     if crops == "shift":

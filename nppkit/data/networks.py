@@ -16,6 +16,7 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (Tan and Le, 2019) of ImageNet's 1,000 classes, with 1280-d pooled features."""
 
     SIDE = 224  # its padding is fixed for this one
+    PART = 8  # images at a time on a CPU, whose cache holds their activations: two to three times as fast as 256
 
     def __init__(self):
         super().__init__()
@@ -30,6 +31,8 @@ class EfficientNetLite0(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 1280) of uint8 images (B, 3, S, S)."""
+        if pixels.device.type == "cpu" and len(pixels) > self.PART:
+            return torch.cat([self.features(part) for part in pixels.split(self.PART)])
         x = (pixels.float() - 127) / 128  # the Lite models' scaling, not ImageNet's mean and deviation
         if x.shape[-2:] != (self.SIDE, self.SIDE):
             x = F.interpolate(x, size=(self.SIDE, self.SIDE), mode="bicubic", antialias=True)
@@ -47,7 +50,7 @@ def load_lite0(path: str | Path) -> EfficientNetLite0:
     """The network with the weights of that file, frozen, in eval mode."""
     classifier = EfficientNetLite0()
     classifier.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return classifier.eval().requires_grad_(False)
+    return classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def check_sha256(path: Path, expected: str) -> str:

@@ -48,5 +48,4 @@ class Ablation:
 
     def sureness(self) -> str:
         """How far sampling noise alone moves an FID, the floors, and how all was evaluated."""
-        noise = results.sampling_deviation(self.preset)
-        return f"FID deviation over sampling seeds: {noise:.2g}\n{results.floors(self.preset)}\n{self.table.attrs['contract']}"
+        return f"{results.sampling_error(self.preset)}\n{results.floors(self.preset)}\n{self.table.attrs['contract']}"

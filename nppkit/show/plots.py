@@ -1,5 +1,6 @@
 """Plots of one image set, one run, one schedule. Each takes data and returns a matplotlib figure; figures.py compares runs."""
 
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
-from IPython.display import display
+from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -92,6 +93,17 @@ def samples(generated: Tensor, nearest: Tensor, title: str, columns: int = 10) -
     left.set_title(title, loc="left")
     right.set_title("nearest training images", loc="left")
     return figure
+
+
+def guess(real: Tensor, generated: Tensor, columns: int = 12, seed: int = 0) -> tuple[Figure, HTML]:
+    """Real and generated uint8 images (n, 3, S, S), as many of each, shuffled in one grid; and its answers, folded."""
+    images = torch.cat([real, generated])
+    order = np.random.default_rng(seed).permutation(len(images))
+    figure = Figure(figsize=(7, 7 * math.ceil(len(images) / columns) / columns))
+    image_grid(figure.subplots(), images[torch.from_numpy(order)], columns)
+    letters = ["G" if i >= len(real) else "R" for i in order]
+    text = "\n".join(" ".join(letters[start : start + columns]) for start in range(0, len(letters), columns))
+    return figure, HTML(f"<details><summary>Answers, row by row: R real, G generated</summary><pre>{text}</pre></details>")
 
 
 def schedule(segments: tuple[Segment, ...], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float) -> Figure:

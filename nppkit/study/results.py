@@ -178,9 +178,38 @@ def sampling_deviation(preset: Preset) -> float:
     Every checkpoint is sampled with two seeds at each scale; equal numbers of images are compared, because FID is biased
     by that number.
     """
-    complete = [run for run in preset_runs(preset) if run_result(preset, run)]
-    rows = [row for run in complete for row in read_json(run_dir(preset, run) / "metrics.json")["guidance"]]
+    rows = [row for _, metrics in _scored(preset) for row in metrics["guidance"]]
     return pooled_deviation([(row["select_fid"], row["repeat_fid"]) for row in rows]) if rows else float("nan")
+
+
+def fid_bias(preset: Preset) -> float:
+    """How much too high an FID of the preset's number of samples is, about; NaN without a run, or with too few samples to say.
+
+    FID's excess falls with one over the number of samples (Chong and Forsyth, 2020, arXiv 1911.07023), so that its fall
+    from the first `select_samples` of the samples to all of them tells what is left. Mean over runs and guidance scales.
+    """
+    found = []
+    for terms, metrics in _scored(preset):
+        few, all_ = terms["select_samples"], terms["samples"]
+        if few < all_:
+            found += [(row["repeat_fid"] - row["fid"]) * few / (all_ - few) for row in metrics["guidance"]]
+    return sum(found) / len(found) if found else float("nan")
+
+
+def _scored(preset: Preset) -> list[tuple[dict, dict]]:
+    """Contract and metrics file of every complete run."""
+    complete = [run for run in preset_runs(preset) if run_result(preset, run)]
+    files = [read_json(run_dir(preset, run) / "metrics.json") for run in complete]
+    return [(metrics["contract"], metrics) for metrics in files]
+
+
+def sampling_error(preset: Preset) -> str:
+    """How far sampling alone moves an FID: at random, and always upwards."""
+    deviation, bias = sampling_deviation(preset), fid_bias(preset)
+    return (
+        f"FID deviation over sampling seeds: {deviation:.2g}; bias of {preset.evaluation.samples} samples: about {bias:+.2g} "
+        "(KID has none)"
+    )
 
 
 def floors(preset: Preset) -> str:

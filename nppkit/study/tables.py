@@ -207,6 +207,7 @@ QUALITY = [
     "ours",
     "paper FID",
     "our FID",
+    "our KID",
     "our FID at the paper's scale",
     "paper IS",
     "our IS",

@@ -80,4 +80,5 @@ def test_flips():
     crops = crop_images(picture, "flips", 32)
     assert len(crops) == CROPS["flips"] and np.array_equal(crops[0], crop_images(picture, "center", 32)[0])
     assert np.array_equal(crops[1][:, ::-1], crops[0]) and np.array_equal(crops[2][::-1], crops[0])
+    assert np.array_equal(crop_images(picture, "mirror", 32), crops[:2]) and CROPS["mirror"] == 2
     assert np.array_equal(crops[3][::-1, ::-1], crops[0])

@@ -145,6 +145,15 @@ def test_inception_download(inception, tmp_path, monkeypatch, home):
     assert features.weights_file("inception-v3-compat").read_bytes() == b"found"
 
 
+def test_efficientnet_sees_each_image_alone():
+    """An image's features do not depend on those that share its part or its batch, and come in the images' order."""
+    pixels = torch.randint(0, 256, (11, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = load_extractor("efficientnet-lite0")
+    together = extract_features(extractor, pixels)["features"]
+    alone = torch.cat([extract_features(extractor, pixels[i : i + 1])["features"] for i in range(11)])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
 def test_efficientnet_sees_a_photograph():
     """The wheel's EfficientNet-Lite0 calls scikit-learn's photograph of a daisy a daisy (ImageNet class 985)."""
     pixels = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None, :, :, 107:534]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import sys
 
 import matplotlib.pyplot as plt
@@ -142,3 +143,14 @@ def test_the_rate_drawn_is_the_rate_trained(changes):
     flat = plots.schedule(segments, 5, **dataclasses.replace(training, **changes).rates).axes[0].lines[0].get_ydata()
     assert set(flat) == {2e-3}
     assert len(set(plots.schedule(segments, 5, **training.rates).axes[0].lines[0].get_ydata())) > 5
+
+
+def test_guess_mixes_real_and_generated():
+    """Every picture is in the grid once, shuffled by the seed, and the folded answers say which is which in its order."""
+    shades = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 4, 4)  # 0-4 real, 5-9 generated
+    figure, answers = plots.guess(shades[:5], shades[5:], columns=4, seed=3)
+    grid = figure.axes[0].images[0].get_array()
+    seen = [int(grid[6 * (i // 4), 6 * (i % 4), 0]) for i in range(10)]
+    letters = re.search("<pre>(.*)</pre>", answers.data, re.DOTALL)[1].split()
+    assert sorted(seen) == list(range(10)) and seen != sorted(seen)
+    assert letters == ["G" if shade >= 5 else "R" for shade in seen] and answers.data.startswith("<details>")

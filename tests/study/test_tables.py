@@ -15,7 +15,7 @@ from nppkit.study.presets import load_preset
 from nppkit.study.runs import Run
 
 CONTRACT = dict.fromkeys(("image_size", "temperature", "top_k", "top_p", "report_seed", "reference", "extractor", "metrics"), "x")
-CONTRACT |= {"samples": 200, "extractor_sha256": "e" * 64, "reference_sha256": "r" * 64}
+CONTRACT |= {"samples": 200, "select_samples": 50, "extractor_sha256": "e" * 64, "reference_sha256": "r" * 64}
 
 
 FLOORS = {"reconstruction_fid": 3.25, "reconstruction_images": 500, "real_fid": 0.5, "real_images": [250, 250]}
@@ -136,6 +136,14 @@ def test_sampling_deviation(partly_run):
     ]
     expected = (sum(((r["repeat_fid"] - r["select_fid"]) ** 2).sum() for r in rows) / sum(map(len, rows)) / 2) ** 0.5
     assert results.sampling_deviation(partly_run) == pytest.approx(expected) and expected > 1
+
+
+def test_fid_bias(home, smoke):
+    """FID = 6 + 200 / n is 8 of 100 samples and 7 of 200: 1 too high there. Without a run it is not known."""
+    assert "about +nan" in results.sampling_error(smoke)
+    finish(smoke, Run("B"), fid=7.0, select_samples=100)
+    assert results.fid_bias(smoke) == pytest.approx(1.0)
+    assert "bias of 200 samples: about +1 (KID has none)" in results.sampling_error(smoke)
 
 
 def test_unlike_contracts_are_refused(home, smoke):
