@@ -34,7 +34,6 @@ exclude_patterns = [
     "screenshots",
     "nppkit",
     "docs/colab",
-    "docs/report*",
 ]
 suppress_warnings = ["myst.xref_missing"]  # a link to a folder is dealt with below
 

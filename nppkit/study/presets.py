@@ -17,6 +17,8 @@ from nppkit.settings import Bool, Count, Name, Positive, Real, build, named, rea
 from nppkit.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "presets"
+SECTIONS = ("data", "tokenizer", "extractor", "training", "evaluation")  # of a base: what a file does not set in them stays
+INHERITED = (*SECTIONS, "models", "precision")
 TOKENIZERS = ("", "VQ-16", "VQ-8")
 Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
 Report = Annotated[str, AfterValidator(named(r"(?!(tokenize|train|evaluate)$)[a-z0-9_]+", "is no reading notebook's name"))]
@@ -28,6 +30,7 @@ class Preset:
 
     models: size -> transformer sizes; runs: size (B or B-384) -> recipes; seeds: size, or size_recipe,
     -> number of seeds (default 1), counted from first_seed.
+    base, in a file: a packaged preset whose data, tokenizer, extractor, models, training and evaluation this one begins with.
     equal_flops: size -> epochs of NTP at the FLOPs of NPP's, and of NPP at those of NTP's.
     weights: run id -> a release (nppkit weights fetch) or a file, which is evaluated in place of training the run.
 
@@ -98,10 +101,23 @@ def load_preset(name: str) -> Preset:
     source = {"source": str(path.resolve()) if own_file else name}
     plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()  # "größe 2" is results/groe_2
     named = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)}
-    preset = build(Preset, {**named, **read_yaml(path), **source}, path.name)
+    preset = build(Preset, {**named, **_read(path), **source}, path.name)
     if preset.name in preset_names() and path.resolve().parent != FOLDER:
         raise NppkitError(f"{path} has the name of the packaged preset {preset.name}, and would take its results: rename it")
     return preset
+
+
+def _read(path: Path) -> dict:
+    """A preset's file; what it does not set of INHERITED is that of the packaged preset that it names as `base`."""
+    own = read_yaml(path)
+    if not (base := own.pop("base", "")):
+        return own
+    if base not in preset_names():
+        raise NppkitError(f"{path}: base {base!r} is unknown: use one of {', '.join(preset_names())}")
+    below = _read(FOLDER / f"{base}.yaml")
+    taken = {key: below[key] for key in INHERITED if key in below}
+    both = {key: {**taken[key], **own[key]} for key in SECTIONS if isinstance(own.get(key), dict) and key in taken}
+    return {**taken, **own, **both}
 
 
 def save_preset(preset: Preset, path: Path) -> None:

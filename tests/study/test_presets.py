@@ -218,6 +218,20 @@ def test_saved_preset_is_read_back(tmp_path, name):
     assert dataclasses.replace(again, name=name, source=preset.source) == preset
 
 
+def test_a_base_gives_what_a_file_does_not_set(tmp_path):
+    """Sections are taken key by key, models whole; runs, seeds and reports are never taken; an unknown base is named."""
+    path, study = tmp_path / "mine.yaml", load_preset("study")
+    path.write_text(
+        "base: study\ndescription: my\ntraining: {lr: 1.0e-3}\nmodels: {B: {dim: 8, n_layer: 1, n_head: 1}}\nruns: {B: [ntp]}\n"
+    )
+    mine = load_preset(str(path))
+    assert mine.training == dataclasses.replace(study.training, lr=1e-3) and mine.tokenizer == study.tokenizer
+    assert list(mine.models) == ["B"] and mine.runs == {"B": ["ntp"]} and not mine.seeds and not mine.reports and not mine.coarse
+    path.write_text("base: studie\ndescription: mine\nruns: {B: [ntp]}\n")
+    with pytest.raises(NppkitError, match=r"mine\.yaml: base 'studie' is unknown: use one of cifar10"):
+        load_preset(str(path))
+
+
 def test_a_packaged_presets_name_is_refused(tmp_path):
     """A private demo.yaml would take the results of the packaged one: one line says so, before anything is read."""
     (tmp_path / "demo.yaml").write_text((presets.FOLDER / "demo.yaml").read_text())
