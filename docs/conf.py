@@ -38,9 +38,9 @@ exclude_patterns = [
 suppress_warnings = ["myst.xref_missing"]  # a link to a folder is dealt with below
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"  # tables that a notebook has written as Markdown
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 nb_ipywidgets_js = {}  # no live widgets on a page, and nothing from elsewhere
-nb_mime_priority_overrides = [("html", "text/markdown", 5)]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 default_role = "code"

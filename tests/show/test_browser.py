@@ -152,9 +152,9 @@ def run_all(page, lab, name):
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt:visible")  # a folded cell has none
     failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-    finished = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt", has_text=re.compile(r"\[\d+\]"))
+    finished = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt:visible", has_text=re.compile(r"\[\d+\]"))
     waiting = Waiting(lab)
     while finished.count() < cells.count() and not failed.count():
         assert waiting.goes_on(), f"{finished.count()} of {cells.count()} cells have run, and nothing is computed any more"
