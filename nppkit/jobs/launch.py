@@ -13,8 +13,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
-
 from nppkit.errors import NppkitError
 from nppkit.files import home
 from nppkit.jobs.leases import leased
@@ -103,6 +101,8 @@ def execute(job: Job, overrides: dict) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from nppkit.jobs.kernels import use_forked_kernels
+
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
     values = job_parameters(job, notebook, overrides)
     machine = Options.parse(values.get("options", "device=cpu"))
@@ -114,6 +114,7 @@ def execute(job: Job, overrides: dict) -> None:
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
     options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
+    use_forked_kernels()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
             inputs = read_inputs(job)
@@ -144,7 +145,9 @@ def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
 
 def stop_kernels() -> None:
     """Ask the kernels of this process to stop, as after SIGTERM, and end them after GRACE_SECONDS."""
-    kernels = psutil.Process().children()
+    from nppkit.jobs.kernels import running
+
+    kernels = running()
     for kernel in kernels:
         kernel.terminate()
     deadline = threading.Timer(GRACE_SECONDS, lambda: [kernel.kill() for kernel in kernels if kernel.is_running()])
