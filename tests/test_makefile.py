@@ -21,7 +21,9 @@ def recipe(target):
         ["make", "-n", target, "PRESET=smoke", "CORES=1"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     words = next(shlex.split(line, comments=True) for line in result.stdout.splitlines() if "/snakemake" in line)
-    return [sys.executable, "-m", "snakemake", *words[1:]]
+    last = next(i for i, word in enumerate(words) if word.endswith("/snakemake"))
+    assert words[1:last] == ["-m", "nppkit", "warm"]
+    return [sys.executable, "-m", "snakemake", *words[last + 1 :]]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ back, and its exit status at its end. Where whoever asked is gone, the process i
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -37,8 +38,9 @@ LOOK_SECONDS = 0.1  # between two looks whether the command has ended
 
 
 def environment(variables: dict[str, str]) -> str:
-    """Whose modules a process imports: a server forks for its own environment alone."""
-    return f"{sys.executable} {Path(__file__).resolve()} {variables.get('PYTHONPATH', '')}"
+    """Whose modules and whose share of a machine a process has: a server forks for its own environment alone."""
+    of = (variables.get(name, "") for name in ("PYTHONPATH", "SLURM_JOB_ID"))
+    return " ".join((sys.executable, str(Path(__file__).resolve()), *of))
 
 
 class Process:
@@ -98,11 +100,7 @@ def command(words: list[str]) -> int | None:
 
 
 def serve(words: list[str]) -> int:
-    """Import what jobs import, run a command, and fork processes for whoever asks until it has ended; its exit status."""
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # a kernel's, read at matplotlib's import
-    for name in MODULES.split():
-        importlib.import_module(name)
-    gc.freeze()
+    """Run a command, and fork processes for whoever asks until it has ended; its exit status."""
     with tempfile.TemporaryDirectory(prefix="nppkit-") as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/warm")
         listener.listen(64)
@@ -115,6 +113,15 @@ def serve(words: list[str]) -> int:
                     for key, _ in selector.select(LOOK_SECONDS):
                         answer(selector, key, listener)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+@functools.cache
+def ready() -> None:
+    """Import what jobs import: at the first request, because a command that finds everything done makes none."""
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # a kernel's, read at matplotlib's import
+    for name in MODULES.split():
+        importlib.import_module(name)
+    gc.freeze()
 
 
 def answer(selector: selectors.BaseSelector, key: selectors.SelectorKey, listener: socket.socket) -> None:
@@ -142,6 +149,7 @@ def accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
     with connection.makefile("rb") as file:
         request = json.loads(file.readline() or "{}")
     if request.get("environment") == environment(dict(os.environ)):
+        ready()
         others = [key.fileobj for key in selector.get_map().values() if isinstance(key.fileobj, socket.socket)]
         fork = multiprocessing.get_context("fork")
         process = fork.Process(target=become, args=(connection, streams, others, request))

@@ -312,10 +312,9 @@ class Trainer:
 
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
-        codes, labels = self.batch(0)
-        few = self.options.micro_batch or len(codes)
-        flops = {p: step_flops(self.model, codes[:few], labels[:few], p) for p in {s.patch_size for s in self.segments}}
-        flops = {p: count * self.config.batch_size // few for p, count in flops.items()}
+        codes, labels = (part[:1] for part in self.batch(0))  # no FLOP is shared by images: those of one, times the batch
+        flops = {p: step_flops(self.model, codes, labels, p) for p in {s.patch_size for s in self.segments}}
+        flops = {p: count * self.config.batch_size for p, count in flops.items()}
         steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
         seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
