@@ -200,12 +200,12 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.segments, self.config.steps_per_epoch, **self.config.rates)
 
-    def warm_up(self) -> None:
-        """Compile every patch side that is still to come, and record its graph, outside the measured time."""
+    def warm_up(self, patch_sizes: tuple[int, ...] = ()) -> None:
+        """Compile these patch sides, or every one that is still to come, and record its graph, outside the measured time."""
         self.model.train()
         if self.loss_fn is npp_loss and not self.replays:
             return
-        for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
+        for p in patch_sizes or {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
             if self.replays:
                 self.record_graph(p)
             else:
