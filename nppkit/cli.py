@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nppkit.errors import NppkitError
+from nppkit.jobs.warm import command as command_of_a_warm_server
 
 COMMANDS: dict[str, argparse.ArgumentParser] = {}
 parser = argparse.ArgumentParser(prog="nppkit", description="Next Patch Prediction: run a study, or a part of one.")
@@ -262,6 +263,17 @@ def pair(a: argparse.Namespace) -> None:
     pretrained.keep()
 
 
+@command("warm", "snakemake --cores 2 --config preset=demo", argument("words", nargs=argparse.REMAINDER))
+def warm(a: argparse.Namespace) -> NoReturn:
+    """Run a command whose jobs start without importing again what this process has imported."""
+    from nppkit.jobs import leases
+    from nppkit.jobs.warm import serve
+
+    if leases.visible_gpus():  # a GPU cannot be used after a fork, and its jobs take hours
+        os.execvp(a.words[0], a.words)
+    sys.exit(serve(a.words))
+
+
 @command("torchrun", "--nproc-per-node=8 -m nppkit train demo GPT-B_ntp_seed0", argument("words", nargs=argparse.REMAINDER))
 def torchrun(a: argparse.Namespace) -> None:
     """torchrun, but it ends with its parent, and its workers find each other after a restart."""
@@ -273,8 +285,8 @@ def torchrun(a: argparse.Namespace) -> None:
 def call(words: list[str]) -> int:
     """Run a command and return its exit status; an error that a user can mend becomes one line on standard error."""
     try:
-        if words[:1] == ["torchrun"]:  # whose options are its own
-            torchrun(argparse.Namespace(words=words[1:]))
+        if words[:1] in (["torchrun"], ["warm"]):  # whose options are their own
+            {"torchrun": torchrun, "warm": warm}[words[0]](argparse.Namespace(words=words[1:]))
         else:
             a = parser.parse_args(words)
             a.function(a)
@@ -296,4 +308,6 @@ def main() -> NoReturn:
     """Run the command of this process; without one, say which there are."""
     if locale.getencoding().lower() != "utf-8" and not sys.flags.utf8_mode:  # files of the project are UTF-8 in any locale
         os.execve(sys.executable, [sys.executable, "-m", "nppkit", *sys.argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
-    sys.exit(call(sys.argv[1:] or ["--help"]))
+    words = sys.argv[1:] or ["--help"]
+    status = command_of_a_warm_server(words) if words[0] == "run" else None
+    sys.exit(call(words) if status is None else status)

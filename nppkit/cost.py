@@ -17,6 +17,7 @@ from nppkit.window import Window, area
 
 UTILISATION = 0.4  # share of a GPU's peak that a plan reckons with; docs/imagenet.md compares it with LlamaGen's reports
 BYTES = {"fp32": 4, "bf16": 2}
+FIXED_SECONDS, FIXED_BYTES = 2.4e-3, 80  # of a step whatever its patches, and a parameter: measured, docs/imagenet.md
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def train_flops(c: GPTConfig, patch_size: Window) -> int:
     """FLOPs of the forward and backward pass of one image: linear layers, and attention over all pairs of positions."""
     T = c.block_size // area(patch_size)
     return 3 * 2 * (T * linear_weights(c) + c.n_layer * 2 * T**2 * c.dim)
+
+
+def fixed_seconds(c: GPTConfig, gpu: GPU) -> float:
+    """What a step takes on each GPU at any patch side: clipping, AdamW and casts read and write all weights and moments."""
+    return FIXED_SECONDS + FIXED_BYTES * parameters(c) / gpu.bandwidth
 
 
 def state_bytes(c: GPTConfig) -> int:

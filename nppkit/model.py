@@ -126,8 +126,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | StaticKVCache | None" = None) -> Tensor:
         B, T, C = x.shape
         heads = self.wqkv(x).view(B, T, -1, self.head_dim)
-        q, k, v = heads.split([self.n_head, self.kv_heads, self.kv_heads], dim=2)
-        q, k, v = (t.transpose(1, 2) for t in (rotate(q, rotary), rotate(k, rotary), v))  # (B, H, T, D)
+        turned, v = heads.split([self.n_head + self.kv_heads, self.kv_heads], dim=2)
+        q, k = rotate(turned, rotary).split([self.n_head, self.kv_heads], dim=2)  # in one go: half as many operations
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_head != self.kv_heads)
         else:
@@ -182,7 +183,8 @@ class KVCache:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add one position's k and v (B, kv heads, 1, D), and attend to all of them from q (B, H, 1, D)."""
-        self.kv[:, :, :, self.length] = torch.stack([k, v]).squeeze(3)
+        for held, new in zip(self.kv, (k, v), strict=True):
+            held[:, :, self.length] = new[:, :, 0]
         self.length += 1
         seen = self.kv[:, :, :, : self.length].unbind()
         return F.scaled_dot_product_attention(q, *seen, enable_gqa=q.shape[1] != k.shape[1])

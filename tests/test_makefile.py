@@ -22,7 +22,9 @@ def recipe(target):
     )
     line = next(line for line in result.stdout.splitlines() if "/snakemake" in line)
     words = shlex.split(line.replace("$PRESET", "smoke"), comments=True)
-    return [sys.executable, "-m", "snakemake", *words[1:]]
+    last = next(i for i, word in enumerate(words) if word.endswith("/snakemake"))
+    assert words[1:last] == ["-m", "nppkit", "warm"]
+    return [sys.executable, "-m", "snakemake", *words[last + 1 :]]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
-
 from nppkit.errors import NppkitError
+from nppkit.jobs.environment import set_environment
 from nppkit.jobs.leases import leased
 from nppkit.jobs.progress import BATCH
 from nppkit.settings import coerce
@@ -102,7 +101,7 @@ def execute(job: Job, overrides: dict) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from nppkit.jobs.kernel import NAME, OwnKernel, set_environment
+    from nppkit.jobs.kernels import NAME, OwnKernel, use_forked_kernels
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
     values = job_parameters(job, notebook, overrides)
@@ -115,6 +114,7 @@ def execute(job: Job, overrides: dict) -> None:
     options |= dict(kernel_name=NAME, language="python", kernel_manager_class=OwnKernel)
     options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
+    use_forked_kernels()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
             inputs = read_inputs(job)
@@ -146,7 +146,9 @@ def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
 
 def stop_kernels() -> None:
     """Ask the kernels of this process to stop, as after SIGTERM, and end them after GRACE_SECONDS."""
-    kernels = psutil.Process().children()
+    from nppkit.jobs.kernels import running
+
+    kernels = running()
     for kernel in kernels:
         kernel.terminate()
     deadline = threading.Timer(GRACE_SECONDS, lambda: [kernel.kill() for kernel in kernels if kernel.is_running()])

@@ -101,10 +101,10 @@ def grids(preset: Preset) -> list[bool]:
     return sorted({False} | {run.large for run in preset_runs(preset)})
 
 
-def on_gpu(preset: Preset, gpu: GPU, utilisation: float) -> tuple[Callable[[Run], Seconds], dict[bool, float]]:
+def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int) -> tuple[Callable[[Run], Seconds], dict[bool, float]]:
     """Seconds of a run, and of the tokenize jobs, by the cost model. fp32 runs at TF32's rate, half of bf16's.
 
-    The tokenizer is fp32 in any case.
+    A training step has a fixed cost on each of the devices. The tokenizer is fp32 in any case.
     """
     coding = {large: coding_flops(preset, large) for large in grids(preset)}
     slow, images, batch = gpu.flops * utilisation / 2, sampled_images(preset), preset.evaluation.batch_size
@@ -113,7 +113,8 @@ def on_gpu(preset: Preset, gpu: GPU, utilisation: float) -> tuple[Callable[[Run]
     def seconds(run: Run) -> Seconds:
         c = model_config(preset, run)
         sampling = sum(n / batch * cost.sampling_seconds(c, gpu, batch, guided, utilisation) for guided, n in images.items())
-        return Seconds(train_flops(preset, run) / rate, sampling + sum(images.values()) * coding[run.large][1] / slow)
+        fixed = devices * sum(patch_steps(preset, run).values()) * cost.fixed_seconds(c, gpu)
+        return Seconds(train_flops(preset, run) / rate + fixed, sampling + sum(images.values()) * coding[run.large][1] / slow)
 
     steps = {large: 3 * preset.tokenizer.batch_size * tokenizer_steps(preset, large) for large in coding}
     return seconds, {large: (crops(preset) * e + steps[large] * (e + d)) / slow for large, (e, d) in coding.items()}
@@ -124,15 +125,17 @@ def on_this_machine(preset: Preset) -> tuple[Callable[[Run], Seconds], dict[bool
     torch.set_num_threads(preset.threads)
     start, images = timing.start_seconds(), {guided: n for guided, n in sampled_images(preset).items() if n}
     models, steps, sampling = {(run.size, run.large): run for run in preset_runs(preset)}, {}, {}
+    compiling, metrics = {}, timing.metrics_seconds(preset)
     for key, run in progress(list(models.items()), "timing"):
         alike = [r for r in preset_runs(preset) if (r.size, r.large) == key]
-        steps[key] = timing.step_seconds(preset, run, sorted({p for r in alike for p in patch_steps(preset, r)}, reverse=True))
+        sides = sorted({p for r in alike for p in patch_steps(preset, r)}, reverse=True)
+        steps[key], compiling[key] = timing.step_seconds(preset, run, sides)
         sampling[key] = {guided: timing.image_seconds(preset, run, guided) for guided in images}
 
     def seconds(run: Run) -> Seconds:
         key = run.size, run.large
-        training = sum(n * steps[key][p] for p, n in patch_steps(preset, run).items())
-        evaluation = sum(n * sampling[key][guided] for guided, n in images.items())
+        training = sum(n * steps[key][p] + compiling[key][p] for p, n in patch_steps(preset, run).items())
+        evaluation = sum(n * sampling[key][guided] for guided, n in images.items()) + metrics
         return Seconds(training + start if training else 0.0, evaluation + start)
 
     step, encode = timing.tokenizer_seconds(preset)
@@ -162,7 +165,7 @@ def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices:
 
 def plan(preset: Preset, gpu: GPU | None, devices: int, utilisation: float) -> pd.DataFrame:
     """A line for every tokenize job and run of the preset, and their sum; `train` and `evaluate` in seconds on one device."""
-    seconds, tokenize = on_gpu(preset, gpu, utilisation) if gpu else on_this_machine(preset)
+    seconds, tokenize = on_gpu(preset, gpu, utilisation, devices) if gpu else on_this_machine(preset)
     memory = gpu.memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     vq, lines = train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size), []
     for large, time in tokenize.items():
@@ -197,7 +200,7 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
     else:
         body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
         how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), processor time measured here"
-        wall = f"about {total / 60 / jobs:.0f} with {jobs} at a time. Compilation and metrics come on top."
+        wall = f"about {total / 60 / jobs:.0f} with {jobs} at a time."
     return f"{head}{body}\n\n{how}; {wall}"
 
 

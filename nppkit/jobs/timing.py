@@ -5,6 +5,7 @@ the machine disturbs little.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from nppkit.data.images import CROPS
 from nppkit.sample import SamplingConfig
 from nppkit.schedule import Segment
 from nppkit.scoring import evaluate
+from nppkit.scoring.reference import Reference
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run, image_size
 from nppkit.tokenizer import VQModel
@@ -66,8 +68,11 @@ def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10
     return CodeStore(folder)
 
 
-def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> dict[int, float]:
-    """Seconds of one training step at each patch side: batch, forward, backward, clipping and AdamW, without compilation."""
+def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> tuple[dict[int, float], dict[int, float]]:
+    """Seconds of one training step at each patch side: batch, forward, backward, clipping and AdamW; and of its compilation.
+
+    What the compiler cache holds already, of an earlier run or plan, is not compiled again.
+    """
     torch.compiler.reset()  # a run compiles few shapes; those of many models together would exceed the compiler's limit
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,9 +82,12 @@ def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> dict[int, 
         files = (folder / "history.csv", folder / "checkpoints", "timing")
         options = Options(device="cpu")
         trainer = Trainer(model, store, store, segments, preset.training, 0, *files, options, preset.precision)
-        trainer.warm_up()
-        model.train()
-        return {p: median_seconds(trainer.train_step, 0, p) for p in patch_sizes}
+        compiling = {}
+        for p in patch_sizes:
+            started = processor_seconds()
+            trainer.warm_up((p,))
+            compiling[p] = processor_seconds() - started
+        return {p: median_seconds(trainer.train_step, 0, p) for p in patch_sizes}, compiling
 
 
 def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
@@ -115,10 +123,25 @@ def _timed(function: Callable, *args: object) -> float:
     return clock() - started
 
 
+def metrics_seconds(preset: Preset) -> float:
+    """Seconds of an evaluation's metrics, at all its scales, of features as the digit classifier has."""
+    e, rng = preset.evaluation, np.random.default_rng(0)
+    features, logits = (torch.from_numpy(rng.normal(size=(e.samples, width)).astype(np.float32)) for width in (64, 10))
+    x, index = features.double().numpy(), np.arange(len(features))
+    own = Reference(x.mean(0), np.cov(x, rowvar=False), features, index, "", "", "", "")
+    return len(e.guidance) * _timed(evaluate.score, {"features": features, "logits": logits}, own, e.kid_subsets)
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of those that it has waited for: compilers, imports."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def start_seconds() -> float:
-    """Seconds until a job's launcher and kernel have imported what they need."""
+    """Processor seconds until a job's launcher and kernel have imported what they need; a warm server spares them."""
     imports = "import nppkit.jobs.launch, papermill", "import nppkit.scoring.evaluate, nppkit.training.trainer"
-    started = time.perf_counter()  # processor time of another process is not ours
+    started = processor_seconds()
     for line in imports:
         subprocess.run([sys.executable, "-c", line])
-    return time.perf_counter() - started
+    return processor_seconds() - started

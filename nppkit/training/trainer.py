@@ -203,12 +203,12 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.segments, self.config.steps_per_epoch, **self.config.rates)
 
-    def warm_up(self) -> None:
-        """Compile every patch side that is still to come, and record its graph, outside the measured time."""
+    def warm_up(self, patch_sizes: tuple[int, ...] = ()) -> None:
+        """Compile these patch sides, or every one that is still to come, and record its graph, outside the measured time."""
         self.model.train()
         if self.loss_fn is npp_loss and not self.replays:
             return
-        for p in {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
+        for p in patch_sizes or {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
             if self.replays:
                 self.record_graph(p)
                 continue
@@ -322,10 +322,9 @@ class Trainer:
 
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
-        codes, labels = self.batch(0)
-        few = self.options.micro_batch or len(codes)
-        flops = {p: step_flops(self.model, codes[:few], labels[:few], p) for p in {s.patch_size for s in self.segments}}
-        flops = {p: count * self.config.batch_size // few for p, count in flops.items()}
+        codes, labels = (part[:1] for part in self.batch(0))  # no FLOP is shared by images: those of one, times the batch
+        flops = {p: step_flops(self.model, codes, labels, p) for p in {s.patch_size for s in self.segments}}
+        flops = {p: count * self.config.batch_size for p, count in flops.items()}
         steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
         seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}

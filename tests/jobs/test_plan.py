@@ -7,7 +7,8 @@ import torch
 
 from nppkit import cli, cost
 from nppkit.jobs import plan, timing
-from nppkit.model import GPTConfig
+from nppkit.model import MODELS, GPTConfig
+from nppkit.study import speed
 from nppkit.study.presets import load_preset
 from nppkit.study.runs import Run, preset_runs
 from nppkit.training import trainer
@@ -30,13 +31,29 @@ def test_every_run_is_listed(imagenet):
 
 
 def test_hours_follow_the_cost_model(imagenet):
-    """B's 1,501,200 steps of 256 images at 40 % of an A100's peak; p = 2 for half of them saves three eighths."""
+    """B's 1,501,200 steps of 256 images at 40 % of an A100's peak, with a step's fixed cost on each of 8."""
     ntp, npp = imagenet.loc["GPT-B_ntp_seed0"], imagenet.loc["GPT-B_npp_p2_lambda1-2_seed0"]
     assert ntp["steps"] == npp["steps"] == 300 * 5004 and ntp["tokens"] == 300 * 5004 * 256 * 256
-    assert ntp["train"] == pytest.approx(300 * 5004 * 256 * cost.train_flops(GPTConfig(), 1) / (0.4 * A100.flops))
-    assert npp["tokens"] == 0.625 * ntp["tokens"] and 0.61 < npp["train"] / ntp["train"] < 0.625
+    computed, steps = 256 * cost.train_flops(GPTConfig(), 1) / (0.4 * A100.flops), 300 * 5004
+    fixed = 8 * cost.fixed_seconds(GPTConfig(), A100)
+    assert ntp["train"] == pytest.approx(steps * (computed + fixed))
+    assert npp["tokens"] == 0.625 * ntp["tokens"] and npp["FLOPs"] < 0.625 * ntp["FLOPs"]
+    assert npp["train"] == pytest.approx(npp["FLOPs"] / (0.4 * A100.flops) + steps * fixed)
     fp32 = dataclasses.replace(load_preset("imagenet256"), precision="fp32")
-    assert plan.plan(fp32, A100, 8, 0.4)["train"].iloc[2] == pytest.approx(2 * ntp["train"])
+    assert plan.plan(fp32, A100, 8, 0.4)["train"].iloc[2] == pytest.approx(steps * (2 * computed + fixed))
+
+
+def test_the_plan_beside_what_gpus_measured():
+    """Steps of the committed GPU reports, each one CUDA graph: the plan is right within a quarter at every patch side, and a
+    training with two levels within 0.04 of next-token prediction's time."""
+    for name, gpu in (("nvidia-h100-80gb-hbm3-16-cores", "H100-80G"), ("nvidia-h200-16-cores", "H200-141G")):
+        report = speed.load_report(name, speed.GPU_REPORTS)
+        for (model, images, _), row in speed.gpu_steps(report).query("mode == 'graph'").iterrows():
+            c, found = GPTConfig(**MODELS[model]), {p: row[f"p = {p}, ms"] / 1e3 for p in (1, 2)}
+            rate = cost.UTILISATION * cost.GPUS[gpu].flops
+            planned = {p: images * cost.train_flops(c, p) / rate + cost.fixed_seconds(c, cost.GPUS[gpu]) for p in found}
+            assert all(0.8 < planned[p] / found[p] < 1.25 for p in found), (model, images)
+            assert abs(speed.two_levels(planned) - row["#L = 2, time"]) < 0.04
 
 
 def test_extraction_and_disk(imagenet):
@@ -63,15 +80,20 @@ def test_released_weights_are_not_trained():
 
 
 def test_measured_times_are_added_up(smoke, monkeypatch):
-    """Without a GPU a run's time is its steps at each patch side, and its images, times what was measured for them."""
+    """Without a GPU a run's time is what was measured for its steps, compilations, images, metrics and starts, added up."""
     monkeypatch.setattr(timing, "start_seconds", lambda: 3.0)
-    monkeypatch.setattr(timing, "step_seconds", lambda preset, run, sides: {p: 10.0 * len(run.size) / p for p in sides})
+    monkeypatch.setattr(
+        timing,
+        "step_seconds",
+        lambda preset, run, sides: ({p: 10.0 * len(run.size) / p for p in sides}, dict.fromkeys(sides, 7.0)),
+    )
+    monkeypatch.setattr(timing, "metrics_seconds", lambda preset: 9.0)
     monkeypatch.setattr(timing, "image_seconds", lambda preset, run, guided: 2.0 if guided else 1.0)
     monkeypatch.setattr(timing, "tokenizer_seconds", lambda preset: (0.5, 0.25))
     table = plan.plan(smoke, None, 1, 0.4).set_index("job")
-    assert table.loc["GPT-B_ntp_seed0", "train"] == 300 * 10 + 3
-    assert table.loc["GPT-B_npp_p2_lambda1-2_seed0", "train"] == 150 * 5 + 150 * 10 + 3
-    assert table.loc["GPT-B_ntp_seed0", "evaluate"] == 300 * (1 + 2) + 3
+    assert table.loc["GPT-B_ntp_seed0", "train"] == 300 * 10 + 7 + 3
+    assert table.loc["GPT-B_npp_p2_lambda1-2_seed0", "train"] == 150 * 5 + 7 + 150 * 10 + 7 + 3
+    assert table.loc["GPT-B_ntp_seed0", "evaluate"] == 300 * (1 + 2) + 9 + 3
     assert table.loc["tokenize", "train"] == 120 * 0.5 + 600 * 5 * 0.25 + 3
 
 
@@ -87,7 +109,9 @@ def test_times_are_of_real_steps(smoke, monkeypatch):
         trainer.Trainer, "train_step", lambda self, s, p: seen.append((self.store.codes.shape, p)) or step(self, s, p)
     )
     monkeypatch.setattr(torch.compiler, "reset", lambda: seen.append("reset"))
-    times = timing.step_seconds(smoke, Run("B"), [2, 1])
+    times, compiling = timing.step_seconds(smoke, Run("B"), [2, 1])
+    assert compiling.keys() == times.keys() and all(0 <= t < 60 for t in compiling.values())
+    assert 0 < timing.metrics_seconds(smoke) < 60
     assert seen == ["reset"] + [((16, 5, 64), 2)] * 4 + [((16, 5, 64), 1)] * 4
     assert all(0 < t < 60 for t in times.values())
     assert 0 < timing.image_seconds(smoke, Run("B"), True) < 60

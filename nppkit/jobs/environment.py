@@ -1,25 +1,12 @@
-"""The kernel of a job: this Python with this package, whatever the user's own Jupyter, IPython and matplotlib are set to."""
+"""What a job's processes find in their environment, whatever the user's own Jupyter, IPython and matplotlib are set to."""
 
 import os
-import sys
 from pathlib import Path
-
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
 
 from nppkit.files import home
 
 PACKAGE = Path(__file__).parents[1]
-NAME = "python3"  # whatever kernel's name a notebook was saved under
 LEFT_OUT = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONSAFEPATH")
-
-
-class OwnKernel(AsyncKernelManager):
-    """Starts ipykernel in the interpreter that runs this, and no other that is installed under the name `python3`."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python")
 
 
 def set_environment(threads: int) -> None:

@@ -1,0 +1,111 @@
+"""The warm server: forked processes are the ones that were asked for, with their own streams, signals and ends."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import nbformat
+import pytest
+
+from nppkit.jobs import warm
+
+SERVE = "import sys; from nppkit.jobs import warm; warm.MODULES = {modules!r}; sys.exit(warm.serve(sys.argv[1:]))"
+
+ONE = """
+import os, sys, time
+print(os.getcwd(), os.environ['WORD'], sys.argv[1:], flush=True)
+time.sleep(float(sys.argv[1]))
+sys.exit(7)
+"""
+
+
+def served(folder, script, modules="json", **variables):
+    """What a script printed, and its exit status, that ran as the command of a server with these modules."""
+    (folder / "script.py").write_text("import os, signal, sys, time\nfrom nppkit.jobs import warm\n" + textwrap.dedent(script))
+    (folder / "one.py").write_text(ONE)
+    words = [sys.executable, "-c", SERVE.format(modules=modules), sys.executable, str(folder / "script.py")]
+    env = {**os.environ, "PYTHONPATH": str(folder), "WORD": "word", **variables}
+    found = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    return found.stdout, found.returncode, found.stderr
+
+
+def test_a_forked_process_is_the_program_that_was_asked_for(tmp_path):
+    """Arguments, environment, folder and output are the asker's; its exit status comes back, the command's is ours."""
+    (tmp_path / "place").mkdir()
+    script = """
+    process = warm.Process(["one", "0"], {**os.environ, "WORD": "other"}, "place")
+    assert process.pid != os.getpid()
+    print(process.wait(), process.poll())
+    sys.exit(3)
+    """
+    out, status, errors = served(tmp_path, script)
+    assert out.splitlines() == [f"{tmp_path}/place other ['0']", "7 7"] and status == 3, errors
+
+
+def test_signals_arrive_and_are_told(tmp_path):
+    """A process that is asked to stop, killed, or left alone by whoever asked for it ends by that signal."""
+    script = """
+    first, second, third = (warm.Process(["one", "60"], dict(os.environ), ".", session=True) for _ in range(3))
+    assert os.getpgid(first.pid) == first.pid and first.poll() is None
+    first.terminate()
+    second.kill()
+    print(first.wait(), second.wait())
+    os.kill(third.pid, 0)
+    third.connection.shutdown(2)
+    for _ in range(200):
+        time.sleep(0.05)
+        try:
+            os.kill(third.pid, 0)
+        except ProcessLookupError:
+            print("gone")
+            break
+    """
+    out, status, errors = served(tmp_path, script)
+    assert out.splitlines()[-2:] == ["-15 -9", "gone"] and status == 0, errors
+
+
+def test_no_process_for_another_environment(tmp_path):
+    """Other modules, another Slurm job, or no server: the asker is told, and starts its process itself."""
+    script = """
+    for variables in ({"PYTHONPATH": "elsewhere"}, {"SLURM_JOB_ID": "1"}):
+        try:
+            warm.Process(["one", "0"], {**os.environ, **variables}, ".")
+        except ConnectionError as error:
+            print(error)
+    """
+    assert served(tmp_path, script)[0].splitlines() == ["the warm server is of another environment"] * 2
+
+
+def test_without_a_server(monkeypatch):
+    """Nothing is asked where the variable is not set, or names what is gone."""
+    monkeypatch.delenv(warm.WARM, raising=False)
+    assert warm.command(["run"]) is None
+    monkeypatch.setenv(warm.WARM, "/nowhere/warm")
+    assert warm.command(["run"]) is None
+    with pytest.raises(ConnectionError, match="no warm server"):
+        warm.Process(["nppkit"], dict(os.environ), ".")
+
+
+def test_a_job_in_a_forked_kernel(tmp_path):
+    """The launcher's notebook runs in a kernel that the server forked, and leaves its record; its import is the server's."""
+    cells = [
+        "preset: str = ''",
+        "import os, sys\nopen('../made.txt', 'w').write(f\"{os.getppid()} {'colorsys' in sys.modules}\")",
+    ]
+    cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks/make.ipynb")
+    script = """
+    from pathlib import Path
+    from nppkit.jobs import launch
+    from nppkit.study.records import Job
+    launch.NOTEBOOKS = Path("notebooks").resolve()
+    launch.execute(Job("make", "make", {}, Path.cwd(), ("made.txt",), (), {}), {})
+    print(os.getppid(), Path("made.txt").read_text(), Path("make.record.json").exists())
+    """
+    out, status, errors = served(tmp_path, script, modules="ipykernel.kernelapp colorsys")
+    server, *said = out.split()
+    assert said == [server, "True", "True"] and status == 0, errors
