@@ -18,7 +18,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 
 SNAKEMAKE = $(BIN)/python -m nppkit warm $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
 CONFIG = --config "preset=$$PRESET" $(RUN)  # comes last: it takes every word after it
-BENCH := step patches training memory breakdown loss sampling store launcher
+BENCH := step patches training memory breakdown loss sampling store launcher fixed
 
 .PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab site crate badges clean \
   table1 table2 table3 table4 table5 figure1
@@ -68,7 +68,7 @@ audit:  ## known vulnerabilities of the pinned versions, where the advisory serv
 	-$(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit==2.10.1 \
 	  && .cache/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-bench: env  ## every row of the benchmarks, about 15 minutes of two cores; results/bench/
+bench: env  ## every row of the benchmarks, about 17 minutes of two cores; results/bench/
 	for row in $(BENCH); do $(BIN)/python benchmarks/$$row.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 

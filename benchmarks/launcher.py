@@ -1,4 +1,4 @@
-"""Launcher overhead: from the start of a job to its first training steps (smoke), and what imports cost beyond torch."""
+"""Launcher overhead: from a job's start to its first steps (smoke), imports beyond torch, a job alone and with a warm server."""
 
 import os
 import subprocess
@@ -32,19 +32,32 @@ def first_steps() -> float:
     return seconds
 
 
-def processor_seconds(code: str) -> float:
-    """User and system time of a Python process: unlike wall time, little changed by what else runs."""
+def processor_seconds(*words: str, **variables: str) -> float:
+    """User and system time of a Python process and its children: unlike wall time, little changed by what else runs."""
     before = os.times()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, *words], check=True, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+def job_seconds() -> dict[str, float]:
+    """Processor seconds of a table's job by itself, and as one more job of a warm server."""
+    run, jobs = f"{sys.executable} -m nppkit run smoke table1_main", {}
+    with tempfile.TemporaryDirectory() as home:
+        alone = processor_seconds("-m", "nppkit", "run", "smoke", "table1_main", NPPKIT_HOME=home)
+        for n in (1, 3):
+            words = "-m", "nppkit", "warm", "sh", "-c", "; ".join([run] * n)
+            jobs[n] = processor_seconds(*words, NPPKIT_HOME=home)
+    return {"alone": alone, "warm": (jobs[3] - jobs[1]) / 2}
+
+
 def measure() -> dict:
-    rounds = [{name: processor_seconds(code) for name, code in IMPORTS.items()} for _ in range(4)][1:]
+    jobs = [job_seconds() for _ in range(2)]
+    rounds = [{name: processor_seconds("-c", code) for name, code in IMPORTS.items()} for _ in range(4)][1:]
     beyond = [seconds["nppkit"] - seconds["torch"] for seconds in rounds]
     return {
         "first_step_seconds": bench.summary([first_steps() for _ in range(2)]),
+        **{f"job_{name}_seconds": bench.summary([seconds[name] for seconds in jobs]) for name in ("alone", "warm")},
         "import_seconds_beyond_torch": bench.summary(beyond),
         "import_torch_seconds": bench.summary([seconds["torch"] for seconds in rounds]),
     }

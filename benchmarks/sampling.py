@@ -1,4 +1,4 @@
-"""Sampling with guidance: GPT-B, 8 images, in tokens a second and against position; and a small model on one thread."""
+"""Sampling with guidance: GPT-B, 8 images, in tokens a second and against position; and small models on one thread."""
 
 import bench
 import numpy as np
@@ -8,7 +8,11 @@ from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, decode_tokens
 from nppkit.training.devices import autocast
 
-SMALL = GPTConfig(dim=64, n_layer=3, n_head=4, vocab_size=128, num_classes=10, multiple_of=32)
+SMALL = {  # the model, and the images of a batch
+    "small_1_thread": (GPTConfig(dim=64, n_layer=3, n_head=4, vocab_size=128, num_classes=10, multiple_of=32), 100),
+    "demo_l_1_thread": (GPTConfig(48, 3, 3, vocab_size=128, num_classes=10, grid_size=8, multiple_of=32), 500),
+    "photographs_b_1_thread": (GPTConfig(128, 4, 4, vocab_size=256, num_classes=8, multiple_of=32), 100),
+}
 
 
 def seconds_per_cell(model, images: int) -> np.ndarray:
@@ -37,9 +41,10 @@ def measure() -> dict:
     found = {"gpt_b": rate(bench.gpt_b(), 8, repeats=2)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    small = GPT(SMALL).to(bench.DEVICE)
-    torch.nn.init.normal_(small.output.weight, std=0.1)
-    found["small_1_thread"] = rate(small, 100, repeats=2)
+    for name, (config, images) in SMALL.items():
+        small = GPT(config).to(bench.DEVICE)
+        torch.nn.init.normal_(small.output.weight, std=0.1)
+        found[name] = rate(small, images, repeats=2)
     torch.set_num_threads(threads)
     product = bench.gflops(2 * bench.SIDE**3, times["yardstick"])
     at_200 = found["gpt_b"]["tokens_per_second"] * 200 / product

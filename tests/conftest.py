@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from nppkit.data.codes import KEYS, CodeStore
+from nppkit.jobs import kernels, warm
 from nppkit.study.presets import load_preset
 
 torch.set_num_threads(1)
@@ -53,3 +56,22 @@ def changed():
         return dataclasses.replace(preset, **{section: new})
 
     return change
+
+
+@pytest.fixture(scope="session")
+def warm_socket():
+    """The socket of a warm server that serves the whole session; it imports nothing until it is first asked."""
+    said = "import os, sys; print(os.environ['NPPKIT_WARM'], flush=True); sys.stdin.read()"
+    words = [sys.executable, "-m", "nppkit", "warm", sys.executable, "-c", said]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server.stdout.readline().strip()
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def warm_kernels(warm_socket):
+    """Jobs and kernels of a module's tests start as under `make reproduce`, their imports done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(warm.WARM, warm_socket)
+        kernels.use_forked_kernels()
+        yield

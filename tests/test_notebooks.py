@@ -19,6 +19,8 @@ from nppkit.jobs import launch
 from nppkit.show import widgets
 from nppkit.study import graph, presets, runs
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RUNNING = ("tokenize", "train", "evaluate")
 TRAINING = ("start_here", "npp_in_your_model")  # read with outputs, and too slow to be compared with them again
@@ -77,7 +79,7 @@ def test_committed_figures(name):
 
 
 @pytest.fixture(scope="module")
-def smoke_home(tmp_path_factory):
+def smoke_home(tmp_path_factory, warm_kernels):
     """A results home in which the default run of `smoke` is tokenized, trained and evaluated."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 def command(preset, *targets):
-    return [sys.executable, "-m", "snakemake", *targets, "--cores", "2", "--config", f"preset={preset}"]
+    warm = [sys.executable, "-m", "nppkit", "warm", sys.executable]  # as make does
+    return [*warm, "-m", "snakemake", *targets, "--cores", "2", "--config", f"preset={preset}"]
 
 
 def snakemake(home, preset="smoke", *targets):
