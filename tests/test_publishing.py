@@ -16,8 +16,7 @@ import yaml
 import nppkit
 from nppkit.errors import NppkitError
 from nppkit.show import pretrained
-from nppkit.study.presets import load_preset, preset_names
-from nppkit.study.runs import preset_runs
+from nppkit.study.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
 DOCKER = (ROOT / "Dockerfile").read_text()
@@ -127,13 +126,3 @@ def test_data_cards_cover_the_presets():
     cards = (ROOT / "docs/data_cards.md").read_text()
     own = {"own-images", "cifar10", "imagenet256-eval"}  # one's own, torchvision's, and statistics alone
     assert all(f"`{name}`" in cards for name in preset_names() if name not in own)
-
-
-def test_the_settings_for_your_own_pictures_are_a_preset(tmp_path):
-    """What docs/your_images.md says to save is a preset that loads and has the two runs."""
-    text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/your_images.md").read_text(), re.S)[1]
-    (tmp_path / "mine.yaml").write_text(text)
-    assert [run.id for run in preset_runs(load_preset(str(tmp_path / "mine.yaml")))] == [
-        "GPT-B_ntp_seed0",
-        "GPT-B_npp_p2_lambda1-2_seed0",
-    ]
