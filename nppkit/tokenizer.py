@@ -244,6 +244,11 @@ class VQModel(nn.Module):
         return self.decoder(self.post_quant_conv(straight_through)), loss, codes
 
 
+def images_at_once(side: int, device: torch.device) -> int:
+    """How many images of that side are encoded or decoded together: on a CPU as many as its caches hold."""
+    return max(1, (2**16 if device.type == "cpu" else 2**22) // side**2)
+
+
 def to_model_range(pixels: Tensor) -> Tensor:
     """uint8 images to float in [-1, 1]."""
     return pixels.float() / 127.5 - 1
@@ -255,8 +260,8 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def reconstruct(model: VQModel, pixels: Tensor, batch_size: int = 100) -> Tensor:
+def reconstruct(model: VQModel, pixels: Tensor) -> Tensor:
     """uint8 images (n, 3, S, S) after encoding and decoding."""
     device = next(model.parameters()).device
-    parts = [to_pixels(model.decode(model.encode(to_model_range(part.to(device))))).cpu() for part in pixels.split(batch_size)]
-    return torch.cat(parts)
+    parts = (part.to(device) for part in pixels.split(images_at_once(pixels.shape[-1], device)))
+    return torch.cat([to_pixels(model.decode(model.encode(to_model_range(part)))).cpu() for part in parts])

@@ -24,9 +24,8 @@ from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
 from nppkit.files import check_space, remedy, replacing, save_arrays, write_atomic
-from nppkit.tokenizer import VQModel, to_model_range, to_pixels
+from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 
-MAX_PIXELS = 2**22  # pixels that the encoder sees at once: 64 crops of 256 x 256
 MAX_VOCABULARY = 2**16  # of uint16
 
 
@@ -217,7 +216,7 @@ def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tok
 def encode_pixels(model: VQModel, pixels: np.ndarray) -> np.ndarray:
     """Codes (n, N) of uint8 images (n, S, S, 3)."""
     device = next(model.parameters()).device
-    parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(max(1, MAX_PIXELS // pixels.shape[1] ** 2))
+    parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(images_at_once(pixels.shape[1], device))
     return torch.cat([model.encode(to_model_range(part.to(device))).cpu() for part in parts]).numpy()
 
 

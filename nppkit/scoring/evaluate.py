@@ -29,7 +29,7 @@ from nppkit.scoring.contract import IS_SPLIT, measurement
 from nppkit.scoring.features import extract_features
 from nppkit.scoring.probe import Probe
 from nppkit.scoring.reference import CHUNK, Reference
-from nppkit.tokenizer import VQModel, reconstruct, to_pixels
+from nppkit.tokenizer import VQModel, images_at_once, reconstruct, to_pixels
 
 
 @torch.inference_mode()
@@ -55,7 +55,8 @@ def generate(
 def decode_pixels(tokenizer: VQModel, codes: Tensor) -> Tensor:
     """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in."""
     with torch.autocast(codes.device.type, enabled=False):
-        return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(100)])
+        together = images_at_once(tokenizer.config.downsampling * math.isqrt(codes.shape[1]), codes.device)
+        return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(together)])
 
 
 @torch.inference_mode()

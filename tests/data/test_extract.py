@@ -101,7 +101,7 @@ def test_many_crops_are_encoded_in_parts(model, images, monkeypatch):
     pixels = crop_images(images.load(1), "shift", 32)
     seen, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda x: seen.append(len(x)) or encode(x))
-    monkeypatch.setattr(extract, "MAX_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(extract, "images_at_once", lambda side, device: 2)
     codes = encode_pixels(model, pixels)
     assert seen == [2, 2, 1]
     assert np.array_equal(codes, np.concatenate([encode_pixels(model, pixel[None]) for pixel in pixels]))
