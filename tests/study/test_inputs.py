@@ -1,6 +1,10 @@
 """Data that change after a study was made from them, presets of one name, and looking, which changes nothing."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +14,8 @@ from test_runs import complete
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
 from nppkit.study import graph, presets, records
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -89,6 +95,19 @@ def test_looking_changes_nothing(study, home):
     assert files_below(home) == before
     train = graph.train_job(other, graph.preset_runs(other)[0])
     assert not graph.expected_record(train, True).exists() and graph.expected_record(train, False) == train.record
+
+
+@pytest.mark.parametrize("look", ["--dry-run", "--summary", "--dag"])
+def test_snakemake_that_looks_changes_nothing(study, home, look):
+    """Snakemake's own ways to look say what would run again, and leave every record where it is."""
+    save(home, lr=2e-3)
+    before = {path: content for path, content in files_below(home).items() if path.suffix in (".json", ".stale")}
+    command = [sys.executable, "-m", "snakemake", look, "--cores", "1", "--workflow-profile", "none"]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--config", f"preset={home}/mine.yaml"]
+    env = {**os.environ, "NPPKIT_HOME": str(home)}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0 and "train GPT-B_ntp_seed0 will run again: its configuration" in result.stderr, result.stderr
+    assert {path: content for path, content in files_below(home).items() if path.suffix in (".json", ".stale")} == before
 
 
 def test_an_edit_undone_finds_its_results(study, home):
