@@ -407,4 +407,4 @@ def test_weights_that_are_not_finite(tmp_path, value):
         model.layers[0].attention.wo.weight[0, 0] = value
     save_file(model.state_dict(), tmp_path / "bad.safetensors")
     with pytest.raises(NppkitError, match=r"bad\.safetensors holds NaN or Inf in layers\.0\.attention\.wo\.weight"):
-        releases.releases.load_weights(gpt(), tmp_path / "bad.safetensors")
+        releases.load_weights(gpt(), tmp_path / "bad.safetensors")
