@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -205,26 +204,23 @@ def _some(names: list[str]) -> str:
 def load_weights(model: torch.nn.Module, path: str | Path) -> str:
     """Load a release, an export or a safetensors file into the model; returns the file's sha256.
 
-    NppkitError if it does not fit. A transformer's grid is not among its weights: it is told by a release's name, or by
-    the JSON file that `convert` wrote; a line says so where neither is there.
+    NppkitError if it does not fit, or is known to be of another grid, which is not among a transformer's weights.
     """
     state, _ = read_state(path)
     check_state(state, model, path)
-    if isinstance(model, GPT):
-        _check_grid(Path(path), model.config.grid_size)
+    grid = model.config.grid_size if isinstance(model, GPT) else 0
+    if grid and (known := known_grid(path)) not in (0, grid):
+        raise NppkitError(f"{path} was trained on a grid of {known} x {known}, and the codes have {grid} x {grid}")
     model.load_state_dict(state)
     return sha256(path)
 
 
-def _check_grid(path: Path, grid_size: int) -> None:
+def known_grid(path: str | Path) -> int:
+    """The grid side that a transformer's file is known to be of, by a release's name or by what `convert` wrote; 0: unknown."""
+    path = Path(path)
     about = path.with_suffix(".json")
     config = read_json(about).get("config", {}) if path.suffix == ".safetensors" and about.is_file() else {}
-    known = config.get("grid_size") or _grid_by_name(path)
-    if not known:
-        text = f"{path} does not say for which grid it was trained: taken as {grid_size} x {grid_size}, that of the codes"
-        warnings.warn(text, stacklevel=3)
-    elif known != grid_size:
-        raise NppkitError(f"{path} was trained on a grid of {known} x {known}, and the codes have {grid_size} x {grid_size}")
+    return config.get("grid_size") or _grid_by_name(path)
 
 
 def _grid_by_name(path: Path) -> int:

@@ -117,8 +117,16 @@ def test_space_is_checked_before_a_run_starts(store, tmp_path, monkeypatch):
     assert trainer.step == 0
 
 
+@pytest.fixture
+def hangups():
+    """SIGHUP has its effect, also where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_asks_for_another_start(store, tmp_path, signum, status):
+def test_a_signal_saves_and_asks_for_another_start(store, tmp_path, hangups, signum, status):
     """SIGTERM, Ctrl-C and a closed terminal let the step end, write a checkpoint and raise Interrupted; the resumed run ends
     as if it never was."""
 
@@ -223,7 +231,7 @@ def long_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run):
+def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run, hangups):
     """SIGTERM to a launcher: a checkpoint, status 75, no process left, no completion record, the executed notebook there;
     after Ctrl-C and a closed terminal the same with their own statuses.
 

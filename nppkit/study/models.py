@@ -1,5 +1,6 @@
 """What a preset's run is made of: its trainer, its trained or released transformer, its extractor and reference."""
 
+import warnings
 from pathlib import Path
 
 from nppkit.checkpoint import load_newest
@@ -10,7 +11,7 @@ from nppkit.data.train_tokenizer import tokenizer_config
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
 from nppkit.model import GPT, GPTConfig
-from nppkit.releases import find, load_weights, release_config
+from nppkit.releases import find, known_grid, load_weights, release_config
 from nppkit.scoring.config import NEIGHBOURS
 from nppkit.scoring.evaluate import evaluate_npz
 from nppkit.scoring.features import load_extractor
@@ -77,7 +78,11 @@ def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
     path, sizes = find(preset.weights[run.id]), preset.models[run.size]
     classes = release_config(path, store.grid_size, sizes["n_head"]).num_classes
     shape = dict(vocab_size=store.vocab_size, num_classes=classes, grid_size=store.grid_size)
-    model = GPT(GPTConfig(**{**shape, **sizes}))
+    model, grid = GPT(GPTConfig(**{**shape, **sizes})), store.grid_size
+    if not known_grid(path):
+        warnings.warn(
+            f"{path} does not say for which grid it was trained: taken as {grid} x {grid}, that of the codes", stacklevel=2
+        )
     load_weights(model, path)
     return model
 

@@ -407,7 +407,8 @@ def test_released_weights(store, tmp_path, home, smoke):
     nn.init.normal_(model.output.weight)
     torch.save({"model": model.state_dict()}, home / "c2i.pt")
     preset = dataclasses.replace(smoke, models={"B": SIZES}, runs={"B": ["ntp"]}, weights={"GPT-B_ntp_seed0": "c2i.pt"})
-    loaded = models.load_trained(preset, Run("B"), store)
+    with pytest.warns(UserWarning, match=r"c2i\.pt does not say for which grid it was trained: taken as 4 x 4"):
+        loaded = models.load_trained(preset, Run("B"), store)
     assert not loaded.training and loaded.config.num_classes == 7
     codes, labels = store.batch(np.arange(3), np.zeros(3, int))
     torch.testing.assert_close(loaded(codes, labels), model.eval()(codes, labels))
