@@ -19,6 +19,7 @@ from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
 from nppkit.study.stats import Interval
 from nppkit.study.tables import markdown
+from nppkit.study.verdicts import Decision
 
 HOLDS, FAILS = "holds, by arithmetic", "does not hold, by arithmetic"
 CONTRADICTED, AGREES = "contradicted by the paper's own table", "as the paper's own table says"
@@ -58,7 +59,12 @@ def _by_protocol(preset: Preset, question: Question, name: str, run: Run, baseli
         return Finding(EXPLORATORY if found else NOT_RUN, first)
     decision = decisions(load_preset(preset.confirmatory))[question]
     interval = Interval(decision.n, decision.mean, decision.low, decision.high)
-    return Finding(decision.verdict, "; ".join(filter(None, (f"{question.text} ({question.run.size}): {interval}", first))))
+    numbers = f"{question.text} ({question.run.size}): {interval}" if decision.complete else ""  # of a part they are no result
+    return Finding(_said(decision), "; ".join(filter(None, (numbers, first))))
+
+
+def _said(decision: Decision) -> str:
+    return decision.verdict if decision.complete else f"no verdict yet: {decision.verdict} seeds"
 
 
 def cost(preset: Preset) -> Finding:
@@ -218,7 +224,7 @@ def at_equal_flops(preset: Preset) -> str:
     if not any(interval.n for interval in found.values()):
         return ""
     first = _say("first study, exploratory, FID of NPP minus NTP's", {size: i for size, i in found.items() if i.n})
-    verdict = f"{decisions(load_preset(preset.confirmatory))[QUESTIONS[1]].verdict}; " if preset.confirmatory else ""
+    verdict = f"{_said(decisions(load_preset(preset.confirmatory))[QUESTIONS[1]])}; " if preset.confirmatory else ""
     return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 

@@ -58,8 +58,9 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
         before = interval(list(differences(first, question.run, question.baseline, "fid").values()))
         line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
         line |= {"seeds": decision.n, "planned": decision.contrast.planned}
-        complete = decision.n >= decision.contrast.planned
-        line |= {key: value if complete else None for key, value in asdict(decision).items() if key not in ("contrast", "n")}
+        line |= {
+            key: value if decision.complete else None for key, value in asdict(decision).items() if key not in ("contrast", "n")
+        }
         line["verdict"] = decision.verdict
         lines.append({**line, **{f"first_{key}": value for key, value in asdict(before).items()}})
     return pd.DataFrame(lines).astype({key: float for key in ("mean", "low", "high", "p", "adjusted")})

@@ -32,6 +32,11 @@ class Decision:
     adjusted: float
     verdict: str
 
+    @property
+    def complete(self) -> bool:
+        """Whether all planned seeds are in."""
+        return self.n >= self.contrast.planned
+
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's adjusted p values (Holm, 1979): below a level, the whole family's error rate is below it.
@@ -62,7 +67,7 @@ def decide(differences: dict[Contrast, Sequence[float]], margin: float) -> list[
 
 
 def _with_verdict(found: Decision, margin: float) -> Decision:
-    if found.n < found.contrast.planned:
+    if not found.complete:
         verdict = f"planned {found.contrast.planned}, done {found.n}"
     elif -margin < found.low and found.high < margin:
         verdict = NO_MATTER
