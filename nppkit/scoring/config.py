@@ -9,6 +9,7 @@ from nppkit.settings import LIMIT, Above0, Bool, Count, Int, Number, Positive, S
 
 NEIGHBOURS = 3  # k of precision and recall
 Scored = Annotated[Int, Field(gt=NEIGHBOURS, lt=LIMIT)]  # as many images as every metric needs
+Compared = Annotated[Int, Field(gt=1, lt=LIMIT)]  # as many as have a covariance
 
 
 @section
@@ -29,7 +30,7 @@ class EvaluationConfig:
     """How checkpoints are sampled and scored; the same for all runs of a preset."""
 
     samples: Scored = 2000  # of the reporting seed
-    select_samples: Scored = 1000  # of the selecting seed, which only chooses a guidance scale
+    select_samples: Compared = 1000  # of the selecting seed, which only chooses a guidance scale
     guidance: Annotated[list[Number], Field(min_length=1)] = field(default_factory=lambda: [1.0, 1.5, 2.0])
     common_guidance: Number = 1.5
     temperature: Above0 = 1.0

@@ -103,6 +103,7 @@ def test_bad_settings_are_named(smoke_file, change, message):
         *(("training.lr", value) for value in (0.0, -1e-3, float("nan"), float("inf"))),
         *(("training.batch_size", 0), ("training.dropout", 1.5), ("evaluation.top_p", 2.0), ("evaluation.temperature", -1.0)),
         *(("evaluation.guidance", []), ("evaluation.guidance", [1.5, "x"]), ("runs.B", "ntp"), ("models.B", 7), ("threads", 0)),
+        *(("evaluation.samples", 3), ("evaluation.select_samples", 1)),
     ],
 )
 def test_values_out_of_range_are_named(smoke_file, setting, value):
