@@ -54,7 +54,7 @@ study-report: env  ## the study's tables, figures and reading notebooks from the
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN --output-dir docs notebooks/report.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md
-	$(BIN)/python docs/crate.py study
+	$(MAKE) crate
 
 test: env  ## unit tests, golden core, every notebook at smoke size
 	$(BIN)/python -m pytest -m "not slow"

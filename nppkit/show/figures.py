@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nppkit.grouping import patch_grid
 from nppkit.schedule import Segment, cost_ratio, learning_rate
+from nppkit.study.verdicts import NO_MATTER, REFUTED, SUPPORTED, UNDECIDED
 
 PAPER_X_TICKS = (0, 50, 100, 150, 200, 300, 400, 600, 800)  # equally spaced in the paper's Figure 1
 PAPER_Y_TICKS = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5)  # likewise: a step below 4 is twice a step above
@@ -218,7 +219,7 @@ def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: 
     axes.plot(mean[x], mean[y], color=colour, marker="o" if len(mean) < 12 else None, markersize=4, label=label)
 
 
-VERDICTS = {"supported": "C2", "refuted": "C1", "no difference that matters": "C0", "undecided": "0.35"}
+VERDICTS = {SUPPORTED: "C2", REFUTED: "C1", NO_MATTER: "C0", UNDECIDED: "0.35"}
 
 
 def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:

@@ -5,19 +5,17 @@ import platform
 import re
 import subprocess
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-VERSIONS = ("nppkit", "torch", "torch-fidelity", "numpy", "scipy", "pandas")
 
 
-def made() -> dict:
+def made(versions: dict[str, str]) -> dict:
     """Everything of it. None of it enters a digest: the same results made elsewhere are the same results."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
+        "versions": versions,
         "machine": machine(),
     }
 

@@ -71,7 +71,7 @@ def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
     outputs = {name: sha256(job.path(name)) for name in job.outputs}
     upstream = {up.name: outputs_digest(up) for up in job.upstream}
     record = {"job": job.name, "config_digest": job.digest, "config": job.config, "upstream": upstream, "outputs": outputs}
-    record |= {**({"inputs": now} if now else {}), "made": made()}
+    record |= {**({"inputs": now} if now else {}), "made": made(versions())}
     write_atomic(job.record, json.dumps(record, indent=1, default=str) + "\n")
     job.stale.unlink(missing_ok=True)
 

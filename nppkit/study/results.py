@@ -178,7 +178,11 @@ def sampling_deviation(preset: Preset) -> float:
     Every checkpoint is sampled with two seeds at each scale; equal numbers of images are compared, because FID is biased
     by that number.
     """
-    rows = [row for _, metrics in _scored(preset) for row in metrics["guidance"]]
+    return _deviation(_scored(preset))
+
+
+def _deviation(scored: list[dict]) -> float:
+    rows = [row for metrics in scored for row in metrics["guidance"]]
     return pooled_deviation([(row["select_fid"], row["repeat_fid"]) for row in rows]) if rows else float("nan")
 
 
@@ -188,24 +192,28 @@ def fid_bias(preset: Preset) -> float:
     FID's excess falls with one over the number of samples (Chong and Forsyth, 2020, arXiv 1911.07023), so that its fall
     from the first `select_samples` of the samples to all of them tells what is left. Mean over runs and guidance scales.
     """
+    return _bias(_scored(preset))
+
+
+def _bias(scored: list[dict]) -> float:
     found = []
-    for terms, metrics in _scored(preset):
-        few, all_ = terms["select_samples"], terms["samples"]
-        if few < all_:
-            found += [(row["repeat_fid"] - row["fid"]) * few / (all_ - few) for row in metrics["guidance"]]
+    for metrics in scored:
+        few, every = metrics["contract"]["select_samples"], metrics["contract"]["samples"]
+        if few < every:
+            found += [(row["repeat_fid"] - row["fid"]) * few / (every - few) for row in metrics["guidance"]]
     return sum(found) / len(found) if found else float("nan")
 
 
-def _scored(preset: Preset) -> list[tuple[dict, dict]]:
-    """Contract and metrics file of every complete run."""
-    complete = [run for run in preset_runs(preset) if run_result(preset, run)]
-    files = [read_json(run_dir(preset, run) / "metrics.json") for run in complete]
-    return [(metrics["contract"], metrics) for metrics in files]
+def _scored(preset: Preset) -> list[dict]:
+    """The metrics file of every complete run."""
+    complete = [run for run in preset_runs(preset) if not why_incomplete(evaluate_job(preset, run), needed=False)]
+    return [read_json(run_dir(preset, run) / "metrics.json") for run in complete]
 
 
 def sampling_error(preset: Preset) -> str:
     """How far sampling alone moves an FID: at random, and always upwards."""
-    deviation, bias = sampling_deviation(preset), fid_bias(preset)
+    scored = _scored(preset)
+    deviation, bias = _deviation(scored), _bias(scored)
     return (
         f"FID deviation over sampling seeds: {deviation:.2g}; bias of {preset.evaluation.samples} samples: about {bias:+.2g} "
         "(KID has none)"
