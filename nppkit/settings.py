@@ -1,5 +1,6 @@
 """Settings from a file: every key known, every value of its type and in its range, before any work is done."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -157,13 +158,19 @@ def _refuse_traps(node: yaml.Node) -> None:
         _refuse_traps(child)
 
 
+@functools.lru_cache(maxsize=16)  # a study of hundreds of runs asks for its presets hundreds of times
+def _parsed(path: Path, changed: tuple[int, int]) -> Any:
+    """What a file of that time and size holds."""
+    text = path.read_text()
+    if (tree := yaml.compose(text, yaml.SafeLoader)) is not None:
+        _refuse_traps(tree)
+    return yaml.safe_load(text)
+
+
 def read_yaml(path: Path) -> dict:
     """A YAML file that holds a mapping. NppkitError names the file, and the line of a key that stands twice."""
     try:
-        text = path.read_text()
-        if (tree := yaml.compose(text, yaml.SafeLoader)) is not None:
-            _refuse_traps(tree)
-        content = yaml.safe_load(text)
+        content = copy.deepcopy(_parsed(path, (path.stat().st_mtime_ns, path.stat().st_size)))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
