@@ -40,6 +40,12 @@ def environment(clone):
     (clone / ".venv/bin/.installed").touch()
 
 
+def own_environment():
+    """The variables of a shell in which no clone, no environment and no `make` (which may run these tests) is at work."""
+    others = ("NPPKIT_HOME", "PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    return {key: value for key, value in os.environ.items() if key not in others}
+
+
 def pictures(folder):
     """A few digits as files, in folders that a person would name."""
     digits = mnist_images()
@@ -59,9 +65,8 @@ def test_spaces_and_umlauts_in_every_path(clone):
     preset |= {"runs": {"B": ["ntp"]}, "reports": []}
     preset["training"]["compile"] = True
     (clone.parent / "Vor gabe.yaml").write_text(yaml.safe_dump(preset))
-    env = {key: value for key, value in os.environ.items() if key not in ("NPPKIT_HOME", "PYTHONPATH", "VIRTUAL_ENV")}
     command = ["make", "table1", "PRESET=../Vor gabe.yaml", "CORES=1", "PYTHON=true"]
-    result = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=clone, env=own_environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (clone / "results/Vor_gabe/table1_main.csv").is_file() and "table1_main.csv" in result.stdout.splitlines()[-1]
 
@@ -70,7 +75,7 @@ def test_spaces_and_umlauts_in_every_path(clone):
 def test_each_clone_runs_its_own_code(clone):
     """In an environment that has installed another clone, a job runs this clone's package in its kernel, too, and writes here."""
     (clone / "nppkit/presets/smoke.yaml").rename(clone / "nppkit/presets/ours.yaml")  # which the other clone does not have
-    env = {key: value for key, value in os.environ.items() if key not in ("NPPKIT_HOME", "PYTHONPATH")}
+    env = own_environment()
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "tokenize", "--config", "preset=ours"]
     result = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
