@@ -91,7 +91,7 @@ def import_again(store, home, monkeypatch):
 
 def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     """Extract in two shares, import LlamaGen's files, train GPT-B by patches and tokens, sample, evaluate, tabulate."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # two threads that spin would starve each other on a busy machine
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # two threads that spin would starve each other on a busy machine
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # two take four times the processor time for a Frechet distance
     write_files(home)
     preset = write_preset(home)

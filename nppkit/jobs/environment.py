@@ -17,6 +17,8 @@ def set_environment(threads: int) -> None:
     """
     for name in LEFT_OUT:
         os.environ.pop(name, None)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait soon give their core away (docs/speed.md)
     cache, paths = home() / ".cache", [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     (cache / "ipython").mkdir(parents=True, exist_ok=True)
     os.environ.update(
