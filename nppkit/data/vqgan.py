@@ -64,6 +64,11 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+def chroma(images: Tensor) -> Tensor:
+    """Colours without brightness: each channel of (B, 3, S, S) minus the mean of the three, 0 where an image is gray."""
+    return images - images.mean(1, keepdim=True)
+
+
 def gradient_ratio(loss: Tensor, adversarial: Tensor, last: Tensor) -> float:
     """VQGAN's adaptive weight (Esser et al., Eq. 7): how much larger the last layer's gradient of the other losses is."""
     norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, adversarial)]
@@ -143,6 +148,9 @@ class TokenizerTraining:
         reconstruction, codebook_loss, codes = self.model(images)
         terms = {"l1": F.l1_loss(reconstruction, images), "l2": F.mse_loss(reconstruction, images)}
         terms["codebook_loss"] = codebook_loss
+        if self.settings.chroma:
+            found, wanted = chroma(reconstruction), chroma(images)
+            terms["chroma"] = self.settings.chroma * (F.l1_loss(found, wanted) + F.mse_loss(found, wanted))
         if self.perceptual is not None:
             terms["perceptual"] = self.settings.perceptual * self.perceptual(reconstruction, images)
         if judged := self.discriminator is not None and self.step >= self.start:

@@ -101,6 +101,25 @@ def test_the_discriminator_comes_late(pixels):
     assert not any(torch.equal(a, b) for a, b in zip(before, training.discriminator.parameters(), strict=True) if b.ndim > 1)
 
 
+def test_chroma_sees_colour_alone(pixels):
+    """Brightness leaves the loss of colours as it is, a colour's change moves it by the closed form, and it is in the sum."""
+    gray = torch.full((2, 3, 8, 8), 0.25)
+    tint = torch.tensor([0.2, -0.1, -0.1]).view(1, 3, 1, 1)
+    assert not vqgan.chroma(gray).any()
+    torch.testing.assert_close(vqgan.chroma(gray + tint), tint.expand(2, 3, 8, 8))
+    red, steps = to_model_range(pixels[:4, 0]) * torch.tensor([1.0, 0.2, 0.2]).view(3, 1, 1), []
+    for weight in (0.0, 2.0):
+        training = TokenizerTraining(TINY, dataclasses.replace(SHORT, chroma=weight))
+        training.look(red)  # gives the codes their places, as the step will
+        with torch.no_grad():
+            found, wanted = vqgan.chroma(training.model(red)[0]), vqgan.chroma(red)
+        training.train_step(red)
+        steps.append((training, training.history[-1]))
+    expected = 2 * ((found - wanted).abs().mean() + (found - wanted).square().mean()).item()
+    assert "chroma" not in steps[0][1] and steps[1][1]["chroma"] == pytest.approx(expected, rel=1e-4)
+    assert digest(steps[0][0].model) != digest(steps[1][0].model)
+
+
 def test_gray_stays_gray(pixels):
     """With `gray`, decoded images have three equal channels, bit for bit; with colours to train on it refuses."""
     gray = dataclasses.replace(TINY, gray=True)
