@@ -108,8 +108,8 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str
     numbers = "; ".join(f"{name} {difference} ({difference.n} seeds)" for name, difference in found.items())
     return (
         f"**{what}, FID: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. Lower "
-        "is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where there is "
-        "no difference one such interval in twenty misses zero ([the report](report.ipynb) decides)."
+        "is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where there "
+        "is no difference one such interval in twenty misses zero ([the report](report.ipynb) decides)."
     )
 
 
