@@ -34,7 +34,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 env: $(BIN)/.installed  ## create the environment in VENV
 
-reproduce: env  ## everything a preset holds: tokenizer, runs, tables, figure
+reproduce: env  ## everything a preset holds: tokenizer, trainings, tables, figure; stop it at any time, type it again
 	$(SNAKEMAKE) $(CONFIG)
 	@$(BIN)/python -m nppkit where "$$PRESET"
 
@@ -45,21 +45,21 @@ table1 table2 table3 table4 table5 figure1: env  ## one table or the figure, and
 plan: env  ## steps, memory, disk and hours of every run before anything starts; GPU= GPUS= UTILISATION=
 	@$(BIN)/python -m nppkit plan "$$PRESET" $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(UTILISATION),--utilisation $(UTILISATION))
 
-study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is complete at any time
+study: env  ## the first study's runs on CPU, in hours; stop it at any time, type it again
 	$(MAKE) reproduce PRESET=study_8x8
 	$(MAKE) reproduce PRESET=study
 
-study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
+study-report: env  ## the study's tables, figures, report and reading notebooks from the committed results, in minutes
 	(echo report; $(BIN)/python -m nppkit where study --notebooks) | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN --output-dir docs notebooks/report.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md
 	$(MAKE) crate
 
-test: env  ## unit tests, golden core, every notebook at smoke size
+test: env  ## the tests: the method against the authors' code, every notebook at its smallest size
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: env  ## the above and the slow tests
+test-all: env  ## these and the slow ones: full-size models, a whole preset, a browser
 	$(BIN)/python -m pytest
 
 soak: env  ## kill and resume a run 50 times, and compare it with an undisturbed one
@@ -69,7 +69,7 @@ audit:  ## known vulnerabilities of the pinned versions, where the advisory serv
 	-$(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install --quiet pip-audit==2.10.1 \
 	  && .cache/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-bench: env  ## every row of the benchmarks, about 17 minutes of two cores; results/bench/
+bench: env  ## how fast and how large, about 17 minutes of two cores; results/bench/
 	for row in $(BENCH); do $(BIN)/python benchmarks/$$row.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 

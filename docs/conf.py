@@ -81,7 +81,7 @@ def write_api(app: Sphinx) -> None:
             name
         )
     lines = ["# API", "", "*What `from nppkit import ...` offers; everything else may change.*", ""]
-    for home, names in homes.items():
+    for home, names in sorted(homes.items(), key=lambda item: item[0] == "nppkit.errors"):  # the method first
         lines += [f"## {home}", "", sys.modules[home].__doc__.splitlines()[0], "", "```{eval-rst}"]
         for value, name in ((getattr(nppkit, name), name) for name in names):
             if isinstance(value, dict):

@@ -213,7 +213,7 @@ def for_readme(preset: Preset) -> str:
     table = verdicts(preset)[["claim", "verdict", "evidence"]]
     text = as_markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
     studies = [preset, *([load_preset(preset.confirmatory)] if preset.confirmatory else [])]
-    complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of {study.name}" for study in studies)
+    complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of preset {study.name}" for study in studies)
     return f"{text}\n\n{at_equal_flops(preset)}Complete runs: {complete}."
 
 
@@ -223,7 +223,8 @@ def at_equal_flops(preset: Preset) -> str:
     found = {size: paired(preset, run, NTP.of(size), "fid") for size, run in longer.items()}
     if not any(interval.n for interval in found.values()):
         return ""
-    first = _say("first study, exploratory, FID of NPP minus NTP's", {size: i for size, i in found.items() if i.n})
+    name = "first study, exploratory, FID of NPP minus NTP's, with 95 % intervals"
+    first = _say(name, {size: i for size, i in found.items() if i.n})
     verdict = f"{_said(decisions(load_preset(preset.confirmatory))[QUESTIONS[1]])}; " if preset.confirmatory else ""
     return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
 

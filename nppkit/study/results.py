@@ -104,11 +104,12 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str
     said = {"lower": [], "higher": [], SPANS_ZERO: []}
     for name, difference in found.items():
         said[difference.side("lower", "higher")].append(name)
-    words = [f"{side} for {', '.join(names)}" for side, names in said.items() if names]
+    words = [f"{side.replace(SPANS_ZERO, 'no difference shown')} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {difference} ({difference.n} seeds)" for name, difference in found.items())
     return (
-        f"**{what}, FID: {'; '.join(words)}.** Differences with 95 % intervals over seeds: {numbers}. Lower is better. This is "
-        "exploratory: the intervals are not corrected for their number, and give no verdict."
+        f"**{what}, FID: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. Lower "
+        "is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where there "
+        "is no difference one such interval in twenty misses zero ([the report](report.ipynb) decides)."
     )
 
 
