@@ -101,13 +101,18 @@ def short_signature(
 
 
 def fold_code(app: Sphinx, page: str, source: list[str]) -> None:
-    """On pages of results the code is folded: one click shows it. Where the code is the subject it stays."""
+    """On pages of results the code is folded, and parameters and versions come last. Where the code is the subject it stays."""
     if not page.startswith("notebooks/") or Path(page).name in CODE_IS_THE_SUBJECT:
         return
     notebook = json.loads(source[0])
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    for i, cell in enumerate(code):
-        cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input" if i > 1 else "hide-cell"]
+    title, *others = notebook["cells"]
+    if "".join(others[1]["source"]).startswith("The parameters are checked"):
+        heading = {"cell_type": "markdown", "id": "how", "metadata": {}, "source": "## How this page was made"}
+        notebook["cells"] = [title, *others[3:], heading, *others[:3]]
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code":
+            cell["metadata"]["tags"] = [*tags, "hide-cell" if "parameters" in tags else "hide-input"]
     source[0] = json.dumps(notebook)
 
 
