@@ -17,6 +17,7 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000
 
 SNAKEMAKE = $(BIN)/python -m nppkit warm $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
+WORKERS ?= -n 2 --dist loadfile
 CONFIG = --config "preset=$$PRESET" $(RUN)  # comes last: it takes every word after it
 BENCH := step patches training memory breakdown loss sampling store launcher fixed
 
@@ -57,10 +58,10 @@ study-report: env  ## the study's tables, figures, report and reading notebooks 
 	$(MAKE) crate
 
 test: env  ## the tests: the method against the authors' code, every notebook at its smallest size
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: env  ## these and the slow ones: full-size models, a whole preset, a browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 soak: env  ## kill and resume a run 50 times, and compare it with an undisturbed one
 	NPPKIT_KILLS=50 $(BIN)/python -m pytest tests/test_faults.py -k random_instants

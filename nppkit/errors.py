@@ -11,3 +11,7 @@ class NppkitError(ValueError):
     """
 
     status = 1  # of a command that ends with it
+
+
+class Diverged(NppkitError):
+    """A training whose loss, gradient or held-out likelihood is no longer a number: an outcome, which a study counts."""

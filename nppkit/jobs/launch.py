@@ -13,14 +13,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from nppkit.errors import NppkitError
+from nppkit.errors import Diverged, NppkitError
 from nppkit.jobs.environment import set_environment
 from nppkit.jobs.leases import leased
 from nppkit.jobs.progress import BATCH
 from nppkit.settings import coerce
 from nppkit.study.graph import claim, evaluate_job, report_job, reports, tokenize_job, train_job
 from nppkit.study.presets import load_preset
-from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_record
+from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
 from nppkit.training.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
 from nppkit.training.options import NAMES, Options
@@ -121,6 +121,8 @@ def execute(job: Job, overrides: dict) -> None:
             with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
+            if error.ename == Diverged.__name__:
+                write_diverged(job, reason)
         except DeadKernelError:
             reason = KERNEL_DIED
         except RuntimeError as error:

@@ -64,7 +64,7 @@ def _by_protocol(preset: Preset, question: Question, name: str, run: Run, baseli
 
 
 def _said(decision: Decision) -> str:
-    return decision.verdict if decision.complete else f"no verdict yet: {decision.verdict} seeds"
+    return decision.said if decision.complete else f"no verdict yet: {decision.verdict} seeds"
 
 
 def cost(preset: Preset) -> Finding:

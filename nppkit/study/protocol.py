@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from nppkit.study.graph import evaluate_job, train_job
 from nppkit.study.presets import Preset
+from nppkit.study.records import has_diverged, processor
 from nppkit.study.results import differences, results
-from nppkit.study.runs import Run, seed_count
+from nppkit.study.runs import Run, seed_count, seeds
 from nppkit.study.stats import interval
-from nppkit.study.verdicts import Contrast, Decision, decide
+from nppkit.study.verdicts import WORDS, Contrast, Decision, decide
 
 MARGIN = 1.0  # FID: the smallest difference worth knowing, the gain that the paper reports
 
@@ -40,12 +42,27 @@ QUESTIONS = (
 
 
 def decisions(preset: Preset) -> dict[Question, Decision]:
-    """The protocol's decision on each question, from the preset's complete seeds; one family, whatever is complete."""
-    planned = {q: min(seed_count(preset, run) for run in (q.run, q.baseline)) for q in QUESTIONS}
-    found = {q: list(differences(preset, q.run, q.baseline, "fid").values()) for q in QUESTIONS}
-    asked = [q for q in QUESTIONS if planned[q]]
-    made = decide({Contrast(q.text, q.sign, planned[q]): found[q] for q in asked}, MARGIN)
-    return dict(zip(asked, made, strict=True))
+    """The protocol's decision on each question, from the preset's complete seeds; one family, whatever is complete.
+
+    A seed counts where both of its runs were trained and scored on one kind of processor, which their records name.
+    """
+    asked, found = [], {}
+    for q in QUESTIONS:
+        planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
+        if planned:
+            lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
+            counted = {
+                seed: x for seed, x in differences(preset, q.run, q.baseline, "fid").items() if _one_processor(preset, q, seed)
+            }
+            asked.append(q)
+            found[Contrast(q.text, q.sign, len(planned), lost)] = list(counted.values())
+    return dict(zip(asked, decide(found, MARGIN), strict=True))
+
+
+def _one_processor(preset: Preset, question: Question, seed: int) -> bool:
+    runs = [replace(run, seed=seed) for run in (question.run, question.baseline)]
+    named = {processor(job(preset, run)) for run in runs for job in (train_job, evaluate_job)}
+    return len(named) == 1 and "" not in named
 
 
 def summary(preset: Preset, first: Preset) -> pd.DataFrame:
@@ -57,11 +74,12 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
     for number, (question, decision) in enumerate(decisions(preset).items(), 1):
         before = interval(list(differences(first, question.run, question.baseline, "fid").values()))
         line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
-        line |= {"seeds": decision.n, "planned": decision.contrast.planned}
+        line |= {"seeds": decision.n, "planned": decision.contrast.planned, "diverged": decision.contrast.diverged}
         line |= {
             key: value if decision.complete else None for key, value in asdict(decision).items() if key not in ("contrast", "n")
         }
-        line["verdict"] = decision.verdict
+        line["verdict"] = decision.said
+        line["decided"] = decision.verdict in WORDS
         lines.append({**line, **{f"first_{key}": value for key, value in asdict(before).items()}})
     return pd.DataFrame(lines).astype({key: float for key in ("mean", "low", "high", "p", "adjusted")})
 

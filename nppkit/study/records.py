@@ -76,6 +76,31 @@ def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
     job.stale.unlink(missing_ok=True)
 
 
+def write_diverged(job: Job, reason: str) -> None:
+    """Note that this training has diverged, which is an outcome and not a run that is still to come."""
+    write_atomic(
+        _diverged(job), json.dumps({"config_digest": job.digest, "reason": reason, "made": made(versions())}, indent=1) + "\n"
+    )
+
+
+def has_diverged(job: Job) -> bool:
+    """Whether this training, in today's configuration, was tried and diverged, and never came through."""
+    try:
+        noted = json.loads(_diverged(job).read_text())["config_digest"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return noted == job.digest and why_incomplete(job, needed=False) != ""
+
+
+def _diverged(job: Job) -> Path:
+    return job.folder / f"{job.notebook}.diverged.json"
+
+
+def processor(job: Job) -> str:
+    """The processor that a complete job ran on, as its record names it; empty where it does not."""
+    return "".join((_read_record(job) or {}).get("made", {}).get("machine", {}).get("processor", [])[:1])
+
+
 def outputs_digest(job: Job) -> str:
     """One digest for all that a complete job wrote, as its record has it; empty without a record."""
     record = _read_record(job)

@@ -1,22 +1,27 @@
 """The protocol's rule (docs/protocol.md): verdicts on a family of contrasts, with intervals that hold together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # of the whole family
 NO_MATTER, SUPPORTED, REFUTED, UNDECIDED = "no difference that matters", "supported", "refuted", "undecided"
+WORDS = (NO_MATTER, SUPPORTED, REFUTED, UNDECIDED)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A claim about a mean difference: that it lies below zero (sign -1) or above (1); with how many seeds it is planned."""
+    """A claim about a mean difference: that it lies below zero (sign -1) or above (1).
+
+    planned: number of seeds; diverged: how many of them have a run that diverged, and so no difference.
+    """
 
     name: str
     sign: int
     planned: int
+    diverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,14 @@ class Decision:
 
     @property
     def complete(self) -> bool:
-        """Whether all planned seeds are in."""
-        return self.n >= self.contrast.planned
+        """Whether all planned seeds are in, or have diverged."""
+        return self.n > 1 and self.n + self.contrast.diverged >= self.contrast.planned
+
+    @property
+    def said(self) -> str:
+        """The verdict, and how many seeds diverged."""
+        lost = self.contrast.diverged
+        return f"{self.verdict} ({lost} diverged)" if lost else self.verdict
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -53,26 +64,30 @@ def decide(differences: dict[Contrast, Sequence[float]], margin: float) -> list[
     """The verdict on every contrast of a family, from its paired differences, one a seed.
 
     margin: the smallest difference worth knowing. A contrast with fewer seeds than planned has no verdict, and counts as
-    one of the family all the same.
+    one of the family all the same. Until all have theirs none is undecided: a later one can only lower Holm's p.
     """
-    family, done = len(differences), [len(x) >= c.planned for c, x in differences.items()]
-    tests = [stats.ttest_1samp(x, 0.0) if len(x) > 1 else None for x in differences.values()]
-    p = [float(test.pvalue) if test and complete else 1.0 for test, complete in zip(tests, done, strict=True)]
-    decisions = []
-    for (contrast, x), test, adjusted in zip(differences.items(), tests, holm(p), strict=True):
-        low, high = test.confidence_interval(1 - LEVEL / family) if test else (np.nan, np.nan)
-        found = Decision(contrast, len(x), float(np.mean(x)) if len(x) else np.nan, low, high, p[len(decisions)], adjusted, "")
-        decisions.append(_with_verdict(found, margin))
-    return decisions
+    found = [_estimate(contrast, x, len(differences)) for contrast, x in differences.items()]
+    p = holm([d.p if d.complete else 1.0 for d in found])
+    found = [replace(d, adjusted=float(adjusted)) for d, adjusted in zip(found, p, strict=True)]
+    done = sum(d.complete for d in found)
+    waiting = UNDECIDED if done == len(found) else f"not decided before the others ({done} of {len(found)} complete)"
+    return [replace(d, verdict=_verdict(d, margin, waiting)) for d in found]
 
 
-def _with_verdict(found: Decision, margin: float) -> Decision:
+def _estimate(contrast: Contrast, x: Sequence[float], family: int) -> Decision:
+    """Mean, simultaneous interval and p of one contrast, as far as its seeds allow."""
+    test = stats.ttest_1samp(x, 0.0) if len(x) > 1 else None
+    low, high = test.confidence_interval(1 - LEVEL / family) if test else (np.nan, np.nan)
+    return Decision(
+        contrast, len(x), float(np.mean(x)) if len(x) else np.nan, low, high, float(test.pvalue) if test else 1.0, 1.0, ""
+    )
+
+
+def _verdict(found: Decision, margin: float, waiting: str) -> str:
     if not found.complete:
-        verdict = f"planned {found.contrast.planned}, done {found.n}"
-    elif -margin < found.low and found.high < margin:
-        verdict = NO_MATTER
-    elif found.adjusted < LEVEL:
-        verdict = SUPPORTED if np.sign(found.mean) == found.contrast.sign else REFUTED
-    else:
-        verdict = UNDECIDED
-    return Decision(**{**vars(found), "verdict": verdict})
+        return f"planned {found.contrast.planned}, done {found.n}"
+    if -margin < found.low and found.high < margin:
+        return NO_MATTER
+    if found.adjusted < LEVEL:
+        return SUPPORTED if np.sign(found.mean) == found.contrast.sign else REFUTED
+    return waiting

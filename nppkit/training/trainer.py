@@ -22,7 +22,7 @@ from nppkit import noise
 from nppkit.checkpoint import checkpoints, load_newest, save_checkpoint
 from nppkit.cost import step_flops
 from nppkit.data.codes import CodeStore
-from nppkit.errors import NppkitError
+from nppkit.errors import Diverged, NppkitError
 from nppkit.files import check_space, write_atomic
 from nppkit.grouping import patch_grid
 from nppkit.loss import npp_loss
@@ -241,11 +241,11 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self.not_finite(self.step - len(self.losses) + i, f"loss {loss}, gradient norm {norm}")
 
-    def not_finite(self, step: int, what: str) -> NppkitError:
+    def not_finite(self, step: int, what: str) -> Diverged:
         """The error that ends a run which has diverged at that step."""
         newest = checkpoints(self.checkpoint_folder)[-1:]
         last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint was written yet"
-        return NppkitError(f"step {step}: {what}: lower training.lr; {last}")
+        return Diverged(f"step {step}: {what}: lower training.lr; {last}")
 
     def log(self, segment: Segment, measured: bool) -> None:
         """Add a history row: means since the last row, and, where `measured`, the held-out likelihood."""

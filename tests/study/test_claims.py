@@ -1,12 +1,13 @@
 """Claims: verdicts follow the numbers and the protocol, and without numbers there is none."""
 
 import dataclasses
+import json
 
 import pytest
 from test_tables import finish
 
 from nppkit import cli
-from nppkit.study import claims, protocol
+from nppkit.study import claims, graph, protocol, records
 from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN
 from nppkit.study.protocol import NPP, NTP
 from nppkit.study.runs import Run
@@ -55,7 +56,7 @@ def test_a_first_study_decides_nothing(studies):
         ([-5.0, -5.1, -4.9], "supported"),
         ([5.0, 5.1, 4.9], "refuted"),
         ([0.1, 0.11, 0.12], "no difference that matters"),
-        ([9.0, -9.0, 1.0], "undecided"),
+        ([9.0, -9.0, 1.0], "not decided before the others (1 of 3 complete)"),
         ([-5.0, -5.1], "no verdict yet: planned 3, done 2 seeds"),
     ],
 )
@@ -66,6 +67,30 @@ def test_the_confirmatory_study_decides(studies, differences, verdict):
     seeded(confirmatory, differences, NPP, NTP)
     finding = claims.fid(first)
     assert finding.verdict == verdict and ("NPP - NTP, equal epochs (B): " in finding.numbers) == (len(differences) == 3)
+
+
+def test_a_diverged_run_is_an_outcome(studies):
+    """A seed whose training diverged is left out of its contrast, which does not wait for it, and is said."""
+    first, confirmatory = studies
+    seeded(confirmatory, [-5.0, -5.1], NPP, NTP)
+    lost = graph.train_job(confirmatory, dataclasses.replace(NPP, seed=102))
+    lost.folder.mkdir(parents=True)
+    records.write_diverged(lost, "step 3: loss nan")
+    assert claims.fid(first).verdict == "supported (1 diverged)"
+    other = dataclasses.replace(confirmatory, training=dataclasses.replace(confirmatory.training, lr=1e-4))
+    assert not records.has_diverged(graph.train_job(other, dataclasses.replace(NPP, seed=102)))  # at another rate it may not
+
+
+@pytest.mark.parametrize("processors", [["another"], []], ids=["another processor", "none named"])
+def test_a_pair_counts_on_one_processor(studies, processors):
+    """A seed whose two runs come from two kinds of processor, or from one that no record names, is not done."""
+    first, confirmatory = studies
+    seeded(confirmatory, [-5.0, -5.1, -4.9], NPP, NTP)
+    path = graph.evaluate_job(confirmatory, dataclasses.replace(NPP, seed=101)).record
+    record = json.loads(path.read_text())
+    record["made"]["machine"]["processor"] = processors
+    path.write_text(json.dumps(record))
+    assert claims.fid(first).verdict == "no verdict yet: planned 3, done 2 seeds"
 
 
 def test_cost_is_arithmetic(studies):
