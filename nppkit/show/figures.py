@@ -191,13 +191,16 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
 def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: str, ylabel: str, logx: bool = False) -> Figure:
     """y against x: a panel for each name, in it a label for each frame.
 
-    Thin lines are seeds (small dots where a run is one point), the thick line is their mean.
+    Thin lines are seeds (small dots where a run is one point), the thick line is their mean: of the seeds that everything in a
+    panel has, if there are any, so that means differ as the paired differences do.
     """
     figure, row = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 2.8), squeeze=False)
     for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
+        shared = shared_seeds(frames)
         for number, (label, frame) in enumerate(frames.items()):
-            _seeds(axes, frame, x, y, f"C{number}", label)
-        axes.set(title=title, xlabel=xlabel, xscale="log" if logx else "linear")
+            _seeds(axes, frame[frame["seed"].isin(shared)] if shared else frame, x, y, f"C{number}", label)
+        seeds = f" ({len(shared)} seed{'s' * (len(shared) > 1)})" if shared else ""
+        axes.set(title=title + seeds, xlabel=xlabel, xscale="log" if logx else "linear")
         if logx:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
@@ -207,6 +210,12 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
             axes.legend()
     row[0][0].set_ylabel(ylabel)
     return figure
+
+
+def shared_seeds(frames: dict[str, pd.DataFrame]) -> set[int]:
+    """The seeds that every frame has at every one of its points; frames without rows do not count."""
+    found = [set(part["seed"]) for frame in frames.values() if not frame.empty for _, part in frame.groupby("point")]
+    return set.intersection(*found) if found else set()
 
 
 def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: str) -> None:
@@ -231,7 +240,7 @@ def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
     axes.axvspan(-margin, margin, color="0.92", linewidth=0)
     axes.axvline(0, color="0.6", linewidth=0.8)
     for place, (_, row) in enumerate(summary.iterrows()):
-        colour = VERDICTS.get(row["verdict"], "0.7")
+        colour = VERDICTS.get(row["verdict"].partition(" (")[0], "0.7")
         _whisker(axes, place, row["mean"], row["low"], row["high"], color=colour, marker="o", markerfacecolor=colour)
         before = (row[f"first_{end}"] for end in ("mean", "low", "high"))
         _whisker(axes, place + 0.28, *before, color="0.65", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
@@ -241,7 +250,7 @@ def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
             row["verdict"],
             transform=axes.get_yaxis_transform(),
             va="center",
-            color=colour if row["verdict"] in VERDICTS else "0.35",
+            color=colour if row["decided"] else "0.35",
         )
     axes.set_yticks(range(len(summary)), [f"{row['contrast']} ({row['size']})" for _, row in summary.iterrows()])
     axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=xlabel)

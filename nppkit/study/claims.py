@@ -48,7 +48,7 @@ def _over_sizes(preset: Preset, key: str, run: Callable, baseline: Callable, **k
 
 
 def _say(name: str, found: dict[str, Interval]) -> str:
-    return f"{name}: " + ", ".join(f"{size} {interval}" for size, interval in found.items()) if found else ""
+    return f"{name}: " + ", ".join(f"{size} {interval} (n = {interval.n})" for size, interval in found.items()) if found else ""
 
 
 def _by_protocol(preset: Preset, question: Question, name: str, run: Run, baseline: Run) -> Finding:
@@ -60,11 +60,14 @@ def _by_protocol(preset: Preset, question: Question, name: str, run: Run, baseli
     decision = decisions(load_preset(preset.confirmatory))[question]
     interval = Interval(decision.n, decision.mean, decision.low, decision.high)
     numbers = f"{question.text} ({question.run.size}): {interval}" if decision.complete else ""  # of a part they are no result
-    return Finding(_said(decision), "; ".join(filter(None, (numbers, first))))
+    return Finding(_said(question, decision), "; ".join(filter(None, (numbers, first))))
 
 
-def _said(decision: Decision) -> str:
-    return decision.said if decision.complete else f"no verdict yet: {decision.verdict} seeds"
+def _said(question: Question, decision: Decision) -> str:
+    """The verdict on the contrast that was asked: one size, on the preset's pictures, which says nothing of others."""
+    if not decision.complete:
+        return f"no verdict yet: {decision.verdict} seeds"
+    return f"{question.text}, {question.run.size}: {decision.said}"
 
 
 def cost(preset: Preset) -> Finding:
@@ -75,8 +78,8 @@ def cost(preset: Preset) -> Finding:
     return Finding(HOLDS if all(0.5 < i.mean < 0.65 for i in found.values()) else FAILS, _say_ratios(found))
 
 
-def _say_ratios(found: dict[str, Interval]) -> str:
-    return "FLOPs ratio: " + ", ".join(f"{size} {interval.mean:.3f}" for size, interval in found.items())
+def _say_ratios(found: dict[str, Interval], to: str = "NTP's") -> str:
+    return f"FLOPs over {to}: " + ", ".join(f"{size} {interval.mean:.3f}" for size, interval in found.items())
 
 
 def fid(preset: Preset) -> Finding:
@@ -106,21 +109,30 @@ def parameters(preset: Preset) -> Finding:
     return Finding(HOLDS if same else FAILS, ", ".join(f"{size} {counts[0]:,}" for size, counts in pairs.items()))
 
 
-def _published_fid() -> dict[Run | str, float]:
-    return {row_run(row) or row["model"]: row["fid"] for _, row in published(1).iterrows()}
+def _published(metric: str = "fid") -> dict[Run | str, float]:
+    return {row_run(row) or row["model"]: row[metric] for _, row in published(1).iterrows()}
 
 
 def against_384(preset: Preset) -> Finding:
-    """Claim 5: XL and XXL with NPP against the 384 models, in the paper's own Table 1."""
-    fids = _published_fid()
-    pairs = {size: (fids[NPP.of(size)], fids[NTP.of(size, large=True)]) for size in ("XL", "XXL")}
-    numbers = "published FID: " + ", ".join(f"{size} {ours} against {large}" for size, (ours, large) in pairs.items())
-    return Finding(CONTRADICTED if any(ours > large for ours, large in pairs.values()) else AGREES, numbers)
+    """Claim 5: XL and XXL with NPP against the 384 models, in the paper's own Table 1, in FID and in inception score."""
+    sizes, numbers, ahead = ("XL", "XXL"), [], {}
+    for metric, name, sign in (("fid", "FID", -1), ("inception_score", "IS", 1)):
+        values = _published(metric)
+        pairs = {size: (values[NPP.of(size)], values[NTP.of(size, large=True)]) for size in sizes}
+        numbers.append(
+            f"published {name}: " + ", ".join(f"{size} {ours} against {large}" for size, (ours, large) in pairs.items())
+        )
+        ahead[name] = all(sign * ours > sign * large for ours, large in pairs.values())
+    verdict = AGREES if all(ahead.values()) else CONTRADICTED
+    exceptions = [name for name, holds in ahead.items() if holds]
+    return Finding(
+        f"{verdict}, except in {exceptions[0]}" if verdict == CONTRADICTED and exceptions else verdict, "; ".join(numbers)
+    )
 
 
 def state_of_the_art(preset: Preset) -> Finding:
     """Claim 6: the best published NPP row against every other system in Table 1."""
-    fids = _published_fid()
+    fids = _published()
     best = min(value for run, value in fids.items() if isinstance(run, Run) and run.lam)
     ahead = {name: value for name, value in fids.items() if isinstance(name, str) and value < best}
     numbers = f"published FID {best} against " + ", ".join(f"{name} {value}" for name, value in ahead.items())
@@ -139,24 +151,26 @@ def larger_patches(preset: Preset) -> Finding:
     return _by_protocol(preset, QUESTIONS[2], "FID of p = 4 minus p = 2", NPP.of("B", patch_size=4), NPP)
 
 
-def _cheaper(preset: Preset, quality: Finding, run: Run) -> Finding:
+def _cheaper(preset: Preset, quality: Finding, run: Run, to: str) -> Finding:
     """The claim is also that fewer FLOPs are measured: arithmetic, which can only fail."""
     ratios = _over_sizes(preset, "flops", run.of, NPP.of, combine=lambda a, b: a / b)
     dearer = any(interval.mean >= 1 for interval in ratios.values())
-    numbers = "; ".join(filter(None, (quality.numbers, _say_ratios(ratios) if ratios else "")))
+    numbers = "; ".join(filter(None, (quality.numbers, _say_ratios(ratios, to) if ratios else "")))
     return Finding(FAILS if dearer else quality.verdict, numbers)
 
 
 def larger_lambda(preset: Preset) -> Finding:
     """Claim 9 (Table 3): lambda 4/5 against lambda 1/2."""
     run = NPP.of("B", lam="4/5")
-    return _cheaper(preset, _by_protocol(preset, QUESTIONS[4], "FID of lambda 4/5 minus 1/2", run, NPP), run)
+    return _cheaper(
+        preset, _by_protocol(preset, QUESTIONS[4], "FID of lambda 4/5 minus 1/2", run, NPP), run, "those of lambda 1/2"
+    )
 
 
 def more_levels(preset: Preset) -> Finding:
     """Claim 10 (Table 4): four levels against two."""
     run = Run("B", levels=4, lam="1/2")
-    return _cheaper(preset, _by_protocol(preset, QUESTIONS[3], "FID of 4 levels minus 2", run, NPP), run)
+    return _cheaper(preset, _by_protocol(preset, QUESTIONS[3], "FID of 4 levels minus 2", run, NPP), run, "those of 2 levels")
 
 
 def caption(preset: Preset) -> Finding:
@@ -225,7 +239,8 @@ def at_equal_flops(preset: Preset) -> str:
         return ""
     name = "first study, exploratory, FID of NPP minus NTP's, with 95 % intervals"
     first = _say(name, {size: i for size, i in found.items() if i.n})
-    verdict = f"{_said(decisions(load_preset(preset.confirmatory))[QUESTIONS[1]])}; " if preset.confirmatory else ""
+    asked = QUESTIONS[1]
+    verdict = f"{_said(asked, decisions(load_preset(preset.confirmatory))[asked])}; " if preset.confirmatory else ""
     return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 

@@ -6,7 +6,6 @@ What these do not ask is exploratory: it has intervals, and no verdict.
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from nppkit.study.graph import evaluate_job, train_job
@@ -85,17 +84,23 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
 
 
 def rates(chosen_by: Preset, first: Preset) -> pd.DataFrame:
-    """Mean FID of NTP and NPP at each learning rate, by the seeds that both presets share: `first` has the middle rate."""
+    """FID and held-out NLL of NTP and NPP at each rate, by the seeds that both presets share: `first` has the middle rate.
+
+    Mean and standard deviation as text, the mean of NLL after them; the rate of the lowest mean FID is `chosen`.
+    """
     lines = []
     for size in ("B", "L"):
         for name, run in (("NTP", NTP.of(size)), ("NPP", NPP.of(size))):
             tried = [
                 replace(run, lr=Run.parse(f"GPT-{size}_{r}_seed0").lr) for r in chosen_by.runs[size] if r.startswith(run.recipe)
             ]
-            seeds = range(seed_count(chosen_by, tried[0]))
-            known = {float(t.lr): [r["fid"] for r in results(chosen_by, t)] for t in tried}
-            known[first.training.lr] = [r["fid"] for r in results(first, run) if r["seed"] in seeds]
-            means = {rate: np.mean(fids) for rate, fids in sorted(known.items())}
-            line = {"size": size, "method": name, "seeds": len(seeds)} | {f"lr {rate:g}": fid for rate, fid in means.items()}
+            shared = range(seed_count(chosen_by, tried[0]))
+            known = {float(t.lr): results(chosen_by, t) for t in tried}
+            known[first.training.lr] = [r for r in results(first, run) if r["seed"] in shared]
+            known = {rate: pd.DataFrame(rows) for rate, rows in sorted(known.items())}
+            means = {rate: rows["fid"].mean() for rate, rows in known.items()}
+            line = {"size": size, "method": name, "seeds": len(shared)}
+            for rate, rows in known.items():
+                line[f"lr {rate:g}"] = f"{means[rate]:.1f} \u00b1 {rows['fid'].std():.1f} ({rows['heldout_nll'].mean():.3f})"
             lines.append({**line, "chosen": min(means, key=means.get), "smallest": min(means)})
     return pd.DataFrame(lines)

@@ -123,10 +123,10 @@ def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str,
     """
     lines = []
     for name, (run, baseline) in pairs.items():
-        line = {"difference": name}
-        for key, label in keys.items():
-            found = paired(preset, run, baseline, key)
-            line |= {label: str(found), f"{label}: side": found.side("lower", "higher") if found.n else ""}
+        found = {label: paired(preset, run, baseline, key) for key, label in keys.items()}
+        line = {"difference": name, "seeds": max(difference.n for difference in found.values())}
+        for label, difference in found.items():
+            line |= {label: str(difference), f"{label}: side": difference.side("lower", "higher") if difference.n else ""}
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -216,8 +216,8 @@ def sampling_error(preset: Preset) -> str:
     scored = _scored(preset)
     deviation, bias = _deviation(scored), _bias(scored)
     return (
-        f"FID deviation over sampling seeds: {deviation:.2g}; bias of {preset.evaluation.samples} samples: about {bias:+.2g} "
-        "(KID has none)"
+        f"FID deviation over sampling seeds: {deviation:.2g} of {preset.evaluation.select_samples} samples, less of more; bias "
+        f"of {preset.evaluation.samples} samples: about {bias:+.2g} on average (KID has none)"
     )
 
 

@@ -98,10 +98,13 @@ def test_figure4_places_the_grids(tmp_path):
 
 
 def test_curves_average_over_seeds():
-    """The thick line is the mean of the seeds at the same point, also where a seed is missing at some."""
+    """The thick line is the mean of the seeds that all curves of a panel have at all points; of all without such a seed."""
     frame = pd.DataFrame({"seed": [0, 0, 1], "point": [1, 2, 2], "x": [1, 2, 2], "y": [5.0, 1.0, 3.0]})
     axes = figures.curves({"B": {"NTP": frame}}, "x", "y", "x", "y").axes[0]
-    assert points(axes.lines[-1]) == [(1, 5.0), (2, 2.0)] and len(axes.lines) == 3
+    assert points(axes.lines[-1]) == [(1, 5.0), (2, 1.0)] and len(axes.lines) == 2 and axes.get_title() == "B (1 seed)"
+    apart = pd.DataFrame({"seed": [1], "point": [1], "x": [1], "y": [2.0]})
+    axes = figures.curves({"B": {"NTP": frame, "NPP": apart}}, "x", "y", "x", "y").axes[0]
+    assert points(axes.lines[2]) == [(1, 5.0), (2, 2.0)] and axes.get_title() == "B"
 
 
 def test_single_points_show_their_seeds():

@@ -34,7 +34,7 @@ def test_nothing_is_claimed_without_results(home, smoke):
     """Without runs only what the paper's own tables say is judged."""
     found = claims.verdicts(smoke)["verdict"].tolist()
     assert [found[i] for i in (0, 1, 2, 3, 7, 8, 9)] == [NOT_RUN] * 7
-    assert [found[i] for i in (4, 5, 6, 10)] == [CONTRADICTED] * 4
+    assert [found[i] for i in (4, 5, 6, 10)] == [f"{CONTRADICTED}, except in IS", *[CONTRADICTED] * 3]
 
 
 def test_a_first_study_decides_nothing(studies):
@@ -53,10 +53,10 @@ def test_a_first_study_decides_nothing(studies):
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
-        ([-5.0, -5.1, -4.9], "supported"),
-        ([5.0, 5.1, 4.9], "refuted"),
-        ([0.1, 0.11, 0.12], "no difference that matters"),
-        ([9.0, -9.0, 1.0], "not decided before the others (1 of 3 complete)"),
+        ([-5.0, -5.1, -4.9], "NPP - NTP, equal epochs, B: supported"),
+        ([5.0, 5.1, 4.9], "NPP - NTP, equal epochs, B: refuted"),
+        ([0.1, 0.11, 0.12], "NPP - NTP, equal epochs, B: no difference that matters"),
+        ([9.0, -9.0, 1.0], "NPP - NTP, equal epochs, B: not decided before the others (1 of 3 complete)"),
         ([-5.0, -5.1], "no verdict yet: planned 3, done 2 seeds"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_diverged_run_is_an_outcome(studies):
     lost = graph.train_job(confirmatory, dataclasses.replace(NPP, seed=102))
     lost.folder.mkdir(parents=True)
     records.write_diverged(lost, "step 3: loss nan")
-    assert claims.fid(first).verdict == "supported (1 diverged)"
+    assert claims.fid(first).verdict == "NPP - NTP, equal epochs, B: supported (1 diverged)"
     other = dataclasses.replace(confirmatory, training=dataclasses.replace(confirmatory.training, lr=1e-4))
     assert not records.has_diverged(graph.train_job(other, dataclasses.replace(NPP, seed=102)))  # at another rate it may not
 
@@ -101,7 +101,7 @@ def test_cost_is_arithmetic(studies):
         assert claims.cost(first).verdict == verdict
 
 
-@pytest.mark.parametrize(("flops", "verdict"), [(0.5e12, "supported"), (0.7e12, FAILS)])
+@pytest.mark.parametrize(("flops", "verdict"), [(0.5e12, "#L = 4 - #L = 2, B: supported"), (0.7e12, FAILS)])
 def test_more_levels(studies, flops, verdict):
     """Claim 10 needs four levels to be worse than two, and cheaper: it fails when they cost more."""
     first, confirmatory = studies
@@ -111,7 +111,7 @@ def test_more_levels(studies, flops, verdict):
     for seed in range(3):
         finish(first, dataclasses.replace(NPP, seed=seed), fid=10.0, flops=0.6e12)
     found = claims.more_levels(first)
-    assert found.verdict == verdict and f"FLOPs ratio: B {flops / 0.6e12:.3f}" in found.numbers
+    assert found.verdict == verdict and f"FLOPs over those of 2 levels: B {flops / 0.6e12:.3f}" in found.numbers
 
 
 def test_a_part_of_the_seeds_shows_no_numbers(studies):
@@ -130,7 +130,10 @@ def test_published_tables_decide_alone():
     """The numbers named are the paper's: VAR, DiT and StyleGAN-XL are ahead, XL and XXL are behind the 384 models."""
     ahead = claims.state_of_the_art(None).numbers
     assert all(name in ahead for name in ("VAR-d24", "DiT-XL/2", "StyleGAN-XL")) and "ADM" not in ahead
-    assert claims.against_384(None).numbers == "published FID: XL 2.65 against 2.62, XXL 2.55 against 2.34"
+    fid, score = claims.against_384(None).numbers.split("; ")
+    assert fid == "published FID: XL 2.65 against 2.62, XXL 2.55 against 2.34"
+    assert score == "published IS: XL 281.03 against 244.08, XXL 282.01 against 253.9"
+    assert claims.against_384(None).verdict == f"{CONTRADICTED}, except in IS"
     assert claims.model_range(None).numbers.endswith("1.4B")
 
 
@@ -151,7 +154,7 @@ def test_readme_says_what_equal_flops_give(home, smoke):
         finish(preset, dataclasses.replace(NPP, epochs=515, seed=seed), fid=8.0 + seed)
     text = claims.for_readme(preset)
     assert "at equal training FLOPs: first study, exploratory, FID of NPP minus NTP's" in text
-    assert "intervals: B -1.5 [-7.9, 4.9] ([equal" in text
+    assert "intervals: B -1.5 [-7.9, 4.9] (n = 2) ([equal" in text
 
 
 def test_readme_table_is_rewritten_in_place(home, smoke, tmp_path):
