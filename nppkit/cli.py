@@ -15,7 +15,6 @@ from typing import NoReturn
 from nppkit.errors import NppkitError
 from nppkit.jobs.warm import command as command_of_a_warm_server
 
-COMMANDS: dict[str, argparse.ArgumentParser] = {}
 parser = argparse.ArgumentParser(prog="nppkit", description="Next Patch Prediction: run a study, or a part of one.")
 groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
 
@@ -48,7 +47,6 @@ def command(name: str, example: str, *arguments: tuple) -> Callable:
         for names, settings in arguments:
             own.add_argument(*names, **settings)
         own.set_defaults(function=function)
-        COMMANDS[name] = own
         return function
 
     return register

@@ -268,5 +268,5 @@ def _init_weights(module: nn.Module, std: float) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Number of parameters."""
     return sum(p.numel() for p in model.parameters())

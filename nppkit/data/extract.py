@@ -254,5 +254,5 @@ def _crop_kind(store: CodeStore) -> str:
     kinds = {count: kind for kind, count in CROPS.items()} | {10: "ten_crop"}
     kind = store.manifest.get("crop_kind", kinds.get(store.crops))
     if kind is None:
-        raise NppkitError(f"{store.folder} has {store.crops} crops an image, of a kind that is not known: see nppkit/data")
+        raise NppkitError(f"{store.folder} has {store.crops} crops an image, of a kind that is not known: use {', '.join(CROPS)}")
     return kind

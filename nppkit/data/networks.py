@@ -53,11 +53,9 @@ def load_lite0(path: str | Path) -> EfficientNetLite0:
     return classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def check_sha256(path: Path, expected: str) -> str:
-    """The file's sha256. NppkitError if it is not the expected one (empty: any)."""
+def check_sha256(path: Path, expected: str, remedy: str) -> str:
+    """The file's sha256. NppkitError with the remedy if it is not the expected one (empty: any)."""
     found = files.sha256(path)
     if expected and found != expected.lower():
-        raise NppkitError(
-            f"extractor weights {path} have sha256 {found}, not {expected}: set extractor.sha256 only if you trust them"
-        )
+        raise NppkitError(f"weights {path} have sha256 {found}, not {expected}: {remedy}")
     return found

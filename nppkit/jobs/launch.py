@@ -105,14 +105,10 @@ def execute(job: Job, overrides: dict) -> None:
 
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
     values = job_parameters(job, notebook, overrides)
-    machine = Options.parse(values.get("options", "device=cpu"))
-    if source := job.parameters.get("preset"):
-        claim(load_preset(source))
-    os.environ[BATCH] = "1"
-    set_environment(machine.threads)
+    machine = prepare(job, values)
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
     options |= dict(kernel_name=NAME, language="python", kernel_manager_class=OwnKernel)
-    options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
+    options |= dict(extra_arguments=["--log-level=CRITICAL"])  # of the kernel itself; the notebook's errors come back with it
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
     use_forked_kernels()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
@@ -133,6 +129,16 @@ def execute(job: Job, overrides: dict) -> None:
     if stop.requested or reason.startswith("Interrupted"):
         raise Interrupted(f"{job.name} failed: {reason} (read {executed})", stop.requested)
     raise NppkitError(f"{job.name} failed: {reason} (read {executed})")
+
+
+def prepare(job: Job, values: dict) -> Options:
+    """The machine that the job runs on, its processes' environment set, and the preset's results claimed."""
+    machine = Options.parse(values.get("options", "device=cpu"))
+    if source := job.parameters.get("preset"):
+        claim(load_preset(source))
+    os.environ[BATCH] = "1"
+    set_environment(machine.threads)
+    return machine
 
 
 def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:

@@ -124,7 +124,7 @@ def load_extractor(name: str, weights: str | Path = "", sha256: str = "") -> Fea
     preset says its digest is. NppkitError for an unknown name and an unfit file.
     """
     path = weights_file(name, weights)
-    digest = check_sha256(path, sha256 or SHA256.get(name, ""))
+    digest = check_sha256(path, sha256 or SHA256.get(name, ""), "set extractor.sha256 only if you trust them")
     try:
         if name == "inception-v3-compat":
             torch.load(path, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would run

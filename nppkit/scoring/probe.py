@@ -6,12 +6,9 @@ problem is convex: there is one answer, and no seed. Its held-out accuracy says 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -40,17 +37,6 @@ class Probe:
     def classes(self, features: Tensor) -> Tensor:
         """The class (n,) that each feature (n, D) most looks like."""
         return self.logits(features).argmax(-1)
-
-    def save(self, path: Path) -> None:
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, path)
-
-
-def load_probe(path: str | Path) -> Probe:
-    """A probe that `save` wrote. NppkitError names a file that is missing or something else."""
-    try:
-        return Probe(**load_file(path))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise NppkitError(f"{path} is no linear probe ({str(error).splitlines()[0]}): run the tokenize notebook") from None
 
 
 def fit_probe(features: Tensor, labels: Tensor, num_classes: int, penalty: float = PENALTY) -> Probe:

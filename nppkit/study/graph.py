@@ -28,6 +28,11 @@ FIGURES = {  # a report's figures, by what follows its name; the others have one
     "report": ("_forest",),
 }
 REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
+ALSO_READ = {
+    "when_it_pays": ("coarse",),
+    "claims": ("confirmatory",),
+    "report": ("pilot", "rate_trial"),
+}  # other presets' results
 
 
 def results_dir(preset: Preset) -> Path:
@@ -142,9 +147,8 @@ def report_job(preset: Preset, report: str) -> Job:
     folder, config = results_dir(preset), {"report": report}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
-    if report == "when_it_pays" and preset.coarse:
-        coarse = load_preset(preset.coarse)
-        config[coarse.name] = {run.id: outputs_digest(evaluate_job(coarse, run)) for run in preset_runs(coarse)}
+    for name in filter(None, (getattr(preset, key) for key in ALSO_READ.get(report, ()))):
+        config[name] = {run.id: outputs_digest(evaluate_job(load_preset(name), run)) for run in preset_runs(load_preset(name))}
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
 
 

@@ -51,6 +51,8 @@ class Preset:
     equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
     confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
     coarse: str = ""  # a preset of the same images on a coarser grid, for the report when_it_pays
+    pilot: str = ""  # the preset that explored what this one is to confirm, for the report
+    rate_trial: str = ""  # the preset that chose its learning rate, for the report
     first_seed: Count = 0  # confirmatory runs use seeds that no earlier study has seen
     tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used
     weights: dict[Name, str] = field(default_factory=dict)

@@ -187,16 +187,12 @@ def _deviation(scored: list[dict]) -> float:
     return pooled_deviation([(row["select_fid"], row["repeat_fid"]) for row in rows]) if rows else float("nan")
 
 
-def fid_bias(preset: Preset) -> float:
-    """How much too high an FID of the preset's number of samples is, about; NaN without a run, or with too few samples to say.
+def _bias(scored: list[dict]) -> float:
+    """How much too high an FID of all samples is, about; NaN without a run, or with too few samples to say.
 
     FID's excess falls with one over the number of samples (Chong and Forsyth, 2020, arXiv 1911.07023), so that its fall
     from the first `select_samples` of the samples to all of them tells what is left. Mean over runs and guidance scales.
     """
-    return _bias(_scored(preset))
-
-
-def _bias(scored: list[dict]) -> float:
     found = []
     for metrics in scored:
         few, every = metrics["contract"]["select_samples"], metrics["contract"]["samples"]

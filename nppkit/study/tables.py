@@ -1,6 +1,6 @@
 """Tables 1-5: the paper's rows and columns, its values and ours side by side.
 
-The published values are the paper's, in nppkit/published; ours are read from results/<preset>/. Rows of
+The published values are the paper's, in nppkit/study/published; ours are read from results/<preset>/. Rows of
 systems that are not trained here are quoted, rows that a preset does not train say "not run".
 """
 

@@ -107,15 +107,35 @@ runpy.run_module("ipykernel_launcher", run_name="__main__")
 """
 
 
+def notebook_of(folder, *sources):
+    """A notebook make.ipynb in that folder, with a parameters cell and cells of these sources."""
+    cells = [nbformat.v4.new_code_cell(source) for source in ("preset: str = ''", *sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    folder.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / "make.ipynb")
+
+
+def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
+    """The job fails with its words and leaves an outcome that a study counts, until it comes through."""
+    raise_ = "from nppkit.errors import Diverged; raise Diverged('step 3: loss nan: lower training.lr')"
+    notebook_of(tmp_path / "notebooks", raise_)
+    monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
+    job = records.Job("make", "make", {}, tmp_path / "run", ("made.txt",), (), {})
+    assert not records.has_diverged(job)
+    with pytest.raises(NppkitError, match="make failed: Diverged: step 3: loss nan"):
+        launch.execute(job, {})
+    assert records.has_diverged(job) and not job.record.exists()
+    (job.folder / "made.txt").write_text("through")
+    records.write_record(job)
+    assert not records.has_diverged(job)
+
+
 @pytest.mark.parametrize(("failures", "done"), [(2, True), (99, False)])
 def test_a_kernel_that_ends_at_its_start_is_started_again(tmp_path, monkeypatch, failures, done):
     """As when another process takes its port: the job is done nevertheless, or fails in one line after some starts."""
-    cells = [nbformat.v4.new_code_cell(source) for source in ("preset: str = ''", "open('../made.txt', 'w').close()")]
-    cells[0].metadata["tags"] = ["parameters"]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    for folder in ("notebooks", "bin"):
-        (tmp_path / folder).mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks/make.ipynb")
+    notebook_of(tmp_path / "notebooks", "open('../made.txt', 'w').close()")
+    (tmp_path / "bin").mkdir()
     (tmp_path / "bin/ipykernel_launcher.py").write_text(KERNEL.replace("FAILURES", str(failures)))
     monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bin"))

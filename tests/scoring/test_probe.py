@@ -7,7 +7,7 @@ import torch
 from nppkit.data.images import mnist_images
 from nppkit.errors import NppkitError
 from nppkit.scoring.features import load_extractor
-from nppkit.scoring.probe import extractor_probe, fit_probe, load_probe, probe_scores
+from nppkit.scoring.probe import extractor_probe, fit_probe, probe_scores
 from nppkit.scoring.reference import reference_from_images
 
 
@@ -53,16 +53,10 @@ def test_a_class_without_images_and_a_constant_feature():
     assert probe.logits(features).isfinite().all() and probe.classes(features).max() <= 2
 
 
-def test_file(tmp_path):
-    """A saved probe is the same probe; a file of something else, or none, is named; so are unlike numbers of images."""
+def test_what_a_probe_refuses():
+    """Unlike numbers of features and labels, and a score without images."""
     features, labels = blobs(30, 0)
     probe = fit_probe(features, labels, 3)
-    probe.save(tmp_path / "probe.safetensors")
-    assert torch.equal(load_probe(tmp_path / "probe.safetensors").logits(features), probe.logits(features))
-    (tmp_path / "bad.safetensors").write_bytes(b"no")
-    for name in ("bad", "absent"):
-        with pytest.raises(NppkitError, match=rf"{name}\.safetensors is no linear probe"):
-            load_probe(tmp_path / f"{name}.safetensors")
     with pytest.raises(NppkitError, match="30 features with 29 labels"):
         fit_probe(features, labels[1:], 3)
     with pytest.raises(NppkitError, match="there are none"):

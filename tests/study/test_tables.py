@@ -142,7 +142,6 @@ def test_fid_bias(home, smoke):
     """FID = 6 + 200 / n is 8 of 100 samples and 7 of 200: 1 too high there. Without a run it is not known."""
     assert "about +nan" in results.sampling_error(smoke)
     finish(smoke, Run("B"), fid=7.0, select_samples=100)
-    assert results.fid_bias(smoke) == pytest.approx(1.0)
     assert "bias of 200 samples: about +1 on average (KID has none)" in results.sampling_error(smoke)
 
 
