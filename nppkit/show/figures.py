@@ -177,7 +177,9 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
     """
     sizes = list(dict.fromkeys(size for grid in grids.values() for size in grid))
     shape = dict(nrows=max(1, len(sizes)), ncols=len(grids), squeeze=False)
-    figure, panels = plt.subplots(**shape, figsize=(3.6 * shape["ncols"], 1.28 * shape["nrows"]))
+    widths = [Image.open(file).width for grid in grids.values() for file in grid.values()]
+    height = 0.3 + 3.6 * rows * side / max(widths, default=10 * side)
+    figure, panels = plt.subplots(**shape, figsize=(3.6 * shape["ncols"], height * shape["nrows"]))
     for axes in panels.flat:
         axes.set_axis_off()
     for size, line in zip(sizes, panels, strict=False):

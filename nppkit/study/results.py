@@ -101,11 +101,11 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
         return f"**{what}: not run yet.**"
-    said = {"lower": [], "higher": [], SPANS_ZERO: []}
+    said = {"lower": [], "higher": [], SPANS_ZERO: [], "not known from one seed": []}
     for name, difference in found.items():
-        said[difference.side("lower", "higher")].append(name)
+        said[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
     words = [f"{side.replace(SPANS_ZERO, 'no difference shown')} for {', '.join(names)}" for side, names in said.items() if names]
-    numbers = "; ".join(f"{name} {difference} ({difference.n} seeds)" for name, difference in found.items())
+    numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
     return (
         f"**{what}, FID: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. Lower "
         "is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where there "
@@ -126,7 +126,7 @@ def contrasts(preset: Preset, pairs: dict[str, tuple[Run, Run]], keys: dict[str,
         found = {label: paired(preset, run, baseline, key) for key, label in keys.items()}
         line = {"difference": name, "seeds": max(difference.n for difference in found.values())}
         for label, difference in found.items():
-            line |= {label: str(difference), f"{label}: side": difference.side("lower", "higher") if difference.n else ""}
+            line |= {label: str(difference), f"{label}: side": difference.side("lower", "higher") if difference.n > 1 else ""}
         lines.append(line)
     return pd.DataFrame(lines)
 
