@@ -109,9 +109,9 @@ def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable 
     return interval(list(differences(preset, run, baseline, key, combine).values()))
 
 
-def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str:
-    """What a contrast says, in Markdown, for each of `pairs`: the interval of FID lies below zero, above, or spans it."""
-    found = {name: paired(preset, run, baseline, "fid") for name, (run, baseline) in pairs.items()}
+def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: str = "fid", label: str = "FID") -> str:
+    """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it."""
+    found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
         return f"**{what}: not run yet.**"
@@ -121,8 +121,8 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str
     words = [f"{side} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {difference} ({difference.n} seeds)" for name, difference in found.items())
     return (
-        f"**{what}, FID: {'; '.join(words)}.** Differences with 95 % intervals over seeds: {numbers}. Lower is better. This is "
-        "exploratory: the intervals are not corrected for their number, and give no verdict."
+        f"**{what}, {label}: {'; '.join(words)}.** Differences with 95 % intervals over seeds: {numbers}. Lower is better. "
+        "This is exploratory: the intervals are not corrected for their number, and give no verdict."
     )
 
 
