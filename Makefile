@@ -50,7 +50,7 @@ study: env  ## the study's runs on CPU: hours, stops and goes on; commit what is
 	$(MAKE) reproduce PRESET=study
 
 study-report: env  ## the study's tables, figures and reading notebooks from the committed results, in minutes
-	(echo report; $(BIN)/python -m nppkit where study --notebooks) | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
+	(echo report; echo text; $(BIN)/python -m nppkit where study --notebooks) | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN --output-dir docs notebooks/report.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md

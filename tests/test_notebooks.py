@@ -192,10 +192,10 @@ def test_the_whole_path_of_a_text(home):
     content["data"] |= {"window": 16, "heldout": 1, "limit": 3}
     content["models"] = {"B": {"dim": 8, "n_layer": 1, "n_head": 2, "multiple_of": 8}}
     content["training"] |= {"epochs": 6, "steps_per_epoch": 1, "heldout_every": 2}
-    content |= {"runs": {"B": ["ntp", "npp_p4_lambda2-3"]}, "seeds": {"B": 1}}
+    content |= {"runs": {"B": ["ntp", "npp_p4_lambda2-3", "ntp_epochs3"]}, "seeds": {"B": 1}, "equal_flops": {"B": [3, 12]}}
     (home / "mine.yaml").write_text(yaml.safe_dump(content))
     preset = presets.load_preset(str(home / "mine.yaml"))
-    assert [job.notebook for job in graph.graph(preset)] == ["tokenize_text", "train", "train", "text"]
+    assert [job.notebook for job in graph.graph(preset)] == ["tokenize_text", "train", "train", "train", "text"]
     job = graph.report_job(preset, "text")
     launch.ensure(job)
     table = pd.read_csv(job.folder / "text.csv", index_col="run")
