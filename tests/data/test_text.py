@@ -44,7 +44,7 @@ def test_a_split_leaves_something_on_both_sides(heldout):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_store_holds_the_bytes(tmp_path, packed):
-    """The store's rows are the text's bytes in order, one crop of one class on a grid of one axis, also where another text lay."""
+    """The store's rows are the text's bytes in order, one crop of one class on a grid of one axis, whatever lay there before."""
     content = text.windows({"a": "naïve text, ", "b": "and more"}, 8)
     text.write_store(tmp_path / "s", content[::-1], not packed)
     store = text.write_store(tmp_path / "s", content, packed)
