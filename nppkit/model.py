@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group_embeddings, require_range
-from nppkit.window import Grid, Window, area, patches, square
+from nppkit.window import Grid, Window, area, as_grid, patches
 
 MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
     "B": dict(n_layer=12, n_head=12, dim=768),
@@ -77,7 +77,7 @@ class GPTConfig:
     @property
     def grid(self) -> Grid:
         """The lengths of the grid's axes."""
-        return square(self.grid_size**2) if isinstance(self.grid_size, int) else tuple(self.grid_size)
+        return as_grid(self.grid_size)
 
 
 def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0) -> Tensor:
@@ -85,7 +85,7 @@ def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0) -> Tens
 
     Row 0 belongs to the class token and is all zeros: its query and key vanish, as the releases expect.
     """
-    grid = (grid, grid) if isinstance(grid, int) else grid
+    grid = as_grid(grid)
     share = head_dim // len(grid)  # dimensions that an axis turns
     frequency = base ** (-torch.arange(0, share, 2).float() / share)
     places = torch.cartesian_prod(*(torch.arange(n).float() for n in grid)).view(-1, len(grid))  # (N, axes)

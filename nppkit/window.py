@@ -21,6 +21,15 @@ def area(patch_size: Window) -> int:
     return patch_size**2 if isinstance(patch_size, int) else prod(patch_size)
 
 
+def of_side(side: Window, grid: Grid) -> Window:
+    """The window that is `side` tokens long along every axis of the grid; a window that is given as a tuple stays.
+
+    >>> of_side(4, (16, 16)), of_side(4, (128,)), of_side(2, (8, 16, 16))
+    (4, (4,), (2, 2, 2))
+    """
+    return side if len(grid) == 2 or not isinstance(side, int) else (side,) * len(grid)
+
+
 def halved(patch_size: Window, times: int) -> Window:
     """A window with each axis halved so many times, or until it is 1.
 
@@ -38,6 +47,15 @@ def square(num_tokens: int) -> Grid:
     if side * side != num_tokens:
         raise NppkitError(f"{num_tokens} tokens are not a square grid: give G * G tokens per image, or their grid")
     return side, side
+
+
+def as_grid(grid_size: int | Grid) -> Grid:
+    """The lengths of a grid's axes, where a number G stands for an image's G x G.
+
+    >>> as_grid(16), as_grid((1024,))
+    ((16, 16), (1024,))
+    """
+    return (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
 
 
 def sides(patch_size: Window, grid: Grid) -> Grid:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from nppkit.study import graph, presets, runs
 pytestmark = pytest.mark.usefixtures("warm_kernels")
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-RUNNING = ("tokenize", "train", "evaluate")
+RUNNING = ("tokenize", "tokenize_text", "train", "evaluate")
 TRAINING = ("start_here", "npp_in_your_model")  # read with outputs, and too slow to be compared with them again
 ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 READING = [name for name in ALL if name not in RUNNING]
@@ -113,7 +114,8 @@ def test_reading_notebooks(smoke_home, name):
 
 
 @pytest.mark.parametrize(
-    ("preset", "name"), [("study", name) for name in graph.reports(presets.load_preset("study"))] + [("digits", "report")]
+    ("preset", "name"),
+    [("study", name) for name in graph.reports(presets.load_preset("study"))] + [("digits", "report"), ("text", "text")],
 )
 def test_declared_figures_are_those_saved(preset, name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
@@ -184,6 +186,27 @@ def test_launcher_leaves_a_failed_notebook_and_no_record(smoke_home, monkeypatch
     assert (job.folder / "train.ipynb").exists() and not job.record.exists()
 
 
+def test_the_whole_path_of_a_text(home):
+    """Three documents become windows, two runs are trained, and the page has the numbers of their last held-out look."""
+    content = yaml.safe_load((presets.FOLDER / "text.yaml").read_text())
+    content["data"] |= {"window": 16, "heldout": 1, "limit": 3}
+    content["models"] = {"B": {"dim": 8, "n_layer": 1, "n_head": 2, "multiple_of": 8}}
+    content["training"] |= {"epochs": 6, "steps_per_epoch": 1, "heldout_every": 2}
+    content |= {"runs": {"B": ["ntp", "npp_p4_lambda2-3", "ntp_epochs3"]}, "seeds": {"B": 1}, "equal_flops": {"B": [3, 12]}}
+    (home / "mine.yaml").write_text(yaml.safe_dump(content))
+    preset = presets.load_preset(str(home / "mine.yaml"))
+    assert [job.notebook for job in graph.graph(preset)] == ["tokenize_text", "train", "train", "train", "text"]
+    job = graph.report_job(preset, "text")
+    launch.ensure(job)
+    table = pd.read_csv(job.folder / "text.csv", index_col="run")
+    for name, run in (("K = 1", "ntp"), ("K = 4, then 1", "npp_p4_lambda2-3")):
+        last = pd.read_csv(job.folder / f"runs/GPT-B_{run}_seed0/history.csv").iloc[-1]
+        assert float(table.loc[name, "held-out nats a byte"].split()[0]) == pytest.approx(last["heldout_nll"], abs=0.005)
+        assert last["patch_size"] == 1 and last["epoch"] == 6
+    with pytest.raises(launch.NppkitError, match="no images to evaluate"):
+        launch.find_job("evaluate", preset.source, "GPT-B_ntp_seed0")
+
+
 def test_an_unreadable_image_stops_before_any_work(home):
     """A bad file in the image folder ends the tokenize job in one line that names it, before anything is trained or written."""
     folder = home / "images" / "digit"
@@ -203,7 +226,7 @@ def test_an_unreadable_image_stops_before_any_work(home):
 
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
-    for name in ("study", "study_8x8", "digits", "digits_rates"):
+    for name in ("study", "study_8x8", "digits", "digits_rates", "text"):
         shutil.copytree(NOTEBOOKS.parent / "results" / name, tmp_path / "results" / name)
     command = [
         sys.executable,

@@ -5,6 +5,7 @@ the manifest last: a folder without one is not a store. A small store may be pac
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from nppkit.errors import NppkitError
 from nppkit.files import read_arrays
+from nppkit.window import as_grid
 
 CHECK_BYTES = 2**28  # stores up to this size are checked code by code on opening, larger ones batch by batch
 KEYS = ("images", "crops", "grid_size", "vocab_size", "class_names", "tokenizer_sha256", "source_digest", "image_size")
@@ -30,7 +32,7 @@ class CodeStore:
     """Codes of a data set, opened read-only. NppkitError if the files do not agree with the manifest.
 
     codes: (images, crops, N) uint16; labels: (images,); `batch(images, crops)` gives int64 tensors (B, N) and (B,).
-    crops, grid_size, vocab_size and num_classes are the manifest's.
+    crops, grid_size, vocab_size and num_classes are the manifest's; grid_size is G of an image's G x G, else each axis's length.
 
     >>> from nppkit.files import home
     >>> store = CodeStore(home() / "results/study/tokenizer/train")
@@ -42,6 +44,7 @@ class CodeStore:
         self.folder = Path(folder)
         self.manifest = m = _read_manifest(self.folder / "manifest.json")
         self.crops, self.grid_size, self.vocab_size = m["crops"], m["grid_size"], m["vocab_size"]
+        self.grid_size = self.grid_size if isinstance(self.grid_size, int) else tuple(self.grid_size)
         self.num_classes = len(m["class_names"])
         packed = self.folder / "codes.npz"
         self.codes = _open_packed(packed) if packed.exists() else _open_array(self.folder / "codes.npy")
@@ -49,7 +52,7 @@ class CodeStore:
         self._check()
 
     def _check(self) -> None:
-        codes, shape = self.codes, (self.manifest["images"], self.crops, self.grid_size**2)
+        codes, shape = self.codes, (self.manifest["images"], self.crops, math.prod(as_grid(self.grid_size)))
         if codes.dtype != np.uint16:
             raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
         if self.labels.dtype.kind not in "iu":
@@ -121,8 +124,9 @@ def _read_manifest(path: Path) -> dict:
     missing = [key for key in KEYS if key not in manifest] if isinstance(manifest, dict) else list(KEYS)
     if missing:
         raise NppkitError(f"{path} lacks {', '.join(missing)}: extract the codes again")
-    wrong = [key for key, kind in zip(KEYS, TYPES, strict=True) if type(manifest[key]) is not kind]
-    wrong += ["grid_size"] * (not wrong and manifest["grid_size"] < 1)
+    wrong = [key for key, kind in zip(KEYS, TYPES, strict=True) if type(manifest[key]) is not kind and key != "grid_size"]
+    grid = manifest["grid_size"] if isinstance(manifest["grid_size"], list) else [manifest["grid_size"]]
+    wrong += ["grid_size"] * (not grid or any(type(length) is not int or length < 1 for length in grid))
     if wrong or not all(isinstance(name, str) for name in manifest["class_names"]):
         raise NppkitError(f"{path}: {(wrong or ['class_names'])[0]} is not what it should be: extract the codes again")
     return manifest

@@ -19,7 +19,7 @@ class DataConfig:
     Relative paths, here and elsewhere in a preset, start at the folder that holds results/.
     """
 
-    source: str = "mnist"  # mnist | elpv | folder | torchvision | npz
+    source: str = "mnist"  # mnist | elpv | folder | torchvision | npz; pydoc: a text
     path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
@@ -30,6 +30,12 @@ class DataConfig:
     heldout_path: str = ""  # where they are; empty: a random part of `path`
     limit: Count = 0
     packed: Bool = False  # keep the codes compressed, for git
+    window: Positive = 128  # bytes of a text that the transformer sees at once
+
+    @property
+    def text(self) -> bool:
+        """Whether these are documents and not images: codes are bytes, in windows on a grid of one axis."""
+        return self.source == "pydoc"
 
 
 @section

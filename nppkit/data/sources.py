@@ -30,7 +30,7 @@ def load_images(source: str, path: str | Path = "", name: str = "", check: bool 
         return npz_images(path)
     if source == "elpv":
         return elpv_images()
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, elpv, folder, torchvision or npz")
+    raise NppkitError(f"data.source {source!r} is unknown: use mnist, elpv, folder, torchvision or npz, or pydoc for a text")
 
 
 def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:

@@ -167,7 +167,9 @@ def stop_kernels() -> None:
 def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = False) -> Job:
     """The job of that notebook. NppkitError names an unknown notebook, preset or run."""
     preset = load_preset(preset_name)
-    if notebook == "tokenize":
+    if notebook == "evaluate" and preset.data.text:
+        raise NppkitError(f"preset {preset.name}: a text's runs have no images to evaluate: their numbers are in history.csv")
+    if notebook in ("tokenize", tokenize_job(preset).notebook):
         return tokenize_job(preset, large)
     if notebook in ("train", "evaluate"):
         return (train_job if notebook == "train" else evaluate_job)(preset, find_run(preset, run_id))

@@ -3,6 +3,7 @@ so a run may be another process's, or another machine's on a shared disk.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pandas as pd
 from nppkit.errors import NppkitError
 from nppkit.schedule import Segment, segment_at
 from nppkit.study.results import best_guidance
+from nppkit.window import as_grid
 
 COLUMNS = ("step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second")
 QUIET_SECONDS = 120  # a history not written for this long, or for ten of its rows, belongs to a run that has stopped
@@ -85,7 +87,7 @@ def progress_of(run: Path, now: float | None = None) -> Progress:
         state, side = "running" if now - begun < FIRST_SECONDS else "stopped", segments[0].patch_size if segments else 1
         return Progress(state, 0, total, side, float("nan"), None, None)
     last = history.iloc[-1]
-    tokens = config["model"]["grid_size"] ** 2 if "model" in config else None
+    tokens = math.prod(as_grid(config["model"]["grid_size"])) if "model" in config else None
     state = _state(run, history, total, now)
     running = state == "running" and total is not None
     eta = seconds_left(history, tuple(segments), per_epoch, training["batch_size"]) if running else None

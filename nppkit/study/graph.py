@@ -74,6 +74,8 @@ def checkpoint_dir(preset: Preset, run: Run) -> Path:
 def tokenize_job(preset: Preset, large: bool = False) -> Job:
     """Train or load the tokenizer and the extractor, extract the codes. The large one only extracts, at 1.5 x the side."""
     preset = tokenizer_preset(preset)
+    if preset.data.text:
+        return _text_job(preset)
     outputs = ["metrics.json", "reconstructions.png", *store_files(preset)]
     upstream = (tokenize_job(preset),) if large else ()
     if not large:
@@ -87,6 +89,12 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     spared = tuple(store_files(preset)) if large else ()  # a clone of the study has room for the other codes only
     name, inputs = f"tokenize{LARGE if large else ''}", tokenizer_inputs(preset)
     return Job(name, "tokenize", parameters, folder, tuple(outputs), upstream, config, spared, inputs)
+
+
+def _text_job(preset: Preset) -> Job:
+    """The windows of a text. Its codes are its bytes: nothing is trained."""
+    config, outputs = {"data": settings(preset.data)}, ("metrics.json", *store_files(preset))
+    return Job("tokenize", "tokenize_text", {"preset": preset.source}, tokenizer_dir(preset), outputs, (), config)
 
 
 def tokenizer_inputs(preset: Preset) -> tuple[str, ...]:
@@ -140,13 +148,18 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
     return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config, spared, inputs)
 
 
+def result_job(preset: Preset, run: Run) -> Job:
+    """The job that ends with the numbers of a run: its evaluation, or, of a text, its training, which looks at held-out text."""
+    return train_job(preset, run) if preset.data.text else evaluate_job(preset, run)
+
+
 def report_job(preset: Preset, report: str) -> Job:
     """One table or figure."""
     outputs = [f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",))]
     figures = [f"{report}{part}.{suffix}" for part in FIGURES.get(report, ("",)) for suffix in ("png", "pdf")]
     folder, config = results_dir(preset), {"report": report}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
-    upstream = tuple(evaluate_job(preset, run) for run in report_runs(preset, report))
+    upstream = tuple(result_job(preset, run) for run in report_runs(preset, report))
     for name in filter(None, (getattr(preset, key) for key in ALSO_READ.get(report, ()))):
         config[name] = {run.id: outputs_digest(evaluate_job(load_preset(name), run)) for run in preset_runs(load_preset(name))}
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
@@ -160,8 +173,8 @@ def report_runs(preset: Preset, report: str) -> list[Run]:
 
 
 def reports(preset: Preset) -> tuple[str, ...]:
-    """The reading notebooks of a preset: the paper's tables and Figure 1, and what else it asks for."""
-    return tuple(dict.fromkeys((*REPORTS, *preset.reports)))
+    """The reading notebooks of a preset: the paper's tables and Figure 1, which are about images, and what else it asks for."""
+    return tuple(dict.fromkeys((*(() if preset.data.text else REPORTS), *preset.reports)))
 
 
 def graph(preset: Preset) -> list[Job]:
@@ -169,7 +182,7 @@ def graph(preset: Preset) -> list[Job]:
     runs = preset_runs(preset)
     tokenize = [tokenize_job(preset)] + [tokenize_job(preset, True)] * any(run.large for run in runs)
     train = [train_job(preset, run) for run in runs if run.id not in preset.weights]
-    evaluate = [evaluate_job(preset, run) for run in runs]
+    evaluate = [] if preset.data.text else [evaluate_job(preset, run) for run in runs]
     return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in reports(preset))]
 
 

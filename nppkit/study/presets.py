@@ -21,7 +21,8 @@ SECTIONS = ("data", "tokenizer", "extractor", "training", "evaluation")  # of a 
 INHERITED = (*SECTIONS, "models", "precision")
 TOKENIZERS = ("", "VQ-16", "VQ-8")
 Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
-Report = Annotated[str, AfterValidator(named(r"(?!(tokenize|train|evaluate)$)[a-z0-9_]+", "is no reading notebook's name"))]
+RUNNING = "tokenize|tokenize_text|train|evaluate"
+Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING})$)[a-z0-9_]+", "is no reading notebook's name"))]
 
 
 @section
@@ -72,7 +73,7 @@ class Preset:
             f"tokenizer.name {self.tokenizer.name!r} is unknown: use VQ-16, VQ-8 or vq": self.tokenizer.name not in TOKENIZERS,
             f"data.image_size {size} is not a multiple of the tokenizer's {pixels}": size % pixels,
             "extractor.steps is 0, and the digit classifier is trained here: set it": self.extractor.name == "digits"
-            and not self.extractor.steps,
+            and not (self.extractor.steps or self.data.text),
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,
             "evaluation.select_seed must differ from report_seed": e.report_seed == e.select_seed,
             f"runs of model {', '.join(sorted(unknown))}, which models does not list": unknown,

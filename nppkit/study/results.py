@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from nppkit.files import read_json
 from nppkit.scoring.contract import check_one_contract
-from nppkit.study.graph import evaluate_job, run_dir, tokenizer_dir
+from nppkit.study.graph import evaluate_job, result_job, run_dir, tokenizer_dir
 from nppkit.study.presets import Preset
 from nppkit.study.published import PUBLISHED
 from nppkit.study.records import why_incomplete
@@ -20,16 +21,17 @@ def run_result(preset: Preset, run: Run) -> dict | None:
 
     Released weights have no cost of ours.
     """
-    if why_incomplete(evaluate_job(preset, run), needed=False):
+    if why_incomplete(result_job(preset, run), needed=False):
         return None
     folder = run_dir(preset, run)
+    identity = {"run": run.id, "size": run.size, "large": run.large, "recipe": run.recipe, "seed": run.seed}
+    if preset.data.text:
+        return {**identity, **_text_result(preset, folder)}
     metrics = read_json(folder / "metrics.json")
     train = metrics["weights"] if run.id in preset.weights else read_json(folder / "train_metrics.json")
     scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
     best = best_guidance(metrics["guidance"])
     at_best = {f"best_{key}": value for key, value in scales[best].items()}
-    cost = {key: train.get(key) for key in ("seconds", "cpu_seconds", "flops", "parameters")}
-    identity = {"run": run.id, "size": run.size, "large": run.large, "recipe": run.recipe, "seed": run.seed}
     return {
         **identity,
         **scales[preset.evaluation.common_guidance],
@@ -37,9 +39,21 @@ def run_result(preset: Preset, run: Run) -> dict | None:
         **paper_metrics(preset, run, scales),
         "best_scale": best,
         "heldout_nll": metrics["heldout_nll"],
-        **cost,
+        **_cost(train),
         "contract": metrics["contract"],
     }
+
+
+def _cost(train: dict) -> dict:
+    return {key: train.get(key) for key in ("seconds", "cpu_seconds", "flops", "parameters")}
+
+
+def _text_result(preset: Preset, folder: Path) -> dict:
+    """What the training of a text ends with; its contract names the held-out windows."""
+    last = pd.read_csv(folder / "history.csv").iloc[-1]
+    heldout = read_json(tokenizer_dir(preset) / "heldout/manifest.json")
+    terms = {"heldout_sha256": heldout["source_digest"], "windows": heldout["images"], "window": heldout["grid_size"]}
+    return {"heldout_nll": last["heldout_nll"], **_cost(read_json(folder / "train_metrics.json")), "contract": terms}
 
 
 def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
@@ -95,9 +109,9 @@ def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable 
     return interval(list(differences(preset, run, baseline, key, combine).values()))
 
 
-def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str:
-    """What a contrast says, in Markdown, for each of `pairs`: the interval of FID lies below zero, above, or spans it."""
-    found = {name: paired(preset, run, baseline, "fid") for name, (run, baseline) in pairs.items()}
+def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: str = "fid", label: str = "FID") -> str:
+    """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it."""
+    found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
         return f"**{what}: not run yet.**"
@@ -107,7 +121,7 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]]) -> str
     words = [f"{side.replace(SPANS_ZERO, 'no difference shown')} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
     return (
-        f"**{what}, FID: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. Lower "
+        f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. Lower "
         "is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where there "
         "is no difference one such interval in twenty misses zero ([the report](report.ipynb) decides)."
     )
@@ -157,7 +171,8 @@ def ends(preset: Preset, run: Run) -> pd.DataFrame:
     """Where a run ends, a row a seed: epochs, cost, FID and likelihood."""
     epochs = run.training(preset).epochs
     keys = ("seed", "flops", "seconds", "cpu_seconds", "fid", "best_fid", "heldout_nll")
-    return pd.DataFrame([{"epochs": epochs, "point": epochs, **{key: row[key] for key in keys}} for row in results(preset, run)])
+    found = results(preset, run)
+    return pd.DataFrame([{"epochs": epochs, "point": epochs, **{key: row.get(key) for key in keys}} for row in found])
 
 
 def segment_ends(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from nppkit.errors import NppkitError
 from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
 from nppkit.study.presets import Preset
 from nppkit.training.config import TrainingConfig
+from nppkit.window import patches
 
 LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
 RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
@@ -19,7 +20,7 @@ RECIPE = re.compile(
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1.
+    """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1. Of a text a side is K.
 
     Variants: `epochs` other than the preset's (0), a learning rate `lr` other than the preset's (as text: 15e-4), the rate
     `constant` as LlamaGen trained, the optimiser's state `reset` at each segment.
@@ -133,6 +134,8 @@ def seeds(preset: Preset, run: Run) -> range:
 
 def check_patches(preset: Preset, run: Run) -> None:
     """NppkitError if the tokenizer does not divide the run's image side, or a patch side its code grid."""
+    if preset.data.text:
+        return _check_text(preset, run)
     side, pixels = image_size(preset, run.large), preset.tokenizer.downsampling
     if side % pixels:
         raise NppkitError(
@@ -146,6 +149,16 @@ def check_patches(preset: Preset, run: Run) -> None:
                 f"preset {preset.name}: run {run.id}: patch side {segment.patch_size} does not divide the {grid} x {grid} "
                 f"code grid ({pixels} pixels a code): use fewer levels, or a shorter tokenizer.vq.ch_mult"
             )
+
+
+def _check_text(preset: Preset, run: Run) -> None:
+    if run.large:
+        raise NppkitError(f"preset {preset.name}: run {run.id}: a text has no larger images: take {LARGE} away")
+    for segment in run.segments(preset.training.epochs):
+        try:
+            patches((preset.data.window,), (segment.patch_size,))
+        except NppkitError as error:
+            raise NppkitError(f"preset {preset.name}: run {run.id}: {error}, or change data.window") from None
 
 
 def find_run(preset: Preset, run_id: str) -> Run:

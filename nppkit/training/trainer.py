@@ -24,7 +24,6 @@ from nppkit.cost import step_flops
 from nppkit.data.codes import CodeStore
 from nppkit.errors import Diverged, NppkitError
 from nppkit.files import check_space, write_atomic
-from nppkit.grouping import patch_grid
 from nppkit.loss import npp_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, learning_rate, segment_at
@@ -36,6 +35,7 @@ from nppkit.training.graphs import StepGraph
 from nppkit.training.guard import Interrupted, StopRequest, exclusive
 from nppkit.training.options import Options
 from nppkit.training.processes import ALONE, Processes, part_of, whole
+from nppkit.window import Grid, Window, of_side, patches
 
 
 def make_optimizer(model: GPT, config: TrainingConfig, graphs: bool = False) -> torch.optim.AdamW:
@@ -83,7 +83,7 @@ class Trainer:
 
     def __post_init__(self):
         for segment in self.segments:
-            patch_grid(self.store.grid_size**2, segment.patch_size)
+            patches(self.grid, self.window(segment.patch_size))
         self._check_options()
         self.device = pick_device(self.options.device)
         self.replays = self.options.graphs and self.processes == ALONE and self.device.type == "cuda"
@@ -98,6 +98,14 @@ class Trainer:
         self.graphs: dict[int, StepGraph] = {}  # by patch side
         follow = self.options.tensorboard and self.processes.rank == 0
         self.events = Events(self.history_path.parent) if follow else None
+
+    @property
+    def grid(self) -> Grid:
+        return self.model.config.grid
+
+    def window(self, patch_size: Window) -> Window:
+        """What a segment's patch side is on this grid: the same along every axis."""
+        return of_side(patch_size, self.grid)
 
     @property
     def total_steps(self) -> int:
@@ -184,7 +192,7 @@ class Trainer:
         for start in range(0, len(codes), size):
             piece, last = slice(start, start + size), start + size >= len(codes)
             with autocast(self.device, self.precision), self.exchange_gradients(last):
-                loss = self.loss_fn(self.replica, codes[piece], labels[piece], patch_size)
+                loss = self.loss_fn(self.replica, codes[piece], labels[piece], self.window(patch_size), self.grid)
                 loss = loss * (len(codes[piece]) / self.config.batch_size)
                 (loss * self.processes.size).backward()  # because gradients are averaged over the processes
             parts.append(loss.detach())
@@ -323,7 +331,7 @@ class Trainer:
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
         codes, labels = (part[:1] for part in self.batch(0))  # no FLOP is shared by images: those of one, times the batch
-        flops = {p: step_flops(self.model, codes, labels, p) for p in {s.patch_size for s in self.segments}}
+        flops = {p: step_flops(self.model, codes, labels, self.window(p)) for p in {s.patch_size for s in self.segments}}
         flops = {p: count * self.config.batch_size for p, count in flops.items()}
         steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
@@ -367,6 +375,6 @@ def heldout_nll(
         some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
         codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
         with autocast(device, precision):
-            total += npp_loss(model, codes, labels, 1).item() * len(index)
+            total += npp_loss(model, codes, labels, 1, model.config.grid).item() * len(index)
     model.train(was_training)
     return processes.total([total])[0] / len(store) if len(store) else math.nan

@@ -46,7 +46,7 @@ def test_own_file(smoke_file):
 
 
 DEFAULTS = {  # of the first release; a digest leaves them out, so another value here would belie every record
-    DataConfig: dict(source="mnist", path="", name="", image_size=32, crops="shift", heldout=500, limit=0),
+    DataConfig: dict(source="mnist", path="", name="", image_size=32, crops="shift", heldout=500, limit=0, window=128),
     TokenizerConfig: dict(name="", vq={}, weights="", steps=0, batch_size=64, lr=2e-3, seed=0),
     ExtractorConfig: dict(name="digits", weights="", sha256="", steps=0, batch_size=128, lr=3e-3, seed=0),
     TrainingConfig: dict(epochs=300, steps_per_epoch=4, batch_size=64, lr=1e-4, end_lr=1e-5, warmup_epochs=1.0)

@@ -22,7 +22,7 @@ from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
-RESULTS = (*STUDIES, "digits_rates", "digits")
+RESULTS = (*STUDIES, "digits_rates", "digits", "text")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def repository(monkeypatch):
 
 def invalid_records(preset):
     """Why a committed record is not valid, for every tokenize, train and evaluate job that has one."""
-    jobs = [job for job in graph.graph(preset) if job.notebook in ("tokenize", "train", "evaluate")]
+    jobs = [job for job in graph.graph(preset) if job.notebook in ("tokenize", "tokenize_text", "train", "evaluate")]
     reasons = {job.name: why_incomplete(job, needed=False) for job in jobs if job.record.exists()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -44,7 +44,7 @@ def test_committed_records_are_valid(name):
     assert invalid_records(load_preset(name)) == {}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", (*STUDIES, "text"))
 def test_committed_digests_are_todays(name):
     """Each job's configuration still has the digest that its record was written with: no refactoring invalidates a run."""
     pinned = json.loads((ROOT / "tests/golden/config_digests.json").read_text())[name]

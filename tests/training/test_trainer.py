@@ -287,7 +287,7 @@ def test_nan_stops_and_is_not_saved(store, tmp_path):
     """A loss that is not finite stops the run with the step and the last good checkpoint; NaN never reaches disk."""
     trainer = make_trainer(store, tmp_path)
     ordinary = trainer.loss_fn
-    trainer.loss_fn = lambda model, codes, labels, p: ordinary(model, codes, labels, p) * (math.nan if trainer.step == 7 else 1)
+    trainer.loss_fn = lambda *args: ordinary(*args) * (math.nan if trainer.step == 7 else 1)
     with pytest.raises(NppkitError, match=r"step 7: loss nan.*step_00000006"):
         fit(trainer)
     assert [path.name for path in checkpoints(tmp_path / "ckpt")] == ["step_00000006"]

@@ -1,0 +1,82 @@
+"""Texts: the documents that Python's standard library brings, as windows of bytes in a code store."""
+
+import hashlib
+import json
+import lzma
+import math
+from pathlib import Path
+
+import numpy as np
+
+from nppkit import noise
+from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.config import DataConfig
+from nppkit.data.extract import pack
+from nppkit.errors import NppkitError
+from nppkit.files import replacing, write_atomic
+
+VOCABULARY = 256  # a code is a byte
+
+
+def documents() -> dict[str, str]:
+    """The topics of Python's `help` by name: parts of its language reference (English; PSF licence).
+
+    They quote each other: a paragraph is kept in the first topic alone, so that nothing is both trained on and held out.
+    """
+    from pydoc_data.topics import topics
+
+    first, kept = {}, {}
+    for name, text in sorted(topics.items()):
+        paragraphs = [p for p in text.split("\n\n") if first.setdefault(" ".join(p.split()), name) == name]
+        kept[name] = "\n\n".join(paragraphs)
+    return {name: text for name, text in kept.items() if text.strip()}
+
+
+def study_texts(data: DataConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """A preset's training and held-out documents, drawn at random once with a fixed seed. NppkitError for too many held out."""
+    found = documents()
+    order = [list(found)[i] for i in noise.permutation(len(found), 0, noise.PERMUTATION, 2**32)]
+    order = order[: data.limit] if data.limit else order
+    if not 0 < data.heldout < len(order):
+        raise NppkitError(f"data.heldout {data.heldout}: hold out at least one of {len(order)} documents, and not all of them")
+    return tuple({name: found[name] for name in names} for names in (order[data.heldout :], order[: data.heldout]))
+
+
+def windows(texts: dict[str, str], length: int) -> np.ndarray:
+    """The documents' bytes one after the other, uint8 (n, length); what does not fill a window is left out."""
+    content = np.frombuffer("\n\n".join(texts.values()).encode(), np.uint8)
+    if len(content) < length:
+        raise NppkitError(f"data.window {length} is longer than the text of {len(content)} bytes: use a shorter one")
+    return content[: len(content) // length * length].reshape(-1, length)
+
+
+def write_store(folder: Path, content: np.ndarray, packed: bool = False) -> CodeStore:
+    """Windows (n, length) as a code store of one class, whose grid has one axis; the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", "codes.npz"):
+        (folder / name).unlink(missing_ok=True)
+    for name, array in (("codes", content[:, None].astype(np.uint16)), ("labels", np.zeros(len(content), np.int64))):
+        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+    if packed:
+        pack(folder)
+    digest, grid = hashlib.sha256(content.tobytes()).hexdigest(), [content.shape[1]]
+    values = (len(content), 1, grid, VOCABULARY, ["text"], "bytes", digest, 0)
+    write_atomic(folder / "manifest.json", json.dumps(dict(zip(KEYS, values, strict=True)), indent=1) + "\n")
+    return CodeStore(folder)
+
+
+def baselines(training: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
+    """What simple models of the training text say of the held-out one, in nats a byte: what a transformer must beat.
+
+    Frequencies of bytes, and of bytes behind a byte, each counted once more than seen; and what xz needs for it behind the other.
+    """
+    seen, new = training.ravel(), heldout.ravel()
+    pairs = np.bincount(seen[:-1] * np.int64(VOCABULARY) + seen[1:], minlength=VOCABULARY**2).reshape(VOCABULARY, VOCABULARY) + 1
+    single = np.bincount(seen, minlength=VOCABULARY) + 1
+    packed = [len(lzma.compress(content, preset=9)) for content in (seen.tobytes(), seen.tobytes() + new.tobytes())]
+    return {
+        "bytes_alone": float(-np.log(single / single.sum())[new].mean()),
+        "bytes_behind_a_byte": float(-np.log(pairs / pairs.sum(1, keepdims=True))[new[:-1], new[1:]].mean()),
+        "xz": (packed[1] - packed[0]) * 8 * math.log(2) / len(new),
+    }
