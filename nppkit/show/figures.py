@@ -200,7 +200,8 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
     for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
         shared = shared_seeds(frames)
         for number, (label, frame) in enumerate(frames.items()):
-            _seeds(axes, frame[frame["seed"].isin(shared)] if shared else frame, x, y, f"C{number}", label)
+            known = frame[frame["seed"].isin(shared)] if shared and not frame.empty else frame
+            _seeds(axes, known, x, y, f"C{number}", label)
         seeds = f" ({len(shared)} seed{'s' * (len(shared) > 1)})" if shared else ""
         axes.set(title=title + seeds, xlabel=xlabel, xscale="log" if logx else "linear")
         if logx:

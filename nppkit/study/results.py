@@ -122,8 +122,8 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: s
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
     return (
         f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
-        "Lower is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where there "
-        "is no difference one such interval in twenty misses zero ([the report](report.ipynb) decides)."
+        "Lower is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where "
+        "there is no difference one such interval in twenty misses zero ([the report](report.ipynb) decides)."
     )
 
 

@@ -103,6 +103,8 @@ def test_curves_average_over_seeds():
     axes = figures.curves({"B": {"NTP": frame}}, "x", "y", "x", "y").axes[0]
     assert points(axes.lines[-1]) == [(1, 5.0), (2, 1.0)] and len(axes.lines) == 2 and axes.get_title() == "B (1 seed)"
     apart = pd.DataFrame({"seed": [1], "point": [1], "x": [1], "y": [2.0]})
+    axes = figures.curves({"B": {"NTP": frame, "none yet": pd.DataFrame()}}, "x", "y", "x", "y").axes[0]
+    assert axes.get_title() == "B (1 seed)" and len(axes.lines) == 2
     axes = figures.curves({"B": {"NTP": frame, "NPP": apart}}, "x", "y", "x", "y").axes[0]
     assert points(axes.lines[2]) == [(1, 5.0), (2, 2.0)] and axes.get_title() == "B"
 
