@@ -226,7 +226,7 @@ def test_an_unreadable_image_stops_before_any_work(home):
 
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
-    for name in ("study", "study_8x8", "digits", "digits_rates", "text"):
+    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text"):
         shutil.copytree(NOTEBOOKS.parent / "results" / name, tmp_path / "results" / name)
     command = [
         sys.executable,

@@ -19,8 +19,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv(leases.VISIBLE, "0,1,2")
 
 
-def hold(folder, count, got):
-    leases.FOLDER = folder
+def hold(folder, visible, count, got):
+    leases.FOLDER, os.environ[leases.VISIBLE] = folder, visible  # the server that forks this may be older than the test
     with leases.leased(count) as gpus:
         got.put(gpus)
         got.put(os.environ[leases.VISIBLE])
@@ -30,7 +30,7 @@ def hold(folder, count, got):
 def start(count):
     """Another process with a lease, and what it has."""
     got = faults.processes.Queue()
-    process = faults.processes.Process(target=hold, args=(leases.FOLDER, count, got), daemon=True)
+    process = faults.processes.Process(target=hold, args=(leases.FOLDER, os.environ[leases.VISIBLE], count, got), daemon=True)
     process.start()
     return process, got
 

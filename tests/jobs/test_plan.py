@@ -115,7 +115,8 @@ def test_times_are_of_real_steps(smoke, monkeypatch):
     assert seen == ["reset"] + [((16, 5, 64), 2)] * 4 + [((16, 5, 64), 1)] * 4
     assert all(0 < t < 60 for t in times.values())
     assert 0 < timing.image_seconds(smoke, Run("B"), True) < 60
-    assert all(0 < t < 60 for t in timing.tokenizer_seconds(smoke))
+    step, encode = timing.tokenizer_seconds(smoke)
+    assert 0 <= step < 60 and 0 < encode < 60  # a step is a difference of two times, 0 where the machine was busier at the first
 
 
 def test_command_line(capsys):
