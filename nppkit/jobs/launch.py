@@ -108,7 +108,7 @@ def execute(job: Job, overrides: dict) -> None:
     machine = prepare(job, values)
     options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
     options |= dict(kernel_name=NAME, language="python", kernel_manager_class=OwnKernel)
-    options |= dict(extra_arguments=["--log-level=CRITICAL"])  # of the kernel itself; the notebook's errors come back with it
+    options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
     use_forked_kernels()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:

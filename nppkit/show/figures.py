@@ -243,17 +243,17 @@ def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
     axes.axvspan(-margin, margin, color="0.92", linewidth=0)
     axes.axvline(0, color="0.6", linewidth=0.8)
     for place, (_, row) in enumerate(summary.iterrows()):
-        colour = VERDICTS.get(row["verdict"].partition(" (")[0], "0.7")
+        colour = VERDICTS.get(row["verdict"], "0.7")
         _whisker(axes, place, row["mean"], row["low"], row["high"], color=colour, marker="o", markerfacecolor=colour)
         before = (row[f"first_{end}"] for end in ("mean", "low", "high"))
         _whisker(axes, place + 0.28, *before, color="0.65", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
         axes.text(
             1.02,
             place,
-            row["verdict"],
+            row["verdict"] + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
             transform=axes.get_yaxis_transform(),
             va="center",
-            color=colour if row["decided"] else "0.35",
+            color=colour if row["verdict"] in VERDICTS else "0.35",
         )
     axes.set_yticks(range(len(summary)), [f"{row['contrast']} ({row['size']})" for _, row in summary.iterrows()])
     axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=xlabel)

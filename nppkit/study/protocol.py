@@ -14,7 +14,7 @@ from nppkit.study.records import has_diverged, processor
 from nppkit.study.results import differences, results
 from nppkit.study.runs import Run, seed_count, seeds
 from nppkit.study.stats import interval
-from nppkit.study.verdicts import WORDS, Contrast, Decision, decide
+from nppkit.study.verdicts import Contrast, Decision, decide
 
 MARGIN = 1.0  # FID: the smallest difference worth knowing, the gain that the paper reports
 
@@ -75,10 +75,11 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
         line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
         line |= {"seeds": decision.n, "planned": decision.contrast.planned, "diverged": decision.contrast.diverged}
         line |= {
-            key: value if decision.complete else None for key, value in asdict(decision).items() if key not in ("contrast", "n")
+            key: value if decision.complete else None
+            for key, value in asdict(decision).items()
+            if key not in ("contrast", "n", "verdict")
         }
-        line["verdict"] = decision.said
-        line["decided"] = decision.verdict in WORDS
+        line["verdict"] = decision.verdict
         lines.append({**line, **{f"first_{key}": value for key, value in asdict(before).items()}})
     return pd.DataFrame(lines).astype({key: float for key in ("mean", "low", "high", "p", "adjusted")})
 
