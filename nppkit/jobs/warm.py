@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.1  # between two looks whether the command has ended
 def environment(variables: dict[str, str]) -> str:
     """Whose modules and whose share of a machine a process has: a server forks for its own environment alone."""
     of = (variables.get(name, "") for name in ("PYTHONPATH", "SLURM_JOB_ID"))
-    return " ".join((sys.executable, str(Path(__file__).resolve()), *of))
+    return " ".join((sys.prefix, str(Path(__file__).resolve()), *of))  # bin/python and bin/python3.11 are one environment
 
 
 class Process:

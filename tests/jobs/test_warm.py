@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -20,11 +21,11 @@ sys.exit(7)
 """
 
 
-def served(folder, script, modules="json", **variables):
+def served(folder, script, modules="json", python=sys.executable, **variables):
     """What a script printed, and its exit status, that ran as the command of a server with these modules."""
     (folder / "script.py").write_text("import os, signal, sys, time\nfrom nppkit.jobs import warm\n" + textwrap.dedent(script))
     (folder / "one.py").write_text(ONE)
-    words = [sys.executable, "-c", SERVE.format(modules=modules), sys.executable, str(folder / "script.py")]
+    words = [sys.executable, "-c", SERVE.format(modules=modules), python, str(folder / "script.py")]
     env = {**os.environ, "PYTHONPATH": str(folder), "WORD": "word", **variables}
     found = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     return found.stdout, found.returncode, found.stderr
@@ -41,6 +42,16 @@ def test_a_forked_process_is_the_program_that_was_asked_for(tmp_path):
     """
     out, status, errors = served(tmp_path, script)
     assert out.splitlines() == [f"{tmp_path}/place other ['0']", "7 7"] and status == 3, errors
+
+
+def test_another_name_of_the_interpreter_is_the_same_environment(tmp_path):
+    """make calls bin/python, and bin/snakemake begins with the name that made the environment, for example python3.11."""
+    names = sorted(path for path in (Path(sys.prefix) / "bin").glob("python3*") if path.name.replace(".", "").isalnum())
+    other = next(str(path) for path in names if str(path) != sys.executable)
+    script = """
+    print(sys.executable, warm.Process(["one", "0"], dict(os.environ), ".").wait())
+    """
+    assert served(tmp_path, script, python=other)[0].splitlines()[-1] == f"{other} 7"
 
 
 def test_signals_arrive_and_are_told(tmp_path):
