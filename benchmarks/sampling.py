@@ -6,7 +6,7 @@ import torch
 
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, decode_tokens
-from nppkit.training.devices import autocast
+from nppkit.training.devices import autocast, rounded
 
 SMALL = {  # the model, and the images of a batch
     "small_1_thread": (GPTConfig(dim=64, n_layer=3, n_head=4, vocab_size=128, num_classes=10, multiple_of=32), 100),
@@ -15,21 +15,21 @@ SMALL = {  # the model, and the images of a batch
 }
 
 
-def seconds_per_cell(model, images: int) -> np.ndarray:
+def seconds_per_cell(model, images: int, precision: str) -> np.ndarray:
     """Seconds (N,) that each grid cell of a batch takes."""
     labels = torch.arange(images, device=bench.DEVICE) % model.config.num_classes
     marks = [bench.now()]
-    with autocast(bench.DEVICE, bench.PRECISION):
+    with autocast(bench.DEVICE, precision):
         for _ in decode_tokens(model, labels, SamplingConfig(cfg_scale=2.0), np.arange(images)):
             marks.append(bench.now())
     return np.diff(marks)
 
 
-def rate(model, images: int, repeats: int) -> dict:
+def rate(model, images: int, repeats: int, precision: str = bench.PRECISION) -> dict:
     """Tokens a second, and the median time of a cell in each quarter of the grid."""
     model.eval().requires_grad_(False)
-    seconds_per_cell(model, images)
-    runs = np.array([seconds_per_cell(model, images) for _ in range(repeats)])
+    seconds_per_cell(model, images, precision)
+    runs = np.array([seconds_per_cell(model, images, precision) for _ in range(repeats)])
     totals = images * model.config.block_size / runs.sum(1)
     quarters = [float(np.median(part)) for part in np.split(runs, 4, axis=1)]
     spread = {"tokens_per_second_min": float(totals.min()), "tokens_per_second_max": float(totals.max())}
@@ -39,6 +39,7 @@ def rate(model, images: int, repeats: int) -> dict:
 def measure() -> dict:
     times = bench.interleaved({"yardstick": bench.yardstick()}, repeats=5)
     found = {"gpt_b": rate(bench.gpt_b(), 8, repeats=2)}
+    found["gpt_b_bf16"] = rate(rounded(bench.gpt_b(), "bf16"), 8, repeats=2, precision="bf16")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name, (config, images) in SMALL.items():

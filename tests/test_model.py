@@ -14,7 +14,7 @@ from nppkit.errors import NppkitError
 from nppkit.loss import npp_loss
 from nppkit.model import GPT, MODELS, GPTConfig, KVCache, RMSNorm, StaticKVCache, count_parameters, rotary_table, rotate
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import autocast
+from nppkit.training.devices import autocast, rounded
 
 TINY = GPTConfig(dim=32, n_layer=2, n_head=4, vocab_size=24, num_classes=5, grid_size=4, multiple_of=8)
 GQA = dataclasses.replace(TINY, n_kv_head=2)
@@ -291,6 +291,17 @@ def test_bf16_autocast(patch_size):
     torch.testing.assert_close(low_loss, loss, rtol=2e-3, atol=0)
     low_loss.backward()
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_weights_held_in_bf16_change_no_bit():
+    """What autocast rounds at every step may be rounded once: the same logits, half of the bytes. fp32 is left as it is."""
+    model, (codes, labels) = gpt(), batch()
+    with autocast(codes.device, "bf16"):
+        before = model(codes, labels)
+        assert rounded(model, "fp32").output.weight.dtype == torch.float32
+        assert torch.equal(rounded(model, "bf16")(codes, labels), before)
+    kinds = {name.split(".")[-2]: p.dtype for name, p in model.named_parameters()}
+    assert kinds["wqkv"] == kinds["output"] == torch.bfloat16 and kinds["norm"] == kinds["tok_embeddings"] == torch.float32
 
 
 def test_norm_and_rotation_are_fp32():

@@ -23,7 +23,7 @@ from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
-from nppkit.training.devices import pick_device
+from nppkit.training.devices import pick_device, rounded
 from nppkit.training.guard import die_with_parent
 from nppkit.training.options import Options
 from nppkit.training.processes import joined
@@ -62,7 +62,7 @@ def sample(preset_name: str, run_id: str, precision: str, options: Options) -> N
     run, precision = find_run(preset, run_id), precision or preset.precision
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
-        model = load_trained(preset, run, store).to(pick_device(options.device))
+        model = rounded(load_trained(preset, run, store), precision).to(pick_device(options.device))
         shares = label_shares(preset.evaluation.labels, store, CodeStore(tokenizer_dir(preset, run.large) / "heldout"))
         digest, folder, batch = sampling.weights_digest(model), checkpoint_dir(preset, run), preset.evaluation.batch_size
         for scale in preset.evaluation.guidance:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nppkit.errors import NppkitError
 
@@ -20,6 +20,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision not in ("fp32", "bf16"):
         raise NppkitError(f"precision {precision!r} is unknown: use fp32 or bf16")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def rounded(model: nn.Module, precision: str) -> nn.Module:
+    """The model with its products' weights held in bf16, if that is how they are used: cast once, not at every token.
+
+    Under `autocast` its output has the same bits as before. For a model that is not trained any more.
+    """
+    for layer in model.modules():
+        if precision == "bf16" and isinstance(layer, nn.Linear):
+            layer.to(torch.bfloat16)
+    return model
 
 
 def pick_device(name: str) -> torch.device:
