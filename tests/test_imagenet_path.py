@@ -21,8 +21,8 @@ from test_features import random_inception
 from nppkit import cli, files
 from nppkit.data.codes import CodeStore
 from nppkit.data.config import TokenizerConfig
-from nppkit.data.train_tokenizer import tokenizer_config
-from nppkit.data.vqgan import TokenizerTraining
+from nppkit.data.prepare_tokenizer import tokenizer_config
+from nppkit.data.train_tokenizer import TokenizerTraining
 from nppkit.jobs import launch
 from nppkit.model import GPT, GPTConfig
 from nppkit.scoring import features

@@ -42,7 +42,7 @@ class DataConfig:
 class TokenizerConfig:
     """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a release or file.
 
-    By default with L1, squared error and codebook loss alone; the rest makes it a VQGAN (nppkit/data/vqgan.py).
+    By default with L1, squared error and codebook loss alone; the rest makes it a VQGAN (nppkit/data/losses.py).
     """
 
     name: str = ""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nppkit.data import train_tokenizer
+from nppkit.data import prepare_tokenizer, train_tokenizer
 from nppkit.data.codes import KEYS, CodeStore
 from nppkit.data.images import CROPS
 from nppkit.sample import SamplingConfig
@@ -55,7 +55,7 @@ def median_seconds(function: Callable, *args: object) -> float:
 def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10) -> CodeStore:
     """A store of random codes of the preset's grid, vocabulary and crops."""
     vq, side, n = (
-        train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
+        prepare_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
         image_size(preset, large),
         preset.training.batch_size,
     )
@@ -96,7 +96,7 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
     with tempfile.TemporaryDirectory() as name:
         store = synthetic_store(Path(name), preset, run.large)
         model = make_model(store, preset.models[run.size], preset.training, run.seed).eval()
-        decoder = VQModel(train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)).eval()
+        decoder = VQModel(prepare_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)).eval()
         evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
         started = clock()
         with devices.autocast(devices.CPU, preset.precision):
@@ -107,7 +107,7 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
     """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
     t, side = preset.tokenizer, preset.data.image_size
-    config = train_tokenizer.tokenizer_config(t, side)
+    config = prepare_tokenizer.tokenizer_config(t, side)
     pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
     if t.steps and not t.weights:
         few, many = (_timed(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))

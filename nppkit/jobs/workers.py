@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nppkit.data import train_tokenizer
+from nppkit.data import prepare_tokenizer
 from nppkit.data.codes import CodeStore
 from nppkit.data.extract import extract_codes
 from nppkit.data.images import ImageSet
@@ -94,8 +94,8 @@ def _frozen_tokenizer(preset: Preset, training: ImageSet) -> tuple[VQModel, str]
     folder = tokenizer_dir(preset)
     if preset.tokenizer.weights:
         with tempfile.TemporaryDirectory() as own:  # several processes would write one file
-            model, _ = train_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))
+            model, _ = prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))
             return model, sha256(Path(own) / "tokenizer.safetensors")
     if not (folder / "tokenizer.safetensors").is_file():
         raise NppkitError(f"{folder} has no tokenizer: run the tokenize notebook, which trains it, or set tokenizer.weights")
-    return train_tokenizer.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")
+    return prepare_tokenizer.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")

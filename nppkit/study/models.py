@@ -6,8 +6,8 @@ from pathlib import Path
 from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet
+from nppkit.data.prepare_tokenizer import tokenizer_config
 from nppkit.data.sources import study_images
-from nppkit.data.train_tokenizer import tokenizer_config
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
 from nppkit.model import GPT, GPTConfig
