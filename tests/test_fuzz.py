@@ -128,7 +128,7 @@ def test_foreign_manifest(folder, data):
     """A manifest with any JSON value in any place is refused by name, or fits the files."""
     store = write_store(folder / "store")
     manifest = json.loads((store / "manifest.json").read_text())
-    manifest[data.draw(st.sampled_from(codes.KEYS))] = data.draw(JUNK)
+    manifest[data.draw(st.sampled_from(sorted(manifest)))] = data.draw(JUNK)
     (store / "manifest.json").write_text(json.dumps(manifest))
     try:
         opened = codes.CodeStore(store)

@@ -102,7 +102,7 @@ def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     import_again(extracted, home, monkeypatch)
     launch.ensure(graph.report_job(preset, "table1_main"))
     imported = CodeStore(graph.tokenizer_dir(preset) / "train")
-    assert imported.manifest["imported"] and np.array_equal(imported.codes, codes)
+    assert imported.manifest.imported and np.array_equal(imported.codes, codes)
     folder = graph.results_dir(preset)
     metrics = json.loads((folder / "runs" / RUN / "metrics.json").read_text())
     assert json.loads((folder / "runs" / RUN / "config.json").read_text())["model"]["dim"] == 768

@@ -4,7 +4,6 @@ The measured half of the plan. Nothing is read, trained or kept. Times are proce
 the machine disturbs little.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from nppkit.data import prepare_tokenizer, train_tokenizer
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.codes import CodeStore, Manifest, write_store
 from nppkit.data.images import CROPS
 from nppkit.sample import SamplingConfig
 from nppkit.schedule import Segment
@@ -60,11 +59,9 @@ def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10
         preset.training.batch_size,
     )
     shape, rng = (n, CROPS[preset.data.crops], vq.grid_size(side) ** 2), np.random.default_rng(0)
-    np.save(folder / "codes.npy", rng.integers(0, vq.codebook_size, shape).astype(np.uint16))
-    np.save(folder / "labels.npy", np.arange(n) % classes)
     names = [str(c) for c in range(classes)]
-    values = (n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
-    (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    about = Manifest(n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
+    write_store(folder, about, rng.integers(0, vq.codebook_size, shape), np.arange(n) % classes)
     return CodeStore(folder)
 
 

@@ -114,7 +114,7 @@ class Trainer:
     @property
     def data_digest(self) -> str:
         m = self.store.manifest
-        return f"{m['tokenizer_sha256']}/{m['source_digest']}/{m['image_size']}"
+        return f"{m.tokenizer_sha256}/{m.source_digest}/{m.image_size}"
 
     def _check_options(self) -> None:
         batch, o, n = self.config.batch_size, self.options, self.processes.size
