@@ -30,7 +30,8 @@ _HOMES = {
     "schedule": "Segment ntp_segments single_scale_segments multi_scale_segments segment_at learning_rate "
     "cost_ratio ideal_cost_ratio",
     "model": "GPT GPTConfig MODELS",
-    "tokenizer": "VQModel VQConfig TOKENIZERS",
+    "tokenizer": "VQModel",
+    "tokenizer_config": "VQConfig TOKENIZERS",
     "sample": "SamplingConfig sample_codes sample_labels",
     "data.codes": "CodeStore",
     "study.presets": "Preset load_preset preset_names",

@@ -175,7 +175,7 @@ def import_codes(a: argparse.Namespace) -> None:
     from nppkit.data.llamagen import import_llamagen
     from nppkit.files import sha256
     from nppkit.jobs.progress import progress
-    from nppkit.tokenizer import TOKENIZERS
+    from nppkit.tokenizer_config import TOKENIZERS
 
     names = a.class_names.read_text().splitlines() if a.class_names else None
     digest, vocab_size = sha256(a.tokenizer) if a.tokenizer else UNKNOWN, a.vocab_size or TOKENIZERS["VQ-16"].codebook_size

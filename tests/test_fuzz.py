@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nppkit import files, releases
 from nppkit.checkpoint import load_checkpoint, save_checkpoint
-from nppkit.data import codes, prepare_tokenizer
+from nppkit.data import codes
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
 from nppkit.scoring import reference
@@ -208,7 +208,6 @@ def test_presets(folder, place, value):
     try:
         preset = presets.load_preset(str(path))
         jobs = graph.graph(preset)
-        prepare_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)
     except NppkitError as error:
         assert place[-1] in one_line(error) or "some" in one_line(error), (place, value, error)
     else:

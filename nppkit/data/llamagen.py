@@ -12,7 +12,7 @@ from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.extract import MAX_VOCABULARY, publish, write_header
 from nppkit.errors import NppkitError
 from nppkit.files import check_space
-from nppkit.tokenizer import TOKENIZERS
+from nppkit.tokenizer_config import TOKENIZERS
 
 
 def import_llamagen(

@@ -18,7 +18,8 @@ from nppkit.errors import NppkitError
 from nppkit.files import home, sha256, write_atomic
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
-from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import VQConfig
 
 CPU = torch.device("cpu")
 UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
@@ -33,7 +34,7 @@ def prepare_tokenizer(
     It trains on all crops of as many random images as fit 4 GB, which are held in memory. One that was trained from the
     same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes stay.
     """
-    weights, origin, config = folder / "tokenizer.safetensors", folder / "tokenizer.origin", tokenizer_config(t, data.image_size)
+    weights, origin, config = folder / "tokenizer.safetensors", folder / "tokenizer.origin", t.network
     if t.weights:
         model, history = VQModel(config), []
         load_weights(model, find(t.weights))
@@ -66,18 +67,6 @@ def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
     """Digest of what a tokenizer is trained from and on."""
     source = json.dumps([settings(data), settings(t), images.digest], sort_keys=True)
     return hashlib.sha256(source.encode()).hexdigest()
-
-
-def tokenizer_config(t: TokenizerConfig, image_size: int) -> VQConfig:
-    """The tokenizer's configuration, checked against the image size."""
-    if t.name and t.name not in TOKENIZERS:
-        raise NppkitError(f"tokenizer.name {t.name!r} is unknown: use {', '.join(TOKENIZERS)} or vq")
-    try:
-        config = TOKENIZERS[t.name] if t.name else VQConfig(**t.vq)
-    except TypeError as error:
-        raise NppkitError(f"tokenizer.vq: {error}") from None
-    config.grid_size(image_size)
-    return config
 
 
 def load_tokenizer(folder: Path) -> VQModel:

@@ -25,7 +25,8 @@ from nppkit.data.muon import Muon, hidden_matrices
 from nppkit.data.perceptual import PerceptualLoss
 from nppkit.errors import NppkitError
 from nppkit.releases import find, load_weights
-from nppkit.tokenizer import VQConfig, VQModel, to_model_range
+from nppkit.tokenizer import VQModel, to_model_range
+from nppkit.tokenizer_config import VQConfig
 
 CPU = torch.device("cpu")
 LOOK_EVERY = 50  # steps between two looks at the codebook and the losses

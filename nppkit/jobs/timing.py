@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nppkit.data import prepare_tokenizer, train_tokenizer
+from nppkit.data import train_tokenizer
 from nppkit.data.codes import CodeStore, Manifest, write_store
 from nppkit.data.images import CROPS
 from nppkit.sample import SamplingConfig
@@ -53,11 +53,7 @@ def median_seconds(function: Callable, *args: object) -> float:
 
 def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10) -> CodeStore:
     """A store of random codes of the preset's grid, vocabulary and crops."""
-    vq, side, n = (
-        prepare_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
-        image_size(preset, large),
-        preset.training.batch_size,
-    )
+    vq, side, n = preset.tokenizer.network, image_size(preset, large), preset.training.batch_size
     shape, rng = (n, CROPS[preset.data.crops], vq.grid_size(side) ** 2), np.random.default_rng(0)
     names = [str(c) for c in range(classes)]
     about = Manifest(n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
@@ -93,7 +89,7 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
     with tempfile.TemporaryDirectory() as name:
         store = synthetic_store(Path(name), preset, run.large)
         model = make_model(store, preset.models[run.size], preset.training, run.seed).eval()
-        decoder = VQModel(prepare_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)).eval()
+        decoder = VQModel(preset.tokenizer.network).eval()
         evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
         started = clock()
         with devices.autocast(devices.CPU, preset.precision):
@@ -104,7 +100,7 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
     """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
     t, side = preset.tokenizer, preset.data.image_size
-    config = prepare_tokenizer.tokenizer_config(t, side)
+    config = t.network
     pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
     if t.steps and not t.weights:
         few, many = (_timed(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))

@@ -6,7 +6,6 @@ from pathlib import Path
 from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet
-from nppkit.data.prepare_tokenizer import tokenizer_config
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
@@ -27,7 +26,7 @@ from nppkit.training.trainer import Trainer, make_model
 
 def check_inputs(preset: Preset, side: int, training: ImageSet) -> None:
     """NppkitError for what would stop a job only after trainings: grid, extractor's weights, reference, too few images."""
-    tokenizer_config(preset.tokenizer, preset.data.image_size).grid_size(side)
+    preset.tokenizer.network.grid_size(side)
     e = preset.extractor
     if e.name != "digits":
         load_extractor(e.name, located(e.weights), e.sha256)

@@ -21,7 +21,8 @@ from nppkit.data.images import crop_images, mnist_images
 from nppkit.data.llamagen import import_llamagen
 from nppkit.errors import NppkitError
 from nppkit.jobs.progress import BATCH
-from nppkit.tokenizer import VQConfig, VQModel, reconstruct
+from nppkit.tokenizer import VQModel, reconstruct
+from nppkit.tokenizer_config import VQConfig
 
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
 BATCHES = 7  # of three images, the last of two

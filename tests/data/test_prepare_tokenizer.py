@@ -14,8 +14,8 @@ from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
 from nppkit.errors import NppkitError
 from nppkit.study import models
-from nppkit.study.presets import load_preset, preset_names
-from nppkit.tokenizer import VQConfig, VQModel, to_model_range
+from nppkit.tokenizer import VQModel, to_model_range
+from nppkit.tokenizer_config import VQConfig
 
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
 
@@ -83,20 +83,6 @@ def test_batches_are_pure(pixels):
     assert not torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 6)[0], images)
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_know_their_downsampling(name):
-    """A preset divides image sides by what its tokenizer really divides them by."""
-    preset = load_preset(name)
-    assert (
-        preset.tokenizer.downsampling == prepare_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size).downsampling
-    )
-
-
-def test_downsampling_without_multipliers():
-    """A tokenizer whose sizes do not say its channel multipliers has VQ-16's, in the preset too."""
-    assert TokenizerConfig(vq={"ch": 64}).downsampling == VQConfig(ch=64).downsampling == 16
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,8 +94,8 @@ def test_downsampling_without_multipliers():
 )
 def test_tokenizers_that_cannot_be(smoke, tmp_path, home, changes, message):
     """Neither weights nor steps, unknown or impossible sizes, a missing file: refused before anything is trained or written."""
-    preset = dataclasses.replace(smoke, tokenizer=dataclasses.replace(smoke.tokenizer, **changes))
     with pytest.raises(NppkitError, match=message):
+        preset = dataclasses.replace(smoke, tokenizer=dataclasses.replace(smoke.tokenizer, **changes))
         prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, None, tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
 

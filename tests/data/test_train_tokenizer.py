@@ -19,7 +19,8 @@ from nppkit.data.perceptual import PerceptualLoss, distance
 from nppkit.data.train_tokenizer import TokenizerTraining, all_crops, perplexity
 from nppkit.errors import NppkitError
 from nppkit.settings import settings
-from nppkit.tokenizer import VQConfig, VQModel, reconstruct, to_model_range
+from nppkit.tokenizer import VQModel, reconstruct, to_model_range
+from nppkit.tokenizer_config import VQConfig
 
 TINY = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
 SHORT = TokenizerConfig(steps=12, batch_size=2, lr=4e-3)
