@@ -22,7 +22,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from nppkit import files
 from nppkit.data import config, images, prepare_tokenizer, sources, train_tokenizer
-from nppkit.jobs.progress import progress
+from nppkit.machine.progress import progress
 from nppkit.scoring import evaluate, features
 from nppkit.show import plots
 from nppkit.study import presets

@@ -16,12 +16,12 @@ from nppkit.data.images import CROPS, ImageSet, some_images
 from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
 from nppkit.files import home, sha256, write_atomic
+from nppkit.machine.devices import CPU
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
 from nppkit.tokenizer import VQModel
 from nppkit.tokenizer_config import VQConfig
 
-CPU = torch.device("cpu")
 UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
 MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
 

@@ -24,11 +24,11 @@ from nppkit.data.losses import Discriminator, chroma, discriminator_loss, genera
 from nppkit.data.muon import Muon, hidden_matrices
 from nppkit.data.perceptual import PerceptualLoss
 from nppkit.errors import NppkitError
+from nppkit.machine.devices import CPU
 from nppkit.releases import find, load_weights
 from nppkit.tokenizer import VQModel, to_model_range
 from nppkit.tokenizer_config import VQConfig
 
-CPU = torch.device("cpu")
 LOOK_EVERY = 50  # steps between two looks at the codebook and the losses
 REVIVE_UNTIL = 0.7  # of the steps: later, a moved code would stay untrained
 SAVE_EVERY = 200  # steps between two checkpoints

@@ -20,7 +20,7 @@ from nppkit.cost import GPU, GPUS
 from nppkit.data.images import CROPS
 from nppkit.errors import NppkitError
 from nppkit.jobs import timing
-from nppkit.jobs.progress import progress
+from nppkit.machine.progress import progress
 from nppkit.model import GPTConfig
 from nppkit.scoring.reference import KEPT
 from nppkit.study.presets import Preset

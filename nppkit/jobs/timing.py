@@ -20,6 +20,8 @@ import torch
 from nppkit.data import train_tokenizer
 from nppkit.data.codes import CodeStore, Manifest, write_store
 from nppkit.data.images import CROPS
+from nppkit.machine import devices
+from nppkit.machine.options import Options
 from nppkit.sample import SamplingConfig
 from nppkit.schedule import Segment
 from nppkit.scoring import evaluate
@@ -27,8 +29,6 @@ from nppkit.scoring.reference import Reference
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run, image_size
 from nppkit.tokenizer import VQModel
-from nppkit.training import devices
-from nppkit.training.options import Options
 from nppkit.training.trainer import Trainer, make_model
 
 SECONDS = 0.5  # what is timed at least, over at least three calls

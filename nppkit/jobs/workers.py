@@ -15,7 +15,11 @@ from nppkit.data.images import ImageSet
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
-from nppkit.jobs.progress import BATCH, progress
+from nppkit.machine.devices import pick_device
+from nppkit.machine.guard import die_with_parent
+from nppkit.machine.options import Options
+from nppkit.machine.processes import joined
+from nppkit.machine.progress import BATCH, progress
 from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares, sampling_roles
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir
@@ -23,10 +27,6 @@ from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
-from nppkit.training.devices import pick_device
-from nppkit.training.guard import die_with_parent
-from nppkit.training.options import Options
-from nppkit.training.processes import joined
 from nppkit.training.trainer import make_model
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from nppkit.data.codes import CodeStore, Manifest
 from nppkit.data.extract import Part, open_complete
+from nppkit.machine.devices import autocast
+from nppkit.machine.processes import ALONE, Processes
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
-from nppkit.training.devices import autocast
-from nppkit.training.processes import ALONE, Processes
 
 opened = functools.lru_cache(maxsize=1)(CodeStore)  # the same one for every batch of a configuration
 

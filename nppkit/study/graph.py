@@ -11,12 +11,12 @@ from pathlib import Path
 
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, sha256, write_atomic
+from nppkit.machine.options import Options
 from nppkit.settings import settings
 from nppkit.study.presets import Preset, load_preset, preset_names
 from nppkit.study.published import table_runs
 from nppkit.study.records import Job, changed_input, outputs_digest, recorded_inputs, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
-from nppkit.training.options import Options
 from nppkit.window import area
 
 FIGURES = {  # a report's figures, by what follows its name; the others have one

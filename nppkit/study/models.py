@@ -9,6 +9,9 @@ from nppkit.data.images import ImageSet
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
+from nppkit.machine.devices import pick_device
+from nppkit.machine.options import Options
+from nppkit.machine.processes import ALONE, Processes
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import find, known_grid, load_weights, release_config
 from nppkit.scoring.config import NEIGHBOURS
@@ -18,9 +21,6 @@ from nppkit.scoring.reference import prepare_reference
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run
-from nppkit.training.devices import pick_device
-from nppkit.training.options import Options
-from nppkit.training.processes import ALONE, Processes
 from nppkit.training.trainer import Trainer, make_model
 
 

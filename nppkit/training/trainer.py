@@ -25,16 +25,16 @@ from nppkit.data.codes import CodeStore
 from nppkit.errors import Diverged, NppkitError
 from nppkit.files import check_space, write_atomic
 from nppkit.loss import npp_loss
+from nppkit.machine.devices import CannotCompile, autocast, compiled, compiling, pick_device, to_device
+from nppkit.machine.guard import Interrupted, StopRequest, exclusive
+from nppkit.machine.options import Options
+from nppkit.machine.processes import ALONE, Processes, part_of, whole
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.training.batches import batch_at
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import CannotCompile, autocast, compiled, compiling, pick_device, to_device
 from nppkit.training.events import Events
 from nppkit.training.graphs import StepGraph
-from nppkit.training.guard import Interrupted, StopRequest, exclusive
-from nppkit.training.options import Options
-from nppkit.training.processes import ALONE, Processes, part_of, whole
 from nppkit.window import Grid, Window, of_side, patches
 
 

@@ -20,7 +20,7 @@ from nppkit.data.extract import encode_pixels, extract_codes, verify_rows
 from nppkit.data.images import crop_images, mnist_images
 from nppkit.data.llamagen import import_llamagen
 from nppkit.errors import NppkitError
-from nppkit.jobs.progress import BATCH
+from nppkit.machine.progress import BATCH
 from nppkit.tokenizer import VQModel, reconstruct
 from nppkit.tokenizer_config import VQConfig
 

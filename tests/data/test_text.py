@@ -11,12 +11,12 @@ from nppkit import cost
 from nppkit.data import text
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
+from nppkit.machine.options import Options
 from nppkit.schedule import single_scale_segments
 from nppkit.study.presets import load_preset
 from nppkit.study.runs import Run, check_patches
 from nppkit.training import trainer
 from nppkit.training.config import TrainingConfig
-from nppkit.training.options import Options
 
 DATA = load_preset("text").data
 SIZES = dict(dim=16, n_layer=1, n_head=2, multiple_of=8)

@@ -21,14 +21,15 @@ from nppkit.checkpoint import checkpoints
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import workers
+from nppkit.machine import devices
+from nppkit.machine.options import Options
+from nppkit.machine.processes import ALONE
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import learning_rate, multi_scale_segments
 from nppkit.study import models
 from nppkit.study.runs import Run
-from nppkit.training import batches, devices, trainer
+from nppkit.training import batches, trainer
 from nppkit.training.config import TrainingConfig
-from nppkit.training.options import Options
-from nppkit.training.processes import ALONE
 
 SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
 CONFIG = TrainingConfig(epochs=8, steps_per_epoch=3, batch_size=4, lr=1e-2, log_every=2)
@@ -328,9 +329,7 @@ def test_unknown_device_or_precision(name, function):
 @pytest.mark.parametrize("place", ["/proc/none", "/dev/null/none"])
 def test_a_cache_that_cannot_be_written(place):
     """Where the compiler has no place for its files, a line says so, and training is eager."""
-    code = (
-        "import torch; from nppkit.training import devices; f = lambda: 1; print(devices.compiled(f, torch.device('cpu')) is f)"
-    )
+    code = "import torch; from nppkit.machine import devices; f = lambda: 1; print(devices.compiled(f, torch.device('cpu')) is f)"
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": place}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert result.stdout == "True\n" and "torch.compile failed" in result.stderr and "Traceback" not in result.stderr
