@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nppkit import noise
-from nppkit.checkpoint import load_newest, save_checkpoint
+from nppkit.checkpoint import load_newest, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import ImageSet, crop_images
 from nppkit.data.losses import Discriminator, chroma, discriminator_loss, generator_loss, gradient_ratio
@@ -185,12 +185,15 @@ class TokenizerTraining:
 
     def save(self, folder: Path, digest: str) -> None:
         """A checkpoint of everything; NppkitError if the disk is full."""
-        groups = {"model": self.model.state_dict(), "optimizer": moments(self.optimizer, self.model)}
+        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
         groups["codes"] = {"used": self.used}
         if self.muon is not None:
-            groups["muon"] = moments(self.muon, self.model)
+            groups["muon"] = optimizer_tensors(self.muon, self.model)
         if self.discriminator is not None:
-            groups |= {"discriminator": self.discriminator.state_dict(), "critic": moments(self.critic, self.discriminator)}
+            groups |= {
+                "discriminator": self.discriminator.state_dict(),
+                "critic": optimizer_tensors(self.critic, self.discriminator),
+            }
         state = {"config_digest": digest, "history": self.history, "best": self.best, "lowest": self.lowest}
         save_checkpoint(folder, self.step, {name: group for name, group in groups.items() if group}, state)
 
@@ -202,37 +205,21 @@ class TokenizerTraining:
         tensors, state = found
         self.step, self.history, self.best, self.lowest = (state[key] for key in ("step", "history", "best", "lowest"))
         self.model.load_state_dict(tensors["model"])
-        load_moments(self.optimizer, self.model, tensors["optimizer"])
+        load_optimizer(self.optimizer, self.model, tensors["optimizer"])
         if self.muon is not None:
-            load_moments(self.muon, self.model, tensors["muon"])
+            load_optimizer(self.muon, self.model, tensors["muon"])
         self.used.copy_(tensors["codes"]["used"])
         self.schedule.load_state_dict({"last_epoch": self.step - 1, "_step_count": self.step})
         self.schedule.step()
         if self.discriminator is not None:
             self.discriminator.load_state_dict(tensors["discriminator"])
-            load_moments(self.critic, self.discriminator, tensors.get("critic", {}))
+            load_optimizer(self.critic, self.discriminator, tensors.get("critic", {}))
 
 
 def _without(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer | None) -> list[nn.Parameter]:
     """The parameters that an optimiser does not have."""
     taken = {id(p) for group in (optimizer.param_groups if optimizer else []) for p in group["params"]}
     return [p for p in parameters if id(p) not in taken]
-
-
-def moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors, such as AdamW's exp_avg.<parameter>."""
-    names = {p: name for name, p in model.named_parameters()}
-    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
-
-
-def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `moments`."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        kind, name = key.split(".", 1)
-        p = parameters[name]
-        like = torch.zeros((), device=p.device) if kind == "step" else torch.empty_like(p)  # in p's memory format
-        optimizer.state[p][kind] = like.detach().copy_(value)
 
 
 def train_tokenizer(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nppkit import noise
-from nppkit.checkpoint import checkpoints, load_newest, save_checkpoint
+from nppkit.checkpoint import checkpoints, load_newest, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.cost import step_flops
 from nppkit.data.codes import CodeStore
 from nppkit.errors import Diverged, NppkitError
@@ -337,21 +337,6 @@ class Trainer:
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
         seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
         return {**seconds, "flops": total, "flops_per_step": flops}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: exp_avg.<parameter>, exp_avg_sq.<parameter>, step.<parameter>."""
-    names = {p: name for name, p in model.named_parameters()}
-    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        kind, name = key.split(".", 1)
-        p = parameters[name]
-        optimizer.state[p][kind] = value.to(p.device) if kind == "step" else part_of(value, p)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from conftest import write_store
 from torch import nn
 
 from nppkit import cli, loss
-from nppkit.checkpoint import checkpoints
+from nppkit.checkpoint import checkpoints, load_optimizer, optimizer_tensors
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import workers
@@ -80,7 +80,7 @@ def run(store, folder, stops=(), **changes):
 
 def same(a, b):
     """Weights, optimiser, and history but for the clock are equal bit for bit."""
-    states = [{**t.model.state_dict(), **trainer.optimizer_tensors(t.optimizer, t.model)} for t in (a, b)]
+    states = [{**t.model.state_dict(), **optimizer_tensors(t.optimizer, t.model)} for t in (a, b)]
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
@@ -246,9 +246,9 @@ def test_constant_learning_rate(store, tmp_path):
 def test_optimizer_comes_back_on_the_device(store, tmp_path):
     """All of AdamW's state is where the weights are, its step count too: the fused kernel of a GPU reads it there."""
     done = run(store, tmp_path / "run")
-    saved, model = trainer.optimizer_tensors(done.optimizer, done.model), done.model.to("meta")
+    saved, model = optimizer_tensors(done.optimizer, done.model), done.model.to("meta")
     done.optimizer.state.clear()
-    trainer.load_optimizer(done.optimizer, model, saved)
+    load_optimizer(done.optimizer, model, saved)
     assert {value.device.type for state in done.optimizer.state.values() for value in state.values()} == {"meta"}
 
 
