@@ -20,12 +20,11 @@ from nppkit.machine.guard import GRACE_SECONDS, Interrupted, StopRequest, exclus
 from nppkit.machine.options import NAMES, Options
 from nppkit.machine.progress import BATCH
 from nppkit.settings import coerce
-from nppkit.study.graph import claim, evaluate_job, report_job, reports, tokenize_job, train_job
+from nppkit.study.graph import NOTEBOOKS, claim, evaluate_job, report_job, reports, tokenize_job, train_job
 from nppkit.study.presets import load_preset
 from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 DECIDED = {"preset", "run", "large", "precision"}  # by the job that its record names
 KERNEL_START_SECONDS = 300
