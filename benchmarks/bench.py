@@ -18,8 +18,8 @@ from statistics import median
 import torch
 
 from nppkit.files import write_atomic
+from nppkit.machine.devices import pick_device
 from nppkit.model import GPT, MODELS, GPTConfig
-from nppkit.training.devices import pick_device
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 DEVICE = pick_device("auto")

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nppkit.loss import npp_loss
-from nppkit.training.devices import autocast
+from nppkit.machine.devices import autocast
 
 BATCH, SHARE = 8, 0.005  # operations below this share of the time are added up as "other"
 

@@ -22,12 +22,12 @@ import torch
 
 from nppkit.cost import train_flops
 from nppkit.jobs.timing import synthetic_store
+from nppkit.machine.devices import autocast
+from nppkit.machine.options import Options
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.sample import SamplingConfig, sample_codes
 from nppkit.schedule import Segment
 from nppkit.study.presets import load_preset
-from nppkit.training.devices import autocast
-from nppkit.training.options import Options
 from nppkit.training.trainer import Trainer, make_model
 
 STEPS, IMAGES, PRODUCT = 10, 128, 8192

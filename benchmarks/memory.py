@@ -14,8 +14,8 @@ import bench
 import torch
 
 from nppkit.loss import npp_loss
+from nppkit.machine.devices import autocast, compiled
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import autocast, compiled
 from nppkit.training.trainer import make_optimizer
 
 BATCH, SIDES, GIB = 16, (1, 2, 4, 8), 2**30

@@ -5,8 +5,8 @@ import functools
 import bench
 
 from nppkit.loss import npp_loss
+from nppkit.machine.devices import autocast, compiled
 from nppkit.study.speed import fit_patch_cost
-from nppkit.training.devices import autocast, compiled
 
 BATCH, SIDES = 16, (1, 2, 4, 8, 16)
 

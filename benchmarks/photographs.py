@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from nppkit import files
-from nppkit.data import config, images, sources, train_tokenizer, vqgan
-from nppkit.jobs.progress import progress
+from nppkit.data import config, images, prepare_tokenizer, sources, train_tokenizer
+from nppkit.machine.progress import progress
 from nppkit.scoring import evaluate, features
 from nppkit.show import plots
 from nppkit.study import presets
@@ -44,7 +44,7 @@ def recipes(seed: int) -> dict[str, presets.Preset]:
 def trained(preset: presets.Preset, folder: Path, training: images.ImageSet) -> tuple:
     """The recipe's tokenizer, and the CPU seconds that it took or None where it lay there."""
     start = time.process_time()
-    model, history = train_tokenizer.prepare_tokenizer(
+    model, history = prepare_tokenizer.prepare_tokenizer(
         preset.tokenizer, preset.data, training, folder, lambda steps: progress(steps, folder.name)
     )
     seconds = time.process_time() - start if history else None
@@ -79,7 +79,7 @@ def measures(pixels: torch.Tensor, decoded: torch.Tensor, codes: torch.Tensor, r
     found["wrong_pixels_per_10k"] = 1e4 * (error.amax(1) > WRONG).float().mean().item()
     found["coloured_images"] = int((decoded.amax(1) - decoded.amin(1)).amax((1, 2)).gt(20).sum())
     counts = codes.flatten().bincount(minlength=256)
-    return {**found, "codes_used": int((counts > 0).sum()), "perplexity": vqgan.perplexity(counts)}
+    return {**found, "codes_used": int((counts > 0).sum()), "perplexity": train_tokenizer.perplexity(counts)}
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ import bench
 import numpy as np
 import torch
 
+from nppkit.machine.devices import autocast, rounded
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, decode_tokens
-from nppkit.training.devices import autocast, rounded
 
 SMALL = {  # the model, and the images of a batch
     "small_1_thread": (GPTConfig(dim=64, n_layer=3, n_head=4, vocab_size=128, num_classes=10, multiple_of=32), 100),

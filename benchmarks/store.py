@@ -1,6 +1,5 @@
 """The code store: a random epoch over 100,000 images x 10 crops x 256 codes, against one .npy file an image."""
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import bench
 import numpy as np
 import torch
 
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.codes import CodeStore, Manifest
 from nppkit.training.batches import batch_at
 
 IMAGES, CROPS, TOKENS, VOCABULARY, BATCH, FILES = 100_000, 10, 256, 16384, 256, 5_000
@@ -21,8 +20,7 @@ def write_store(folder: Path) -> CodeStore:
     for start in range(0, IMAGES, 10_000):
         codes[start : start + 10_000] = rng.integers(0, VOCABULARY, (10_000, CROPS, TOKENS), np.uint16)
     np.save(folder / "labels.npy", np.zeros(IMAGES, np.int64))
-    values = (IMAGES, CROPS, 16, VOCABULARY, ["0"], "", "", 256)
-    (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    Manifest(IMAGES, CROPS, 16, VOCABULARY, ["0"], "", "", 256).write(folder)
     return CodeStore(folder)
 
 

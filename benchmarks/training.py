@@ -1,13 +1,13 @@
 """A whole #L = 2 training against NTP through the Trainer, with data and optimiser: a quarter-width GPT, 16 x 16 codes."""
 
-import json
 import tempfile
 from pathlib import Path
 
 import bench
 import numpy as np
 
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.codes import CodeStore, Manifest
+from nppkit.data.codes import write_store as write
 from nppkit.schedule import multi_scale_segments
 from nppkit.training.config import TrainingConfig
 from nppkit.training.trainer import Trainer, make_model
@@ -18,11 +18,8 @@ EPOCHS, VOCABULARY = 16, 1024
 
 def write_store(folder: Path, images: int) -> CodeStore:
     rng = np.random.default_rng(0)
-    folder.mkdir()
-    np.save(folder / "codes.npy", rng.integers(0, VOCABULARY, (images, 1, 256)).astype(np.uint16))
-    np.save(folder / "labels.npy", rng.integers(0, 10, images))
-    values = (images, 1, 16, VOCABULARY, [str(c) for c in range(10)], "", "", 256)
-    (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    about = Manifest(images, 1, 16, VOCABULARY, [str(c) for c in range(10)], "", "", 256)
+    write(folder, about, rng.integers(0, VOCABULARY, (images, 1, 256)), rng.integers(0, 10, images))
     return CodeStore(folder)
 
 

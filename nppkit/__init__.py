@@ -14,8 +14,9 @@ The study, from a script:
     results = all_results(load_preset("study"))                # a row a run: FID, likelihood, cost ...
     table = make_table(load_preset("study"), 2)                # Table 2, the paper's values beside ours
 
-Rooms of the package, in the order of the data: data (images to codes), training, scoring (samples to metrics), study
-(presets, runs, tables), jobs (how work is started) and show (what a reader looks at). Every error for bad input is a
+Rooms of the package: machine (devices, processes, options); then, in the order of the data, data (images to codes),
+training, scoring (samples to metrics), study (presets, runs, tables), jobs (how work is started) and show (what a reader
+looks at). Every error for bad input is a
 NppkitError of one line. `nppkit --help` lists the commands.
 """
 
@@ -30,7 +31,8 @@ _HOMES = {
     "schedule": "Segment ntp_segments single_scale_segments multi_scale_segments segment_at learning_rate "
     "cost_ratio ideal_cost_ratio",
     "model": "GPT GPTConfig MODELS",
-    "tokenizer": "VQModel VQConfig TOKENIZERS",
+    "tokenizer": "VQModel",
+    "tokenizer_config": "VQConfig TOKENIZERS",
     "sample": "SamplingConfig sample_codes sample_labels",
     "data.codes": "CodeStore",
     "study.presets": "Preset load_preset preset_names",

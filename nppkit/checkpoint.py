@@ -13,12 +13,15 @@ import shutil
 import warnings
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nppkit.errors import NppkitError
 from nppkit.files import remedy, sha256
+from nppkit.machine.processes import part_of
 
 
 class OtherConfiguration(NppkitError):
@@ -135,3 +138,18 @@ def load_newest(folder: Path, config_digest: str) -> tuple[dict[str, dict[str, T
         except NppkitError as error:
             warnings.warn(str(error), stacklevel=2)
     return None
+
+
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors, such as AdamW's exp_avg.<parameter>, exp_avg_sq.<parameter> and step.<parameter>."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`: what lies in a parameter's place lies as it does in memory, and is sharded as it is."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split(".", 1)
+        p = parameters[name]
+        optimizer.state[p][kind] = value.to(p.device) if kind == "step" else torch.empty_like(p).copy_(part_of(value, p))

@@ -28,7 +28,7 @@ PRESET = argument("preset", metavar="PRESET", help="a name in nppkit/presets, or
 RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_seed0")
 DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
 PRECISION = argument("--precision", default="", help="fp32 or bf16; default: the preset's")
-OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/training/options.py")
+OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/machine/options.py")
 
 
 def command(name: str, example: str, *arguments: tuple) -> Callable:
@@ -111,7 +111,7 @@ def run(a: argparse.Namespace) -> None:
 def train(a: argparse.Namespace) -> None:
     """Train one run without its notebook, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
-    from nppkit.training.options import Options
+    from nppkit.machine.options import Options
 
     workers.train(a.preset, a.run, a.precision, Options.parse(a.options))
 
@@ -120,7 +120,7 @@ def train(a: argparse.Namespace) -> None:
 def sample(a: argparse.Namespace) -> None:
     """Draw the codes that a run's evaluation needs, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
-    from nppkit.training.options import Options
+    from nppkit.machine.options import Options
 
     workers.sample(a.preset, a.run, a.precision, Options.parse(a.options))
 
@@ -174,8 +174,8 @@ def import_codes(a: argparse.Namespace) -> None:
     from nppkit.data.codes import UNKNOWN
     from nppkit.data.llamagen import import_llamagen
     from nppkit.files import sha256
-    from nppkit.jobs.progress import progress
-    from nppkit.tokenizer import TOKENIZERS
+    from nppkit.machine.progress import progress
+    from nppkit.tokenizer_config import TOKENIZERS
 
     names = a.class_names.read_text().splitlines() if a.class_names else None
     digest, vocab_size = sha256(a.tokenizer) if a.tokenizer else UNKNOWN, a.vocab_size or TOKENIZERS["VQ-16"].codebook_size

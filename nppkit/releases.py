@@ -21,7 +21,8 @@ from torch import Tensor
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, read_json, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
-from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
 # What wrappers leave in names, alone or nested, anywhere: torch.compile, DistributedDataParallel, FSDP, recomputed activations

@@ -1,7 +1,6 @@
 """Fixtures: a results home of its own for every test session, and tiny stores and presets."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data import codes
+from nppkit.data.codes import CodeStore, Manifest
 from nppkit.jobs import kernels, warm
 from nppkit.study.presets import load_preset
 
@@ -26,11 +26,9 @@ def home(tmp_path, monkeypatch):
 def write_store(folder, n=10, crops=2, grid=4, vocab=16, classes=3, **changes):
     """A code store of random codes; `changes` replace manifest values."""
     rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "codes.npy", rng.integers(0, vocab, (n, crops, grid * grid)).astype(np.uint16))
-    np.save(folder / "labels.npy", np.arange(n) % classes)
-    values = (n, crops, grid, vocab, [str(c) for c in range(classes)], "tokenizer", "source", 16)
-    (folder / "manifest.json").write_text(json.dumps({**dict(zip(KEYS, values, strict=True)), **changes}))
+    about = Manifest(n, crops, grid, vocab, [str(c) for c in range(classes)], "tokenizer", "source", 16)
+    drawn = rng.integers(0, vocab, (n, crops, grid * grid))
+    codes.write_store(folder, dataclasses.replace(about, **changes), drawn, np.arange(n) % classes)
     return folder
 
 

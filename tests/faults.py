@@ -21,10 +21,10 @@ from conftest import write_store
 
 from nppkit import checkpoint
 from nppkit.data.codes import CodeStore
+from nppkit.machine.guard import Interrupted
+from nppkit.machine.processes import joined
 from nppkit.study import graph, presets, records
 from nppkit.training import trainer
-from nppkit.training.guard import Interrupted
-from nppkit.training.processes import joined
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["nppkit.training.trainer", "pytest", "psutil"])

@@ -16,9 +16,9 @@ import torch
 from nppkit.grouping import group_targets
 from nppkit.jobs import leases
 from nppkit.loss import patch_loss
+from nppkit.machine.devices import autocast
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import compiled_decoder, decoder
-from nppkit.training.devices import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICE = torch.device("cuda", 0)

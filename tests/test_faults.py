@@ -20,8 +20,8 @@ from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
+from nppkit.machine import guard
 from nppkit.study import graph, runs
-from nppkit.training import guard
 
 KILLS = int(os.environ.get("NPPKIT_KILLS", 20))  # make soak: 50
 RUN = "GPT-B_ntp_seed0"
@@ -185,7 +185,7 @@ def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypa
 
 CHILD = """
 import time
-from nppkit.training import guard
+from nppkit.machine import guard
 guard.GRACE_SECONDS = 1
 guard.die_with_parent()
 print("ready", flush=True)

@@ -12,7 +12,8 @@ from nppkit.loss import patch_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, filter_logits, sample_codes
 from nppkit.schedule import learning_rate, multi_scale_segments
-from nppkit.tokenizer import TOKENIZERS, VQModel
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import TOKENIZERS
 
 TINY = dict(dim=64, n_layer=2, n_head=4, vocab_size=64, num_classes=10, grid_size=8, dropout=0.0)
 

@@ -21,13 +21,13 @@ from test_features import random_inception
 from nppkit import cli, files
 from nppkit.data.codes import CodeStore
 from nppkit.data.config import TokenizerConfig
-from nppkit.data.train_tokenizer import tokenizer_config
-from nppkit.data.vqgan import TokenizerTraining
+from nppkit.data.train_tokenizer import TokenizerTraining
 from nppkit.jobs import launch
 from nppkit.model import GPT, GPTConfig
 from nppkit.scoring import features
 from nppkit.study import graph, presets
-from nppkit.tokenizer import VQConfig, VQModel
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import VQConfig
 
 pytestmark = pytest.mark.slow
 RUN = "GPT-B_npp_p2_lambda1-2_seed0"
@@ -102,7 +102,7 @@ def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     import_again(extracted, home, monkeypatch)
     launch.ensure(graph.report_job(preset, "table1_main"))
     imported = CodeStore(graph.tokenizer_dir(preset) / "train")
-    assert imported.manifest["imported"] and np.array_equal(imported.codes, codes)
+    assert imported.manifest.imported and np.array_equal(imported.codes, codes)
     folder = graph.results_dir(preset)
     metrics = json.loads((folder / "runs" / RUN / "metrics.json").read_text())
     assert json.loads((folder / "runs" / RUN / "config.json").read_text())["model"]["dim"] == 768
@@ -178,7 +178,7 @@ def test_the_published_tokenizer_is_tuned(home):
     released = VQModel(VQConfig())
     torch.save({"model": released.state_dict()}, folder / "vq_ds16_c2i.pt")
     settings = TokenizerConfig(name="VQ-16", start="VQ-16", steps=2, batch_size=1, lr=1e-4, perceptual=1.0, discriminator=0.1)
-    training = TokenizerTraining(tokenizer_config(settings, 64), settings)
+    training = TokenizerTraining(settings.network, settings)
     first = training.model.encoder.conv_in.weight
     assert torch.equal(first, released.encoder.conv_in.weight)
     for _ in range(2):

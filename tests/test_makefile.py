@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nppkit.study.graph import REPORTS
 from nppkit.study.presets import FOLDER
+from nppkit.study.published import REPORTS
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from nppkit.errors import NppkitError
 from nppkit.loss import npp_loss
+from nppkit.machine.devices import autocast, rounded
 from nppkit.model import GPT, MODELS, GPTConfig, KVCache, RMSNorm, StaticKVCache, count_parameters, rotary_table, rotate
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import autocast, rounded
 
 TINY = GPTConfig(dim=32, n_layer=2, n_head=4, vocab_size=24, num_classes=5, grid_size=4, multiple_of=8)
 GQA = dataclasses.replace(TINY, n_kv_head=2)

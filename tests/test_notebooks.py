@@ -18,7 +18,7 @@ from PIL import Image
 from nppkit import files, releases
 from nppkit.jobs import launch
 from nppkit.show import widgets
-from nppkit.study import graph, presets, runs
+from nppkit.study import graph, presets, published, runs
 
 pytestmark = pytest.mark.usefixtures("warm_kernels")
 
@@ -100,7 +100,17 @@ def test_running_notebooks(smoke_home):
     assert tokenizer["codes_used"] > 1 and tokenizer["reconstruction_fid"] > tokenizer["real_fid"] > 0
 
 
-@pytest.mark.parametrize("name", [name for name in READING if name in graph.REPORTS])
+@pytest.mark.parametrize("name", READING)
+def test_notebooks_say_what_they_write_and_read(name):
+    """The graph expects the figures that a notebook's cells save, and the presets that they load, and no others."""
+    says, source = graph.says_of_itself(name), "".join(cell.source for cell in code(read(name)))
+    saved = re.findall(r'save_figure\(\w+, study, f?"([^"]*)"', source)
+    if saved:
+        assert says.get("figures", [""]) == [figure.removeprefix(name) for figure in saved]
+    assert all(f"load_preset(study.{key}" in source or key == "confirmatory" for key in says.get("reads", []))
+
+
+@pytest.mark.parametrize("name", [name for name in READING if name in published.REPORTS])
 def test_reading_notebooks(smoke_home, name):
     """Tables and figure are made from the runs that exist, and the others say "not run"."""
     preset = presets.load_preset("smoke")

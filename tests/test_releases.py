@@ -19,7 +19,8 @@ from nppkit.checkpoint import save_checkpoint
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.model import GPT, MODELS, GPTConfig
-from nppkit.tokenizer import VQConfig, VQModel
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import VQConfig
 
 TINY = GPTConfig(dim=16, n_layer=2, n_head=2, vocab_size=32, num_classes=5, grid_size=4, multiple_of=8)
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)

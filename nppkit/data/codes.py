@@ -4,21 +4,24 @@ A store is a folder: codes.npy (images, crops, N), labels.npy (images,), manifes
 the manifest last: a folder without one is not a store. A small store may be packed as codes.npz, to be kept in git.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import pydantic
 import torch
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import read_arrays
+from nppkit.files import read_arrays, replacing, write_atomic
+from nppkit.settings import section, settings
 from nppkit.window import as_grid
 
 CHECK_BYTES = 2**28  # stores up to this size are checked code by code on opening, larger ones batch by batch
-KEYS = ("images", "crops", "grid_size", "vocab_size", "class_names", "tokenizer_sha256", "source_digest", "image_size")
-TYPES = (int, int, int, int, list, str, str, int)  # of the keys' values
 REMEDIES = {
     "grid_size": "extract at the model's image size, or take a model of this grid",
     "vocab_size": "extract with the model's tokenizer, or take a model of this vocabulary",
@@ -26,6 +29,47 @@ REMEDIES = {
     "tokenizer_sha256": "extract with this tokenizer, or take the one that made the codes",
 }
 UNKNOWN = "unknown"  # tokenizer_sha256 of an imported store whose tokenizer was not named
+Length = Annotated[StrictInt, Field(ge=1)]
+
+
+@section
+class Manifest:
+    """What a store holds and what it was made from: its manifest.json, by which one store is told from another."""
+
+    images: StrictInt
+    crops: StrictInt
+    grid_size: Length | Annotated[list[Length], Field(min_length=1)]  # G of an image's G x G, else each axis's length
+    vocab_size: StrictInt
+    class_names: list[StrictStr]
+    tokenizer_sha256: StrictStr
+    source_digest: StrictStr  # of the images
+    image_size: StrictInt  # pixels; 0: no image was encoded
+    crop_kind: StrictStr = ""  # of data.CROPS; an import does not know it
+    imported: StrictBool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of the store in that folder. NppkitError names a missing or damaged file, or the wrong entry."""
+        path = folder / "manifest.json"
+        try:
+            return pydantic.TypeAdapter(cls).validate_python(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise NppkitError(f"{path} does not exist: run the tokenize notebook first, or let it finish") from None
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            wrong = " lacks {}" if first["type"] == "missing" else ": {} is not what it should be"
+            raise NppkitError(f"{path}{wrong.format((*first['loc'], 'it')[0])}: extract the codes again") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise NppkitError(f"{path} is not valid JSON ({error}): extract the codes again") from None
+
+    def write(self, folder: Path) -> None:
+        """Make the arrays in that folder a store."""
+        write_atomic(folder / "manifest.json", json.dumps(settings(self), indent=1) + "\n")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything in it."""
+        return hashlib.sha256(json.dumps(settings(self), sort_keys=True).encode()).hexdigest()
 
 
 class CodeStore:
@@ -42,17 +86,17 @@ class CodeStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.manifest = m = _read_manifest(self.folder / "manifest.json")
-        self.crops, self.grid_size, self.vocab_size = m["crops"], m["grid_size"], m["vocab_size"]
+        self.manifest = m = Manifest.read(self.folder)
+        self.crops, self.grid_size, self.vocab_size = m.crops, m.grid_size, m.vocab_size
         self.grid_size = self.grid_size if isinstance(self.grid_size, int) else tuple(self.grid_size)
-        self.num_classes = len(m["class_names"])
+        self.num_classes = len(m.class_names)
         packed = self.folder / "codes.npz"
         self.codes = _open_packed(packed) if packed.exists() else _open_array(self.folder / "codes.npy")
         self.labels = _open_array(self.folder / "labels.npy")
         self._check()
 
     def _check(self) -> None:
-        codes, shape = self.codes, (self.manifest["images"], self.crops, math.prod(as_grid(self.grid_size)))
+        codes, shape = self.codes, (self.manifest.images, self.crops, math.prod(as_grid(self.grid_size)))
         if codes.dtype != np.uint16:
             raise NppkitError(f"{self.folder}/codes.npy holds {codes.dtype}, not uint16 codes: extract them again")
         if self.labels.dtype.kind not in "iu":
@@ -75,7 +119,7 @@ class CodeStore:
 
         NppkitError names each difference and what to do.
         """
-        found = {**self.manifest, "num_classes": self.num_classes}
+        found = {**vars(self.manifest), "num_classes": self.num_classes}
         wrong = [name for name, value in wanted.items() if value != found[name]]
         if not wrong:
             return self
@@ -85,7 +129,7 @@ class CodeStore:
         raise NppkitError(f"{self.folder} does not fit the model: {'; '.join(lines)}")
 
     def __len__(self) -> int:
-        return self.manifest["images"]
+        return self.manifest.images
 
     def batch(self, images: np.ndarray, crops: np.ndarray) -> tuple[Tensor, Tensor]:
         """Codes (B, N) and labels (B,), int64, of one crop of each image."""
@@ -93,6 +137,17 @@ class CodeStore:
         if self.codes.nbytes > CHECK_BYTES:
             self._check_range(codes)
         return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(self.labels[images].astype(np.int64))
+
+
+def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.ndarray) -> None:
+    """Codes (images, crops, N) and labels (images,) as a store, in place of what was there; the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", "codes.npz"):
+        (folder / name).unlink(missing_ok=True)
+    for name, array in (("codes", codes.astype(np.uint16)), ("labels", labels)):
+        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+    manifest.write(folder)
 
 
 def _open_packed(path: Path) -> np.ndarray:
@@ -112,24 +167,6 @@ def code_shades(store: CodeStore, pixels: np.ndarray) -> Tensor:
     codes = store.codes[:n, 0].reshape(-1)
     total, count = (np.bincount(codes, weights, store.vocab_size) for weights in (cells, None))
     return torch.from_numpy(total / np.maximum(count, 1))
-
-
-def _read_manifest(path: Path) -> dict:
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise NppkitError(f"{path} does not exist: run the tokenize notebook first, or let it finish") from None
-    except (ValueError, RecursionError) as error:
-        raise NppkitError(f"{path} is not valid JSON ({error}): extract the codes again") from None
-    missing = [key for key in KEYS if key not in manifest] if isinstance(manifest, dict) else list(KEYS)
-    if missing:
-        raise NppkitError(f"{path} lacks {', '.join(missing)}: extract the codes again")
-    wrong = [key for key, kind in zip(KEYS, TYPES, strict=True) if type(manifest[key]) is not kind and key != "grid_size"]
-    grid = manifest["grid_size"] if isinstance(manifest["grid_size"], list) else [manifest["grid_size"]]
-    wrong += ["grid_size"] * (not grid or any(type(length) is not int or length < 1 for length in grid))
-    if wrong or not all(isinstance(name, str) for name in manifest["class_names"]):
-        raise NppkitError(f"{path}: {(wrong or ['class_names'])[0]} is not what it should be: extract the codes again")
-    return manifest
 
 
 def _open_array(path: Path) -> np.ndarray:

@@ -6,7 +6,9 @@ from typing import Annotated
 from PIL import ImageColor
 from pydantic import AfterValidator, Field, StrictBool
 
+from nppkit.errors import NppkitError
 from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
+from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Sizes = Annotated[list[Positive], Field(min_length=1)]
@@ -42,7 +44,7 @@ class DataConfig:
 class TokenizerConfig:
     """The VQ tokenizer: a named one, or its sizes in `vq`; trained for `steps` unless `weights` names a release or file.
 
-    By default with L1, squared error and codebook loss alone; the rest makes it a VQGAN (nppkit/data/vqgan.py).
+    By default with L1, squared error and codebook loss alone; the rest makes it a VQGAN (nppkit/data/losses.py).
     """
 
     name: str = ""
@@ -65,8 +67,11 @@ class TokenizerConfig:
     adaptive: Bool = False  # scale that weight by the ratio of the last layer's gradients, as VQGAN does
 
     @property
-    def downsampling(self) -> int:
-        """Image pixels to a code, along one side."""
-        if self.name:
-            return {"VQ-16": 16, "VQ-8": 8}.get(self.name, 1)
-        return 2 ** (len(self.vq.get("ch_mult", (1, 1, 2, 2, 4))) - 1)  # without ch_mult it has VQ-16's
+    def network(self) -> VQConfig:
+        """The sizes of its network. NppkitError for an unknown name or size."""
+        if self.name and self.name not in TOKENIZERS:
+            raise NppkitError(f"tokenizer.name {self.name!r} is unknown: use {', '.join(TOKENIZERS)} or vq")
+        try:
+            return TOKENIZERS[self.name] if self.name else VQConfig(**self.vq)
+        except TypeError as error:
+            raise NppkitError(f"tokenizer.vq: {error}") from None

@@ -7,7 +7,6 @@ are safely there, so that a killed extraction continues; whoever finishes last r
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nppkit import noise
-from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
+from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
 from nppkit.files import check_space, remedy, replacing, save_arrays, write_atomic
@@ -32,11 +31,10 @@ MAX_VOCABULARY = 2**16  # of uint16
 class Part:
     """codes.npy while it grows, written by one or more processes, and the images whose codes are on disk."""
 
-    def __init__(self, folder: Path, manifest: dict, rank: int, world_size: int):
+    def __init__(self, folder: Path, manifest: Manifest, rank: int, world_size: int):
         self.folder, self.manifest = folder, manifest
-        self.shape = (manifest["images"], manifest["crops"], manifest["grid_size"] ** 2)
-        key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
-        self.path = folder / f"codes.npy.{key}.part"
+        self.shape = (manifest.images, manifest.crops, manifest.grid_size**2)
+        self.path = folder / f"codes.npy.{manifest.digest[:12]}.part"
         self.log = folder / f"{self.path.name}.{rank}-of-{world_size}.json"
         folder.mkdir(parents=True, exist_ok=True)
         self._discard_others()
@@ -114,7 +112,7 @@ def write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
     return file.tell()
 
 
-def publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> None:
+def publish(part: Path, folder: Path, labels: np.ndarray, manifest: Manifest) -> None:
     """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
     if _stored_manifest(folder) != manifest:
         (folder / "manifest.json").unlink(missing_ok=True)
@@ -123,17 +121,17 @@ def publish(part: Path, folder: Path, labels: np.ndarray, manifest: dict) -> Non
     with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
         part.replace(folder / "codes.npy")
         (folder / "codes.npz").unlink(missing_ok=True)
-    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    manifest.write(folder)
 
 
-def _stored_manifest(folder: Path) -> dict | None:
+def _stored_manifest(folder: Path) -> Manifest | None:
     try:
-        return json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
+        return Manifest.read(folder)
+    except NppkitError:
         return None
 
 
-def open_complete(folder: Path, manifest: dict) -> CodeStore | None:
+def open_complete(folder: Path, manifest: Manifest) -> CodeStore | None:
     """The store in the folder, if it is whole and the one that the manifest describes."""
     try:
         return CodeStore(folder) if _stored_manifest(folder) == manifest else None
@@ -141,16 +139,17 @@ def open_complete(folder: Path, manifest: dict) -> CodeStore | None:
         return None
 
 
-def _open_imported(folder: Path, manifest: dict) -> CodeStore | None:
+def _open_imported(folder: Path, manifest: Manifest) -> CodeStore | None:
     """An imported store in place of the one that the manifest describes. NppkitError if they differ in what both know."""
-    found = _stored_manifest(folder) or {}
-    if not found.get("imported"):
+    stored = _stored_manifest(folder)
+    if not (stored and stored.imported):
         return None
-    wrong = [key for key in ("images", "grid_size", "vocab_size", "image_size") if found[key] != manifest[key]]
-    wrong += ["tokenizer_sha256"] * (found["tokenizer_sha256"] not in (UNKNOWN, manifest["tokenizer_sha256"]))
+    found, wanted = vars(stored), vars(manifest)
+    wrong = [key for key in ("images", "grid_size", "vocab_size", "image_size") if found[key] != wanted[key]]
+    wrong += ["tokenizer_sha256"] * (stored.tokenizer_sha256 not in (UNKNOWN, manifest.tokenizer_sha256))
     if wrong:
         key = wrong[0]
-        raise NppkitError(f"{folder} was imported with {key} {found[key]}, not {manifest[key]}: remove it, or import others")
+        raise NppkitError(f"{folder} was imported with {key} {found[key]}, not {wanted[key]}: remove it, or import others")
     return CodeStore(folder)
 
 
@@ -200,7 +199,7 @@ def pack(folder: Path) -> None:
     (folder / "codes.npy").unlink()
 
 
-def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> dict:
+def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> Manifest:
     """All that decides the codes. NppkitError if uint16 cannot hold them, or the crops are unknown."""
     vocab_size, grid = model.config.codebook_size, model.config.grid_size(image_size)
     if vocab_size > MAX_VOCABULARY:
@@ -208,8 +207,7 @@ def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tok
     if crops not in CROPS:
         raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
     names, source = list(images.class_names), images.digest
-    values = (len(images), CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size)
-    return {**dict(zip(KEYS, values, strict=True)), "crop_kind": crops}
+    return Manifest(len(images), CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size, crops)
 
 
 @torch.inference_mode()
@@ -237,11 +235,11 @@ def verify_rows(store: CodeStore, images: ImageSet, tokenizer: VQModel, n: int =
     """
     if not np.array_equal(store.labels, images.labels):
         raise NppkitError(f"{store.folder} has the labels of other images: give those that the codes were extracted from")
-    grid_size = tokenizer.config.grid_size(store.manifest["image_size"])
+    grid_size = tokenizer.config.grid_size(store.manifest.image_size)
     store.require(grid_size=grid_size, vocab_size=tokenizer.config.codebook_size)
     index = noise.permutation(len(store), seed, noise.PERMUTATION, 2**35)[:n]
     crop = noise.integers(store.crops, seed, noise.CROP, np.arange(len(index)))
-    kind, side = _crop_kind(store), store.manifest["image_size"]
+    kind, side = _crop_kind(store), store.manifest.image_size
     pixels = np.stack([crop_images(images.load(int(i)), kind, side)[c] for i, c in zip(index, crop, strict=True)])
     codes, _ = store.batch(index, crop)
     decoded = to_pixels(tokenizer.decode(codes.to(next(tokenizer.parameters()).device))).cpu()
@@ -252,7 +250,7 @@ def verify_rows(store: CodeStore, images: ImageSet, tokenizer: VQModel, n: int =
 def _crop_kind(store: CodeStore) -> str:
     """The store's kind of crops; an imported store's follows from their number (ten: the first half of ten_crop)."""
     kinds = {count: kind for kind, count in CROPS.items()} | {10: "ten_crop"}
-    kind = store.manifest.get("crop_kind", kinds.get(store.crops))
+    kind = store.manifest.crop_kind or kinds.get(store.crops)
     if kind is None:
         raise NppkitError(f"{store.folder} has {store.crops} crops an image, of a kind that is not known: use {', '.join(CROPS)}")
     return kind

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nppkit.data.codes import KEYS, UNKNOWN, CodeStore
+from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.extract import MAX_VOCABULARY, publish, write_header
 from nppkit.errors import NppkitError
 from nppkit.files import check_space
-from nppkit.tokenizer import TOKENIZERS
+from nppkit.tokenizer_config import TOKENIZERS
 
 
 def import_llamagen(
@@ -51,8 +51,8 @@ def import_llamagen(
     digest.update(targets.tobytes())
     names = class_names or [str(label) for label in range(targets.max() + 1)]
     image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
-    values = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
-    publish(part, folder, targets, {**dict(zip(KEYS, values, strict=True)), "imported": True})
+    about = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
+    publish(part, folder, targets, Manifest(*about, imported=True))
     return CodeStore(folder)
 
 

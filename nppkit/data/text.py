@@ -1,7 +1,6 @@
 """Texts: the documents that Python's standard library brings, as windows of bytes in a code store."""
 
 import hashlib
-import json
 import lzma
 import math
 from pathlib import Path
@@ -9,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from nppkit import noise
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.codes import CodeStore, Manifest, write_store
 from nppkit.data.config import DataConfig
 from nppkit.data.extract import pack
 from nppkit.errors import NppkitError
-from nppkit.files import replacing, write_atomic
 
 VOCABULARY = 256  # a code is a byte
 
@@ -50,19 +48,13 @@ def windows(texts: dict[str, str], length: int) -> np.ndarray:
     return content[: len(content) // length * length].reshape(-1, length)
 
 
-def write_store(folder: Path, content: np.ndarray, packed: bool = False) -> CodeStore:
-    """Windows (n, length) as a code store of one class, whose grid has one axis; the manifest last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", "codes.npz"):
-        (folder / name).unlink(missing_ok=True)
-    for name, array in (("codes", content[:, None].astype(np.uint16)), ("labels", np.zeros(len(content), np.int64))):
-        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
+def store_text(folder: Path, content: np.ndarray, packed: bool = False) -> CodeStore:
+    """Windows (n, length) as a code store of one class, whose grid has one axis."""
+    digest, grid = hashlib.sha256(content.tobytes()).hexdigest(), [content.shape[1]]
+    about = Manifest(len(content), 1, grid, VOCABULARY, ["text"], "bytes", digest, image_size=0)
+    write_store(folder, about, content[:, None], np.zeros(len(content), np.int64))
     if packed:
         pack(folder)
-    digest, grid = hashlib.sha256(content.tobytes()).hexdigest(), [content.shape[1]]
-    values = (len(content), 1, grid, VOCABULARY, ["text"], "bytes", digest, 0)
-    write_atomic(folder / "manifest.json", json.dumps(dict(zip(KEYS, values, strict=True)), indent=1) + "\n")
     return CodeStore(folder)
 
 

@@ -1,30 +1,39 @@
-"""Training of the tokenizer: images to a VQ model, which then stays as it is."""
+"""Training of a VQ tokenizer: one loop, from L1 and squared error alone to LlamaGen's VQGAN.
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+LlamaGen (arXiv 2406.06525, Section 2.1) trained VQ-16 with reconstruction, perceptual and codebook losses, and with a
+PatchGAN discriminator's hinge loss from a part of the steps on (Esser et al., 2021, arXiv 2012.09841). With the settings'
+defaults there is neither a perceptual loss nor a discriminator, which is enough for digits.
+Losses and weights are those of images in [-1, 1]. Batches are pure functions of (seed, step): a training that was killed
+continues from its newest checkpoint with the same bits.
+"""
+
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nppkit.data.config import DataConfig, TokenizerConfig
-from nppkit.data.images import CROPS, ImageSet, crop_images, some_images
-from nppkit.data.vqgan import train_tokenizer
+from nppkit import noise
+from nppkit.checkpoint import load_newest, load_optimizer, optimizer_tensors, save_checkpoint
+from nppkit.data.config import TokenizerConfig
+from nppkit.data.images import ImageSet, crop_images
+from nppkit.data.losses import Discriminator, chroma, discriminator_loss, generator_loss, gradient_ratio
+from nppkit.data.muon import Muon, hidden_matrices
+from nppkit.data.perceptual import PerceptualLoss
 from nppkit.errors import NppkitError
-from nppkit.files import home, sha256, write_atomic
+from nppkit.machine.devices import CPU
 from nppkit.releases import find, load_weights
-from nppkit.settings import settings
-from nppkit.tokenizer import TOKENIZERS, VQConfig, VQModel
+from nppkit.tokenizer import VQModel, to_model_range
+from nppkit.tokenizer_config import VQConfig
 
-CPU = torch.device("cpu")
-UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
-MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
+LOOK_EVERY = 50  # steps between two looks at the codebook and the losses
+REVIVE_UNTIL = 0.7  # of the steps: later, a moved code would stay untrained
+SAVE_EVERY = 200  # steps between two checkpoints
+FALLEN = 0.25  # of its best perplexity: the codebook has died
+RISEN = 2.0  # times the lowest L1 without a discriminator: the discriminator has won
 
 
 def all_crops(images: ImageSet, crops: str, size: int) -> Tensor:
@@ -33,68 +42,208 @@ def all_crops(images: ImageSet, crops: str, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def prepare_tokenizer(
-    t: TokenizerConfig, data: DataConfig, train: ImageSet, folder: Path, progress: Callable = iter, device: torch.device = CPU
-) -> tuple[VQModel, list[dict]]:
-    """The tokenizer, saved in `folder`: loaded from its weights file, or trained. Returns it and its history.
+def random_crops(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Tensor]:
+    """A random crop of random images, and the images' indices; a pure function of the key."""
+    slot = np.arange(batch_size)
+    index = noise.integers(pixels.shape[0], *key, noise.PERMUTATION, slot)
+    crop = noise.integers(pixels.shape[1], *key, noise.CROP, slot)
+    return pixels[index, crop], torch.from_numpy(index)
 
-    It trains on all crops of as many random images as fit 4 GB, which are held in memory. One that was trained from the
-    same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes stay.
+
+def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Up for the first tenth of the steps; of ten steps for a fifth, because OneCycleLR cannot rise in a single one."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1)
+
+
+@torch.no_grad()
+def revive(model: VQModel, images: Tensor, used: Tensor, step: int, seed: int) -> None:
+    """Move every code that is unused since the last look to a random latent of the batch, and count anew."""
+    dead = (used == 0).nonzero()[:, 0]
+    latents = model.latent(images).permute(0, 2, 3, 1).flatten(0, 2)
+    pick = noise.integers(len(latents), seed, step, 0, np.arange(len(dead)))
+    model.quantize.embedding.weight[dead] = latents[pick]
+    used.zero_()
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp(entropy) of how often each code was used (V,): as many codes, used alike, would say as much; 0 without any."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    return torch.exp(-torch.xlogy(share, share).sum()).item() if counts.any() else 0.0
+
+
+class TokenizerTraining:
+    """A tokenizer and its discriminator between two steps: weights, both optimisers, the counts of codes, the history.
+
+    The codebook starts from latents of the first batch, and a code that nothing used since the last look moves to a
+    random latent: otherwise most codes of a small codebook die.
     """
-    weights, origin, config = folder / "tokenizer.safetensors", folder / "tokenizer.origin", tokenizer_config(t, data.image_size)
-    if t.weights:
-        model, history = VQModel(config), []
-        load_weights(model, find(t.weights))
-    elif t.steps:
-        if origin.is_file() and weights.is_file() and origin.read_text() == _origin(t, data, train, weights):
-            return load_tokenizer(folder), []
-        crops, size = data.crops, data.image_size
-        fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
-        pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
-        source = _source(t, data, train)
-        saved = home() / "checkpoints" / "tokenizers" / source[:16]
-        model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
-    else:
-        raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
-    (folder / "tokenizer.json").write_text(json.dumps(asdict(config)) + "\n")
-    if history:
-        write_atomic(origin, _origin(t, data, train, weights))
-        shutil.rmtree(saved, ignore_errors=True)
-    return model.eval(), history
+
+    def __init__(self, config: VQConfig, settings: TokenizerConfig, device: torch.device = CPU):
+        torch.manual_seed(noise.torch_seed(settings.seed))
+        s, self.settings, self.device, self.step, self.history = settings, settings, device, 0, []
+        self.model = VQModel(config).train()
+        if s.start:
+            load_weights(self.model, find(s.start))
+        self.model = self.model.to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
+        self.used, self.best, self.lowest = torch.zeros(config.codebook_size, device=device), 0.0, math.inf
+        self.muon = Muon(hidden_matrices(self.model), s.muon) if s.muon else None
+        others = _without(self.model.parameters(), self.muon)
+        self.optimizer = torch.optim.AdamW(others, lr=s.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.schedule = one_cycle(self.optimizer, s.lr, s.steps)
+        self.perceptual = self.discriminator = None
+        if s.perceptual:
+            loss = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side)
+            self.perceptual = loss.to(device)
+        if s.discriminator:
+            self.discriminator = Discriminator().to(device, memory_format=torch.channels_last)
+            self.critic = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0.0, fused=True)
+
+    @property
+    def start(self) -> int:
+        """The discriminator's first step."""
+        return int(self.settings.discriminator_from * self.settings.steps)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of this step, in parts of its highest."""
+        return self.optimizer.param_groups[0]["lr"] / self.settings.lr
+
+    def train_step(self, images: Tensor) -> None:
+        """One step of the tokenizer on images (B, 3, S, S) in [-1, 1], then one of the discriminator, and a history row."""
+        if self.step % LOOK_EVERY == 0:
+            self.look(images)
+        reconstruction, codebook_loss, codes = self.model(images)
+        terms = {"l1": F.l1_loss(reconstruction, images), "l2": F.mse_loss(reconstruction, images)}
+        terms["codebook_loss"] = codebook_loss
+        if self.settings.chroma:
+            found, wanted = chroma(reconstruction), chroma(images)
+            terms["chroma"] = self.settings.chroma * (F.l1_loss(found, wanted) + F.mse_loss(found, wanted))
+        if self.perceptual is not None:
+            terms["perceptual"] = self.settings.perceptual * self.perceptual(reconstruction, images)
+        if judged := self.discriminator is not None and self.step >= self.start:
+            terms["adversarial"] = self.adversarial(reconstruction, sum(terms.values()))
+        sum(terms.values()).backward()
+        self._descend()
+        if judged:
+            terms["discriminator"] = self.judge(images, reconstruction.detach())
+        self.used += torch.bincount(codes.flatten(), minlength=len(self.used))
+        self.step += 1
+        self.history.append({"step": self.step, **{name: term.item() for name, term in terms.items()}})
+
+    def _descend(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.muon is not None:
+            self.muon.param_groups[0]["lr"] = self.settings.muon * self.rate
+            self.muon.step()
+        self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        self.schedule.step()
+
+    def adversarial(self, reconstruction: Tensor, others: Tensor) -> Tensor:
+        """The weighted generator loss, its gradient in the tokenizer alone."""
+        self.discriminator.requires_grad_(False)
+        loss, weight = generator_loss(self.discriminator(reconstruction)), self.settings.discriminator
+        if self.settings.adaptive:
+            weight *= gradient_ratio(others, loss, self.model.decoder.conv_out.weight)
+        return weight * loss
+
+    def judge(self, real: Tensor, fake: Tensor) -> Tensor:
+        """One step of the discriminator; its learning rate follows the tokenizer's."""
+        self.discriminator.requires_grad_(True)
+        loss = discriminator_loss(self.discriminator(real), self.discriminator(fake))
+        loss.backward()
+        self.critic.param_groups[0]["lr"] = self.settings.discriminator_lr * self.rate
+        self.critic.step()
+        self.critic.zero_grad(set_to_none=True)
+        return loss
+
+    def look(self, images: Tensor) -> None:
+        """Log the codebook's use since the last look, end a training that cannot be saved, move unused codes."""
+        if self.history:
+            self.history[-1] |= {"codes_used": int((self.used > 0).sum()), "perplexity": perplexity(self.used)}
+            self._check()
+        if self.step < REVIVE_UNTIL * self.settings.steps:
+            revive(self.model, images, self.used, self.step, self.settings.seed)
+        else:
+            self.used.zero_()
+
+    def _check(self) -> None:
+        """NppkitError where the codebook has died, the discriminator has won, or a loss is not finite."""
+        recent, where = self.history[-LOOK_EVERY:], f"tokenizer, step {self.step}"
+        l1, found = float(np.mean([row["l1"] for row in recent])), recent[-1]["perplexity"]
+        if not math.isfinite(l1):
+            raise NppkitError(f"{where}: the loss is {l1}: lower tokenizer.lr")
+        self.best = max(self.best, found)
+        if found < FALLEN * self.best:
+            raise NppkitError(f"{where}: the codebook died, perplexity {found:.1f} after {self.best:.1f}: lower tokenizer.lr")
+        if self.discriminator is None or self.step <= self.start:
+            self.lowest = min(self.lowest, l1)
+        elif l1 > RISEN * self.lowest:
+            raise NppkitError(
+                f"{where}: the discriminator won, L1 {l1:.3f} after {self.lowest:.3f} without it: lower tokenizer.discriminator"
+            )
+
+    def save(self, folder: Path, digest: str) -> None:
+        """A checkpoint of everything; NppkitError if the disk is full."""
+        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        groups["codes"] = {"used": self.used}
+        if self.muon is not None:
+            groups["muon"] = optimizer_tensors(self.muon, self.model)
+        if self.discriminator is not None:
+            groups |= {
+                "discriminator": self.discriminator.state_dict(),
+                "critic": optimizer_tensors(self.critic, self.discriminator),
+            }
+        state = {"config_digest": digest, "history": self.history, "best": self.best, "lowest": self.lowest}
+        save_checkpoint(folder, self.step, {name: group for name, group in groups.items() if group}, state)
+
+    def resume(self, folder: Path, digest: str) -> None:
+        """Continue from the newest checkpoint, if there is one. NppkitError names one of another training."""
+        found = load_newest(folder, digest)
+        if found is None:
+            return
+        tensors, state = found
+        self.step, self.history, self.best, self.lowest = (state[key] for key in ("step", "history", "best", "lowest"))
+        self.model.load_state_dict(tensors["model"])
+        load_optimizer(self.optimizer, self.model, tensors["optimizer"])
+        if self.muon is not None:
+            load_optimizer(self.muon, self.model, tensors["muon"])
+        self.used.copy_(tensors["codes"]["used"])
+        self.schedule.load_state_dict({"last_epoch": self.step - 1, "_step_count": self.step})
+        self.schedule.step()
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(tensors["discriminator"])
+            load_optimizer(self.critic, self.discriminator, tensors.get("critic", {}))
 
 
-def _origin(t: TokenizerConfig, data: DataConfig, images: ImageSet, weights: Path) -> str:
-    """What a tokenizer was trained from and on, and its file, as digests."""
-    return f"{_source(t, data, images)} {sha256(weights)}"
+def _without(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer | None) -> list[nn.Parameter]:
+    """The parameters that an optimiser does not have."""
+    taken = {id(p) for group in (optimizer.param_groups if optimizer else []) for p in group["params"]}
+    return [p for p in parameters if id(p) not in taken]
 
 
-def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
-    """Digest of what a tokenizer is trained from and on."""
-    source = json.dumps([settings(data), settings(t), images.digest], sort_keys=True)
-    return hashlib.sha256(source.encode()).hexdigest()
+def train_tokenizer(
+    pixels: Tensor,
+    config: VQConfig,
+    settings: TokenizerConfig,
+    progress: Callable[[range], Iterable[int]] = iter,
+    device: torch.device = CPU,
+    folder: Path | None = None,
+    digest: str = "",
+) -> tuple[VQModel, list[dict]]:
+    """Train a tokenizer on uint8 crops (n, crops, 3, S, S). Returns it in eval mode, and a row of losses for each step.
 
-
-def tokenizer_config(t: TokenizerConfig, image_size: int) -> VQConfig:
-    """The tokenizer's configuration, checked against the image size."""
-    if t.name and t.name not in TOKENIZERS:
-        raise NppkitError(f"tokenizer.name {t.name!r} is unknown: use {', '.join(TOKENIZERS)} or vq")
-    try:
-        config = TOKENIZERS[t.name] if t.name else VQConfig(**t.vq)
-    except TypeError as error:
-        raise NppkitError(f"tokenizer.vq: {error}") from None
-    config.grid_size(image_size)
-    return config
-
-
-def load_tokenizer(folder: Path) -> VQModel:
-    """The frozen tokenizer that a tokenize job saved in `folder`. NppkitError names a missing or damaged file."""
-    try:
-        model = VQModel(VQConfig(**json.loads((folder / "tokenizer.json").read_text())))
-        state = load_file(folder / "tokenizer.safetensors")
-        model.load_state_dict({UNUSED: model.quantize.codebook_used, **state})
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise NppkitError(f"{folder} holds no tokenizer ({reason}): run the tokenize notebook") from None
-    return model.eval().requires_grad_(False)
+    Every 50th row tells how many codes these 50 steps used, and their perplexity. With a `folder` the training is saved
+    there every 200 steps, under the digest of all that decides it, and a killed one continues. NppkitError where colours
+    meet a tokenizer of gray, the codebook dies, or the discriminator wins.
+    """
+    if config.gray and not (pixels == pixels[:, :, :1]).all():
+        raise NppkitError("tokenizer.vq.gray is for gray images, and these have colours: leave it out")
+    training = TokenizerTraining(config, settings, device)
+    if folder:
+        training.resume(folder, digest)
+    for step in progress(range(training.step, settings.steps)):
+        training.train_step(to_model_range(random_crops(pixels, settings.batch_size, settings.seed, step)[0].to(device)))
+        if folder and training.step % SAVE_EVERY == 0:
+            training.save(folder, digest)
+    return training.model.eval(), training.history

@@ -16,16 +16,15 @@ from pathlib import Path
 from nppkit.errors import Diverged, NppkitError
 from nppkit.jobs.environment import set_environment
 from nppkit.jobs.leases import leased
-from nppkit.jobs.progress import BATCH
+from nppkit.machine.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
+from nppkit.machine.options import NAMES, Options
+from nppkit.machine.progress import BATCH
 from nppkit.settings import coerce
-from nppkit.study.graph import claim, evaluate_job, report_job, reports, tokenize_job, train_job
+from nppkit.study.graph import NOTEBOOKS, claim, evaluate_job, report_job, reports, tokenize_job, train_job
 from nppkit.study.presets import load_preset
 from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
-from nppkit.training.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
-from nppkit.training.options import NAMES, Options
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 DECIDED = {"preset", "run", "large", "precision"}  # by the job that its record names
 KERNEL_START_SECONDS = 300

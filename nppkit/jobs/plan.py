@@ -17,11 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nppkit import cost
 from nppkit.cost import GPU, GPUS
-from nppkit.data import train_tokenizer
 from nppkit.data.images import CROPS
 from nppkit.errors import NppkitError
 from nppkit.jobs import timing
-from nppkit.jobs.progress import progress
+from nppkit.machine.progress import progress
 from nppkit.model import GPTConfig
 from nppkit.scoring.reference import KEPT
 from nppkit.study.presets import Preset
@@ -41,7 +40,7 @@ class Seconds(NamedTuple):
 
 def model_config(preset: Preset, run: Run) -> GPTConfig:
     """The run's transformer on its grid, with ImageNet's number of classes, which hardly counts."""
-    vq = train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)
+    vq = preset.tokenizer.network
     grid = vq.grid_size(image_size(preset, run.large))
     return GPTConfig(**{"vocab_size": vq.codebook_size, "grid_size": grid, **preset.models[run.size]})
 
@@ -78,10 +77,7 @@ def crops(preset: Preset) -> int:
 def coding_flops(preset: Preset, large: bool) -> tuple[int, int]:
     """FLOPs to encode and to decode one image, counted by torch without computing anything."""
     with torch.device("meta"):
-        model, side = (
-            VQModel(train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)),
-            image_size(preset, large),
-        )
+        model, side = VQModel(preset.tokenizer.network), image_size(preset, large)
         images, codes = torch.empty(1, 3, side, side), torch.empty(1, model.config.grid_size(side) ** 2, dtype=torch.int64)
     counts = []
     for function, x in ((model.encode, images), (model.decode, codes)):
@@ -167,7 +163,7 @@ def plan(preset: Preset, gpu: GPU | None, devices: int, utilisation: float) -> p
     """A line for every tokenize job and run of the preset, and their sum; `train` and `evaluate` in seconds on one device."""
     seconds, tokenize = on_gpu(preset, gpu, utilisation, devices) if gpu else on_this_machine(preset)
     memory = gpu.memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    vq, lines = train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size), []
+    vq, lines = preset.tokenizer.network, []
     for large, time in tokenize.items():
         disk = 2 * crops(preset) * vq.grid_size(image_size(preset, large)) ** 2 / 1e9
         steps = tokenizer_steps(preset, large)

@@ -4,7 +4,6 @@ The measured half of the plan. Nothing is read, trained or kept. Times are proce
 the machine disturbs little.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -19,8 +18,10 @@ import numpy as np
 import torch
 
 from nppkit.data import train_tokenizer
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.codes import CodeStore, Manifest, write_store
 from nppkit.data.images import CROPS
+from nppkit.machine import devices
+from nppkit.machine.options import Options
 from nppkit.sample import SamplingConfig
 from nppkit.schedule import Segment
 from nppkit.scoring import evaluate
@@ -28,8 +29,6 @@ from nppkit.scoring.reference import Reference
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run, image_size
 from nppkit.tokenizer import VQModel
-from nppkit.training import devices
-from nppkit.training.options import Options
 from nppkit.training.trainer import Trainer, make_model
 
 SECONDS = 0.5  # what is timed at least, over at least three calls
@@ -54,17 +53,11 @@ def median_seconds(function: Callable, *args: object) -> float:
 
 def synthetic_store(folder: Path, preset: Preset, large: bool, classes: int = 10) -> CodeStore:
     """A store of random codes of the preset's grid, vocabulary and crops."""
-    vq, side, n = (
-        train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size),
-        image_size(preset, large),
-        preset.training.batch_size,
-    )
+    vq, side, n = preset.tokenizer.network, image_size(preset, large), preset.training.batch_size
     shape, rng = (n, CROPS[preset.data.crops], vq.grid_size(side) ** 2), np.random.default_rng(0)
-    np.save(folder / "codes.npy", rng.integers(0, vq.codebook_size, shape).astype(np.uint16))
-    np.save(folder / "labels.npy", np.arange(n) % classes)
     names = [str(c) for c in range(classes)]
-    values = (n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
-    (folder / "manifest.json").write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    about = Manifest(n, shape[1], vq.grid_size(side), vq.codebook_size, names, "none", "synthetic", side)
+    write_store(folder, about, rng.integers(0, vq.codebook_size, shape), np.arange(n) % classes)
     return CodeStore(folder)
 
 
@@ -96,7 +89,7 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
     with tempfile.TemporaryDirectory() as name:
         store = synthetic_store(Path(name), preset, run.large)
         model = make_model(store, preset.models[run.size], preset.training, run.seed).eval()
-        decoder = VQModel(train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size)).eval()
+        decoder = VQModel(preset.tokenizer.network).eval()
         evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
         started = clock()
         with devices.autocast(devices.CPU, preset.precision):
@@ -107,7 +100,7 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
     """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
     t, side = preset.tokenizer, preset.data.image_size
-    config = train_tokenizer.tokenizer_config(t, side)
+    config = t.network
     pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
     if t.steps and not t.weights:
         few, many = (_timed(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))

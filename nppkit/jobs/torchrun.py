@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.jobs.progress import BATCH
-from nppkit.training import guard
+from nppkit.machine import guard
+from nppkit.machine.progress import BATCH
 
 MAX_RESTARTS = 3  # of all processes, after one was lost
 PORT = 29577  # where the nodes of one run meet

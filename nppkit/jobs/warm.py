@@ -171,7 +171,7 @@ def accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
 
 def become(connection: socket.socket, streams: list[int], others: list[socket.socket], request: dict) -> None:
     """In a forked process: take the place of the program that was asked for."""
-    from nppkit.training.guard import die_with_parent  # here, because a client of the server imports nothing
+    from nppkit.machine.guard import die_with_parent  # here, because a client of the server imports nothing
 
     for other in others:
         other.close()

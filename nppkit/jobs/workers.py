@@ -8,14 +8,18 @@ from pathlib import Path
 
 import torch
 
-from nppkit.data import train_tokenizer
+from nppkit.data import prepare_tokenizer
 from nppkit.data.codes import CodeStore
 from nppkit.data.extract import extract_codes
 from nppkit.data.images import ImageSet
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
-from nppkit.jobs.progress import BATCH, progress
+from nppkit.machine.devices import pick_device, rounded
+from nppkit.machine.guard import die_with_parent
+from nppkit.machine.options import Options
+from nppkit.machine.processes import joined
+from nppkit.machine.progress import BATCH, progress
 from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares, sampling_roles
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir
@@ -23,10 +27,6 @@ from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
-from nppkit.training.devices import pick_device, rounded
-from nppkit.training.guard import die_with_parent
-from nppkit.training.options import Options
-from nppkit.training.processes import joined
 from nppkit.training.trainer import make_model
 
 
@@ -94,8 +94,8 @@ def _frozen_tokenizer(preset: Preset, training: ImageSet) -> tuple[VQModel, str]
     folder = tokenizer_dir(preset)
     if preset.tokenizer.weights:
         with tempfile.TemporaryDirectory() as own:  # several processes would write one file
-            model, _ = train_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))
+            model, _ = prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))
             return model, sha256(Path(own) / "tokenizer.safetensors")
     if not (folder / "tokenizer.safetensors").is_file():
         raise NppkitError(f"{folder} has no tokenizer: run the tokenize notebook, which trains it, or set tokenizer.weights")
-    return train_tokenizer.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")
+    return prepare_tokenizer.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")

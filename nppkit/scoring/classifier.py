@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from nppkit import noise
 from nppkit.data.config import DataConfig
 from nppkit.data.images import ImageSet
-from nppkit.data.train_tokenizer import all_crops
-from nppkit.data.vqgan import one_cycle, random_crops
+from nppkit.data.train_tokenizer import all_crops, one_cycle, random_crops
 from nppkit.files import located
 from nppkit.scoring.config import ExtractorConfig
 

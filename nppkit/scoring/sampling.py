@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nppkit.data.codes import KEYS, CodeStore
+from nppkit.data.codes import CodeStore, Manifest
 from nppkit.data.extract import Part, open_complete
+from nppkit.machine.devices import autocast
+from nppkit.machine.processes import ALONE, Processes
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
-from nppkit.training.devices import autocast
-from nppkit.training.processes import ALONE, Processes
 
 opened = functools.lru_cache(maxsize=1)(CodeStore)  # the same one for every batch of a configuration
 
@@ -40,13 +40,12 @@ def place(folder: Path, config: SamplingConfig) -> Path:
     return folder / f"drawn_cfg{config.cfg_scale:g}_seed{config.seed}"
 
 
-def _manifest(model: GPT, weights: str, config: SamplingConfig, samples: int, batch_size: int, precision: str) -> dict:
+def _manifest(model: GPT, weights: str, config: SamplingConfig, samples: int, batch_size: int, precision: str) -> Manifest:
     """All that decides the codes."""
     c, origin = model.config, json.dumps([asdict(config), batch_size, precision, weights])
     names = [str(number) for number in range(c.num_classes)]
     source = hashlib.sha256(origin.encode()).hexdigest()
-    values = (samples, 1, c.grid_size, c.vocab_size, names, "drawn by the transformer", source, 0)
-    return dict(zip(KEYS, values, strict=True))
+    return Manifest(samples, 1, c.grid_size, c.vocab_size, names, "drawn by the transformer", source, image_size=0)
 
 
 def draw(

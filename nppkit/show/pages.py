@@ -5,13 +5,14 @@ import pandas as pd
 from nppkit.show import figures, plots
 from nppkit.study import results, tables
 from nppkit.study.presets import Preset
+from nppkit.study.published import REPORTS
 from nppkit.study.runs import Run
 
 NPP = Run("B", patch_size=2, lam="1/2")
-SETTINGS = {  # report -> its table, the setting, and the contrast that is read first: a run minus another, in words
-    "table2_patch_size": (2, "patch_size", Run("B", patch_size=4, lam="1/2"), "p = 4 minus p = 2"),
-    "table3_lambda": (3, "lambda", Run("B", patch_size=2, lam="4/5"), "lambda 4/5 minus 1/2"),
-    "table4_levels": (4, "levels", Run("B", levels=4, lam="1/2"), "four levels minus two"),
+SETTINGS = {  # report -> the setting, and the contrast that is read first: a run minus another, in words
+    "table2_patch_size": ("patch_size", Run("B", patch_size=4, lam="1/2"), "p = 4 minus p = 2"),
+    "table3_lambda": ("lambda", Run("B", patch_size=2, lam="4/5"), "lambda 4/5 minus 1/2"),
+    "table4_levels": ("levels", Run("B", levels=4, lam="1/2"), "four levels minus two"),
 }
 
 
@@ -20,7 +21,7 @@ class Ablation:
 
     def __init__(self, preset: Preset, report: str):
         self.preset, self.report = preset, report
-        self.number, self.by, self.run, self.what = SETTINGS[report]
+        self.number, (self.by, self.run, self.what) = REPORTS[report], SETTINGS[report]
         self.table = tables.make_table(preset, self.number)
         self.paths = tables.write_table(preset, report, self.table)
 

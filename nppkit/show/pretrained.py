@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nppkit.checkpoint import checkpoints
 from nppkit.data.images import reference_pixels
+from nppkit.data.prepare_tokenizer import UNUSED, load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.data.sources import study_images
-from nppkit.data.train_tokenizer import UNUSED, load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.errors import NppkitError
 from nppkit.files import home, sha256, write_atomic
 from nppkit.model import GPT, GPTConfig

@@ -13,7 +13,7 @@ import pandas as pd
 from nppkit.files import write_atomic
 from nppkit.model import MODELS
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import NPP, NTP, QUESTIONS, Question, decisions
+from nppkit.study.protocol import EQUAL_EPOCHS, LAMBDA, LEVELS, NPP, NTP, PATCHES, Question, decisions, equal_flops
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
@@ -84,7 +84,7 @@ def _say_ratios(found: dict[str, Interval], to: str = "NTP's") -> str:
 
 def fid(preset: Preset) -> Finding:
     """Claim 2: FID of NPP minus next-token prediction's, at the common guidance scale."""
-    return _by_protocol(preset, QUESTIONS[0], "FID minus NTP's", NPP, NTP)
+    return _by_protocol(preset, EQUAL_EPOCHS, "FID minus NTP's", NPP, NTP)
 
 
 def other_metrics(preset: Preset) -> Finding:
@@ -148,7 +148,7 @@ def model_range(preset: Preset) -> Finding:
 
 def larger_patches(preset: Preset) -> Finding:
     """Claim 8 (Table 2): p = 4 minus p = 2 for half of the epochs."""
-    return _by_protocol(preset, QUESTIONS[2], "FID of p = 4 minus p = 2", NPP.of("B", patch_size=4), NPP)
+    return _by_protocol(preset, PATCHES, "FID of p = 4 minus p = 2", NPP.of("B", patch_size=4), NPP)
 
 
 def _cheaper(preset: Preset, quality: Finding, run: Run, to: str) -> Finding:
@@ -162,15 +162,13 @@ def _cheaper(preset: Preset, quality: Finding, run: Run, to: str) -> Finding:
 def larger_lambda(preset: Preset) -> Finding:
     """Claim 9 (Table 3): lambda 4/5 against lambda 1/2."""
     run = NPP.of("B", lam="4/5")
-    return _cheaper(
-        preset, _by_protocol(preset, QUESTIONS[4], "FID of lambda 4/5 minus 1/2", run, NPP), run, "those of lambda 1/2"
-    )
+    return _cheaper(preset, _by_protocol(preset, LAMBDA, "FID of lambda 4/5 minus 1/2", run, NPP), run, "those of lambda 1/2")
 
 
 def more_levels(preset: Preset) -> Finding:
     """Claim 10 (Table 4): four levels against two."""
     run = Run("B", levels=4, lam="1/2")
-    return _cheaper(preset, _by_protocol(preset, QUESTIONS[3], "FID of 4 levels minus 2", run, NPP), run, "those of 2 levels")
+    return _cheaper(preset, _by_protocol(preset, LEVELS, "FID of 4 levels minus 2", run, NPP), run, "those of 2 levels")
 
 
 def caption(preset: Preset) -> Finding:
@@ -239,8 +237,9 @@ def at_equal_flops(preset: Preset) -> str:
         return ""
     name = "first study, exploratory, FID of NPP minus NTP's, with 95 % intervals"
     first = _say(name, {size: i for size, i in found.items() if i.n})
-    asked = QUESTIONS[1]
-    verdict = f"{_said(asked, decisions(load_preset(preset.confirmatory))[asked])}; " if preset.confirmatory else ""
+    confirmatory = load_preset(preset.confirmatory) if preset.confirmatory else preset
+    asked = equal_flops(confirmatory) if preset.confirmatory else []
+    verdict = "".join(f"{_said(question, decisions(confirmatory)[question])}; " for question in asked)
     return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 

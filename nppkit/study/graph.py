@@ -10,29 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.files import home, located, sha256, write_atomic
+from nppkit.files import home, located, read_json, sha256, write_atomic
+from nppkit.machine.options import Options
 from nppkit.settings import settings
 from nppkit.study.presets import Preset, load_preset, preset_names
-from nppkit.study.published import table_runs
+from nppkit.study.published import REPORTS, table_runs
 from nppkit.study.records import Job, changed_input, outputs_digest, recorded_inputs, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
-from nppkit.training.options import Options
 from nppkit.window import area
 
-FIGURES = {  # a report's figures, by what follows its name; the others have one
-    "table5_cost": (),
-    "claims": (),
-    "gain": ("", "_switch"),
-    "equal_compute": ("", "_time", "_fid", "_fid_time"),
-    "when_it_pays": ("", "_flops", "_nll"),
-    "report": ("_forest",),
-}
-REPORTS = ("table1_main", "table2_patch_size", "table3_lambda", "table4_levels", "table5_cost", "figure1_cost_vs_fid")
-ALSO_READ = {
-    "when_it_pays": ("coarse",),
-    "claims": ("confirmatory",),
-    "report": ("pilot", "rate_trial"),
-}  # other presets' results
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def results_dir(preset: Preset) -> Path:
@@ -153,22 +140,29 @@ def result_job(preset: Preset, run: Run) -> Job:
     return train_job(preset, run) if preset.data.text else evaluate_job(preset, run)
 
 
+def says_of_itself(report: str) -> dict[str, list[str]]:
+    """What a reading notebook's metadata says under "nppkit": what follows its name in those of its `figures` (else it has one),
+    and the settings of a preset that name other presets whose results it `reads`."""
+    path = NOTEBOOKS / f"{report}.ipynb"
+    return read_json(path)["metadata"].get("nppkit", {}) if path.is_file() else {}
+
+
 def report_job(preset: Preset, report: str) -> Job:
     """One table or figure."""
+    says = says_of_itself(report)
     outputs = [f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",))]
-    figures = [f"{report}{part}.{suffix}" for part in FIGURES.get(report, ("",)) for suffix in ("png", "pdf")]
+    figures = [f"{report}{part}.{suffix}" for part in says.get("figures", [""]) for suffix in ("png", "pdf")]
     folder, config = results_dir(preset), {"report": report}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(result_job(preset, run) for run in report_runs(preset, report))
-    for name in filter(None, (getattr(preset, key) for key in ALSO_READ.get(report, ()))):
+    for name in filter(None, (getattr(preset, key) for key in says.get("reads", []))):
         config[name] = {run.id: outputs_digest(evaluate_job(load_preset(name), run)) for run in preset_runs(load_preset(name))}
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
 
 
 def report_runs(preset: Preset, report: str) -> list[Run]:
     """The preset's runs that a report needs: of a table its rows', of Figure 1 Table 5's, of others all."""
-    table = re.match(r"table(\d)", report.replace("figure1_", "table5_"))
-    wanted = table_runs(int(table[1])) if table else None
+    wanted = table_runs(REPORTS[report]) if report in REPORTS else None
     return [run for run in preset_runs(preset) if wanted is None or replace(run, seed=0) in wanted]
 
 

@@ -7,9 +7,11 @@ from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet
 from nppkit.data.sources import study_images
-from nppkit.data.train_tokenizer import tokenizer_config
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
+from nppkit.machine.devices import pick_device
+from nppkit.machine.options import Options
+from nppkit.machine.processes import ALONE, Processes
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import find, known_grid, load_weights, release_config
 from nppkit.scoring.config import NEIGHBOURS
@@ -19,15 +21,12 @@ from nppkit.scoring.reference import prepare_reference
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run
-from nppkit.training.devices import pick_device
-from nppkit.training.options import Options
-from nppkit.training.processes import ALONE, Processes
 from nppkit.training.trainer import Trainer, make_model
 
 
 def check_inputs(preset: Preset, side: int, training: ImageSet) -> None:
     """NppkitError for what would stop a job only after trainings: grid, extractor's weights, reference, too few images."""
-    tokenizer_config(preset.tokenizer, preset.data.image_size).grid_size(side)
+    preset.tokenizer.network.grid_size(side)
     e = preset.extractor
     if e.name != "digits":
         load_extractor(e.name, located(e.weights), e.sha256)

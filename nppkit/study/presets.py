@@ -19,7 +19,6 @@ from nppkit.training.config import TrainingConfig
 FOLDER = Path(__file__).parents[1] / "presets"
 SECTIONS = ("data", "tokenizer", "extractor", "training", "evaluation")  # of a base: what a file does not set in them stays
 INHERITED = (*SECTIONS, "models", "precision")
-TOKENIZERS = ("", "VQ-16", "VQ-8")
 Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
 RUNNING = "tokenize|tokenize_text|train|evaluate"
 Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING})$)[a-z0-9_]+", "is no reading notebook's name"))]
@@ -67,10 +66,9 @@ class Preset:
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
 
     def __post_init__(self):
-        e, size, pixels = self.evaluation, self.data.image_size, self.tokenizer.downsampling
+        e, size, pixels = self.evaluation, self.data.image_size, self.tokenizer.network.downsampling
         unknown = {size.removesuffix("-384") for size in self.runs} - set(self.models)
         wrong = {
-            f"tokenizer.name {self.tokenizer.name!r} is unknown: use VQ-16, VQ-8 or vq": self.tokenizer.name not in TOKENIZERS,
             f"data.image_size {size} is not a multiple of the tokenizer's {pixels}": size % pixels,
             "extractor.steps is 0, and the digit classifier is trained here: set it": self.extractor.name == "digits"
             and not (self.extractor.steps or self.data.text),

@@ -29,15 +29,24 @@ class Question(NamedTuple):
     sign: int
 
 
-NTP, NPP, LONGER = Run("B"), Run("B", patch_size=2, lam="1/2"), 509  # epochs of L's NPP at the FLOPs of 300 of NTP
-QUESTIONS = (
-    Question("NPP - NTP, equal epochs", "FID improves", NPP, NTP, -1),
-    Question("NPP - NTP, equal FLOPs", "patches are worth their FLOPs", NPP.of("L", epochs=LONGER), NTP.of("L"), -1),
-    Question("p = 4 - p = 2", "larger patches transfer less well", NPP.of("B", patch_size=4), NPP, 1),
-    Question("#L = 4 - #L = 2", "more levels trade quality for cost", Run("B", levels=4, lam="1/2"), NPP, 1),
-    Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.of("L", lam="4/5"), NPP.of("L"), 1),
-    Question("NTP, schedule - constant rate", "the schedule alone improves FID", NTP, NTP.of("B", constant=True), -1),
-)
+NTP, NPP = Run("B"), Run("B", patch_size=2, lam="1/2")
+EQUAL_EPOCHS = Question("NPP - NTP, equal epochs", "FID improves", NPP, NTP, -1)
+PATCHES = Question("p = 4 - p = 2", "larger patches transfer less well", NPP.of("B", patch_size=4), NPP, 1)
+LEVELS = Question("#L = 4 - #L = 2", "more levels trade quality for cost", Run("B", levels=4, lam="1/2"), NPP, 1)
+LAMBDA = Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.of("L", lam="4/5"), NPP.of("L"), 1)
+SCHEDULE = Question("NTP, schedule - constant rate", "the schedule alone improves FID", NTP, NTP.of("B", constant=True), -1)
+
+
+def equal_flops(preset: Preset) -> list[Question]:
+    """The second question, of NPP for as many epochs as the preset says to cost NTP's FLOPs; none where it does not say so."""
+    text, claim = "NPP - NTP, equal FLOPs", "patches are worth their FLOPs"
+    longer = [NPP.of(size, epochs=epochs) for size, (_, epochs) in preset.equal_flops.items() if size == "L"]
+    return [Question(text, claim, run, NTP.of(run.size), -1) for run in longer]
+
+
+def questions(preset: Preset) -> tuple[Question, ...]:
+    """The six, in the order of docs/protocol.md."""
+    return EQUAL_EPOCHS, *equal_flops(preset), PATCHES, LEVELS, LAMBDA, SCHEDULE
 
 
 def decisions(preset: Preset) -> dict[Question, Decision]:
@@ -46,7 +55,7 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
     A seed counts where both of its runs were trained and scored on one kind of processor, which their records name.
     """
     asked, found = [], {}
-    for q in QUESTIONS:
+    for q in questions(preset):
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         if planned:
             lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)

@@ -136,7 +136,7 @@ def check_patches(preset: Preset, run: Run) -> None:
     """NppkitError if the tokenizer does not divide the run's image side, or a patch side its code grid."""
     if preset.data.text:
         return _check_text(preset, run)
-    side, pixels = image_size(preset, run.large), preset.tokenizer.downsampling
+    side, pixels = image_size(preset, run.large), preset.tokenizer.network.downsampling
     if side % pixels:
         raise NppkitError(
             f"preset {preset.name}: run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: "

@@ -1,1 +1,1 @@
-"""Codes to a trained model: batches, the trainer, checkpoints, processes and devices."""
+"""Codes to a trained model: batches, the trainer, a step as a CUDA graph, event files."""

@@ -19,22 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from nppkit import noise
-from nppkit.checkpoint import checkpoints, load_newest, save_checkpoint
+from nppkit.checkpoint import checkpoints, load_newest, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.cost import step_flops
 from nppkit.data.codes import CodeStore
 from nppkit.errors import Diverged, NppkitError
 from nppkit.files import check_space, write_atomic
 from nppkit.loss import npp_loss
+from nppkit.machine.devices import CannotCompile, autocast, compiled, compiling, pick_device, to_device
+from nppkit.machine.guard import Interrupted, StopRequest, exclusive
+from nppkit.machine.options import Options
+from nppkit.machine.processes import ALONE, Processes, part_of, whole
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, learning_rate, segment_at
 from nppkit.training.batches import batch_at
 from nppkit.training.config import TrainingConfig
-from nppkit.training.devices import CannotCompile, autocast, compiled, compiling, pick_device, to_device
 from nppkit.training.events import Events
 from nppkit.training.graphs import StepGraph
-from nppkit.training.guard import Interrupted, StopRequest, exclusive
-from nppkit.training.options import Options
-from nppkit.training.processes import ALONE, Processes, part_of, whole
 from nppkit.window import Grid, Window, of_side, patches
 
 
@@ -114,7 +114,7 @@ class Trainer:
     @property
     def data_digest(self) -> str:
         m = self.store.manifest
-        return f"{m['tokenizer_sha256']}/{m['source_digest']}/{m['image_size']}"
+        return f"{m.tokenizer_sha256}/{m.source_digest}/{m.image_size}"
 
     def _check_options(self) -> None:
         batch, o, n = self.config.batch_size, self.options, self.processes.size
@@ -337,21 +337,6 @@ class Trainer:
         total = sum(flops[s.patch_size] * n for s, n in steps.items())
         seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
         return {**seconds, "flops": total, "flops_per_step": flops}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: exp_avg.<parameter>, exp_avg_sq.<parameter>, step.<parameter>."""
-    names = {p: name for name, p in model.named_parameters()}
-    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        kind, name = key.split(".", 1)
-        p = parameters[name]
-        optimizer.state[p][kind] = value.to(p.device) if kind == "step" else part_of(value, p)
 
 
 @torch.inference_mode()

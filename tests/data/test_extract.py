@@ -1,6 +1,6 @@
 """Extraction: resumable, the same for any number of processes; LlamaGen's files; random rows beside their images."""
 
-import json
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -14,14 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 from nppkit import cli, files
-from nppkit.data import extract
-from nppkit.data.codes import CodeStore
+from nppkit.data import codes, extract
+from nppkit.data.codes import CodeStore, Manifest
 from nppkit.data.extract import encode_pixels, extract_codes, verify_rows
 from nppkit.data.images import crop_images, mnist_images
 from nppkit.data.llamagen import import_llamagen
 from nppkit.errors import NppkitError
-from nppkit.jobs.progress import BATCH
-from nppkit.tokenizer import VQConfig, VQModel, reconstruct
+from nppkit.machine.progress import BATCH
+from nppkit.tokenizer import VQModel, reconstruct
+from nppkit.tokenizer_config import VQConfig
 
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
 BATCHES = 7  # of three images, the last of two
@@ -92,7 +93,7 @@ def test_extracted_codes_are_the_encoders(model, images, tmp_path):
     assert np.array_equal(store.codes[5, 3], encode_pixels(model, pixels[None])[0])
     assert store.labels.tolist() == images.labels.tolist()
     expected = dict(images=20, crops=5, grid_size=8, vocab_size=16, class_names=list("0123456789"), tokenizer_sha256="sha")
-    assert store.manifest == {**expected, "source_digest": images.digest, "image_size": 32, "crop_kind": "shift"}
+    assert store.manifest == Manifest(**expected, source_digest=images.digest, image_size=32, crop_kind="shift")
     assert sorted(contents(tmp_path)) == ["codes.npy", "labels.npy", "manifest.json"]
 
 
@@ -178,14 +179,14 @@ def test_a_complete_store_is_opened(model, images, tmp_path, encoded):
     (tmp_path / "codes.npy").write_bytes(whole[:-1])
     run(model, images, tmp_path)
     assert len(encoded) == 2 * BATCHES and (tmp_path / "codes.npy").read_bytes() == whole
-    assert run(model, images, tmp_path, "new").manifest["tokenizer_sha256"] == "new" and len(encoded) == 3 * BATCHES
+    assert run(model, images, tmp_path, "new").manifest.tokenizer_sha256 == "new" and len(encoded) == 3 * BATCHES
 
 
 def test_the_old_store_stays_until_the_new_one_is_complete(model, images, tmp_path):
     """A killed extraction with another tokenizer leaves the store that was there."""
     run(model, images, tmp_path)
     kill_after(4, model, images, tmp_path, "new")
-    assert CodeStore(tmp_path).manifest["tokenizer_sha256"] == "sha"
+    assert CodeStore(tmp_path).manifest.tokenizer_sha256 == "sha"
 
 
 def test_killed_before_the_manifest(model, images, tmp_path, encoded, monkeypatch):
@@ -199,7 +200,7 @@ def test_killed_before_the_manifest(model, images, tmp_path, encoded, monkeypatc
         files.write_atomic(path, text)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(extract, "write_atomic", fail)
+        patch.setattr(codes, "write_atomic", fail)
         run(model, images, tmp_path)
     with pytest.raises(NppkitError, match=r"manifest\.json does not exist"):
         CodeStore(tmp_path)
@@ -215,7 +216,7 @@ def test_a_packed_store_holds_the_same(model, images, tmp_path, encoded):
     assert np.array_equal(packed.codes, plain.codes) and packed.codes.dtype == np.uint16
     encoded.clear()
     assert run(model, images, tmp_path / "packed", packed=True) is not None and not encoded
-    assert run(model, images, tmp_path / "packed", "new").manifest["tokenizer_sha256"] == "new"
+    assert run(model, images, tmp_path / "packed", "new").manifest.tokenizer_sha256 == "new"
     assert not (tmp_path / "packed/codes.npz").exists()
     (tmp_path / "plain/codes.npz").write_bytes(b"damaged")
     with pytest.raises(NppkitError, match=r"codes\.npz cannot be read as npz.*: extract the codes again"):
@@ -281,10 +282,10 @@ def test_import_of_llamagens_files(tmp_path):
     codes_folder, labels_folder, codes = llamagen(tmp_path, n=12)
     store = import_llamagen([codes_folder], labels_folder, tmp_path / "out", tokenizer_sha256="sha")
     assert store.codes.dtype == np.uint16 and np.array_equal(store.codes, codes)
-    assert store.labels.tolist() == [i % 4 for i in range(12)] and store.manifest["class_names"] == ["0", "1", "2", "3"]
+    assert store.labels.tolist() == [i % 4 for i in range(12)] and store.manifest.class_names == ["0", "1", "2", "3"]
     m = store.manifest
-    assert (m["images"], m["crops"], m["grid_size"], m["vocab_size"], m["image_size"]) == (12, 10, 4, 16384, 64)
-    assert m["tokenizer_sha256"] == "sha" and len(m["source_digest"]) == 64
+    assert (m.images, m.crops, m.grid_size, m.vocab_size, m.image_size) == (12, 10, 4, 16384, 64)
+    assert m.tokenizer_sha256 == "sha" and len(m.source_digest) == 64
     assert sorted(contents(tmp_path / "out")) == ["codes.npy", "labels.npy", "manifest.json"]
 
 
@@ -295,7 +296,7 @@ def test_import_of_both_sets(tmp_path):
     store = import_llamagen([first, second], labels, tmp_path / "out", class_names=list("abcde"))
     assert np.array_equal(store.codes, np.concatenate([a, b], 1)) and store.num_classes == 5
     alone = import_llamagen([first], labels, tmp_path / "one")
-    assert store.manifest["source_digest"] != alone.manifest["source_digest"]
+    assert store.manifest.source_digest != alone.manifest.source_digest
 
 
 @pytest.mark.parametrize(
@@ -364,8 +365,8 @@ def test_rows_of_wrong_codes_show(model, images, tmp_path):
     assert verify_rows(CodeStore(tmp_path), images, model).reproduced < 0.5
     with pytest.raises(NppkitError, match="has the labels of other images"):
         verify_rows(store, images.subset(np.arange(19, -1, -1)), model)
-    manifest = {**store.manifest, "crop_kind": None}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    dataclasses.replace(store.manifest, crops=3, crop_kind="").write(tmp_path)
+    np.save(tmp_path / "codes.npy", codes[:, :3])
     with pytest.raises(NppkitError, match="of a kind that is not known"):
         verify_rows(CodeStore(tmp_path), images, model)
 
@@ -430,7 +431,7 @@ def test_an_imported_store_takes_the_place_of_extraction(model, images, tmp_path
     codes, labels, _ = llamagen(tmp_path, n=6, tokens=64, vocab=16)
     import_llamagen([codes], labels, tmp_path / "store", 16, image_size=32)
     store = run(model, some, tmp_path / "store")
-    assert store.crops == 10 and store.manifest["imported"] and not encoded
+    assert store.crops == 10 and store.manifest.imported and not encoded
     with pytest.raises(NppkitError, match="store was imported with images 6, not 20: remove it, or import others"):
         run(model, images, tmp_path / "store")
     import_llamagen([codes], labels, tmp_path / "store", 16, tokenizer_sha256="other", image_size=32)

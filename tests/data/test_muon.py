@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from nppkit.data.muon import Muon, hidden_matrices, orthogonal
-from nppkit.tokenizer import VQConfig, VQModel
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import VQConfig
 
 TINY = VQConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
 

@@ -11,12 +11,12 @@ from nppkit import cost
 from nppkit.data import text
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
+from nppkit.machine.options import Options
 from nppkit.schedule import single_scale_segments
 from nppkit.study.presets import load_preset
 from nppkit.study.runs import Run, check_patches
 from nppkit.training import trainer
 from nppkit.training.config import TrainingConfig
-from nppkit.training.options import Options
 
 DATA = load_preset("text").data
 SIZES = dict(dim=16, n_layer=1, n_head=2, multiple_of=8)
@@ -46,8 +46,8 @@ def test_a_split_leaves_something_on_both_sides(heldout):
 def test_a_store_holds_the_bytes(tmp_path, packed):
     """The store's rows are the text's bytes in order, one crop of one class on a grid of one axis, whatever lay there before."""
     content = text.windows({"a": "naïve text, ", "b": "and more"}, 8)
-    text.write_store(tmp_path / "s", content[::-1], not packed)
-    store = text.write_store(tmp_path / "s", content, packed)
+    text.store_text(tmp_path / "s", content[::-1], not packed)
+    store = text.store_text(tmp_path / "s", content, packed)
     assert (store.grid_size, store.crops, store.vocab_size, store.num_classes) == ((8,), 1, 256, 1)
     codes, labels = store.batch(np.arange(2), np.zeros(2, int))
     assert bytes(codes.flatten().tolist()).decode() == "naïve text, \n\na"[:15] and labels.tolist() == [0, 0]
@@ -58,7 +58,7 @@ def test_a_store_holds_the_bytes(tmp_path, packed):
 @pytest.mark.parametrize("grid", [[], [0], [2.5], ["8"], [4, 4, 8]])
 def test_a_grid_that_is_none_is_refused(tmp_path, grid):
     """A manifest whose grid has no axis, an axis of no length, or more tokens than the codes have, is refused."""
-    text.write_store(tmp_path / "s", np.zeros((3, 8), np.uint8))
+    text.store_text(tmp_path / "s", np.zeros((3, 8), np.uint8))
     path = tmp_path / "s/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "grid_size": grid}))
     with pytest.raises(NppkitError, match=r"grid_size is not what it should be|has shape"):
@@ -75,7 +75,7 @@ def test_baselines():
 @pytest.fixture
 def trained(tmp_path):
     """A trainer on a tiny text: patches of four bytes for two epochs, then single bytes for one."""
-    store = text.write_store(tmp_path / "s", text.windows({"a": "abcdefgh" * 12}, 16))
+    store = text.store_text(tmp_path / "s", text.windows({"a": "abcdefgh" * 12}, 16))
     config = TrainingConfig(epochs=3, steps_per_epoch=2, batch_size=4, lr=1e-2, label_dropout=0.0, dropout=0.0)
     model = trainer.make_model(store, SIZES, config, seed=0)
     places = tmp_path / "history.csv", tmp_path / "ckpt", "digest"

@@ -1,158 +1,273 @@
-"""Training of the tokenizer and of the digit classifier, and what they are made from."""
+"""Training of a VQ tokenizer: today's bits by default, exact resume, closed forms of the losses, failures with words."""
 
 import dataclasses
-from unittest.mock import Mock
+import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nppkit import noise
-from nppkit.data import train_tokenizer, vqgan
+from nppkit.data import losses, train_tokenizer
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
+from nppkit.data.losses import Discriminator, discriminator_loss, generator_loss, gradient_ratio
+from nppkit.data.perceptual import PerceptualLoss, distance
+from nppkit.data.train_tokenizer import TokenizerTraining, all_crops, perplexity
 from nppkit.errors import NppkitError
-from nppkit.study import models
-from nppkit.study.presets import load_preset, preset_names
-from nppkit.tokenizer import VQConfig, VQModel, to_model_range
+from nppkit.settings import settings
+from nppkit.tokenizer import VQModel, reconstruct, to_model_range
+from nppkit.tokenizer_config import VQConfig
 
-TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
-
-
-def rates(steps):
-    """The learning rate of each step, of one at most."""
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, found = vqgan.one_cycle(optimizer, 1.0, steps), []
-    for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return found
-
-
-@pytest.mark.parametrize("steps", [*range(1, 32), 300])
-def test_one_cycle_of_any_length(steps):
-    """Every number of steps has a schedule, ten among them: it ends near 0, and from ten on it rises for a tenth first."""
-    found = rates(steps)
-    assert len(found) == steps and abs(found[-1]) < 1e-3
-    if steps >= 10:
-        top = int(np.argmax(found))
-        assert found[top] > 0.95 and found[0] == pytest.approx(0.04) and abs(top + 1 - max(2, steps / 10)) <= 1
-        assert found[:top] == sorted(found[:top]) and found[top:] == sorted(found[top:], reverse=True)
+TINY = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
+SHORT = TokenizerConfig(steps=12, batch_size=2, lr=4e-3)
+FULL = dataclasses.replace(SHORT, perceptual=0.5, perceptual_side=32, discriminator=0.1, discriminator_from=0.5)
 
 
 @pytest.fixture(scope="module")
 def pixels():
     """All crops of forty digits."""
-    return train_tokenizer.all_crops(mnist_images().subset(np.arange(0, 5000, 125)), "shift", 32)
+    return all_crops(mnist_images().subset(np.arange(0, 5000, 125)), "shift", 32)
 
 
-def test_tokenizer_learns(pixels):
-    """Reconstructions get better, more than one code is used, and the same seed gives the same weights."""
-    t = TokenizerConfig(steps=40, batch_size=8, lr=4e-3)
-    model, history = vqgan.train_tokenizer(pixels, TINY_VQ, t)
-    assert [row["step"] for row in history] == list(range(1, 41)) and not model.training
-    assert np.mean([row["l1"] for row in history[-5:]]) < 0.6 * history[0]["l1"]
-    assert len(model.encode(to_model_range(pixels[:, 0])).unique()) > 4
-    short = [dataclasses.replace(t, steps=2, seed=seed) for seed in (0, 0, 1)]
-    models = [vqgan.train_tokenizer(pixels, TINY_VQ, one)[0] for one in short]
-    states = [list(m.state_dict().values()) for m in models]
-    assert all(map(torch.equal, *states[:2])) and not all(map(torch.equal, states[0], states[2]))
+def digest(model):
+    return hashlib.sha256(b"".join(v.detach().contiguous().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
 
 
-def test_unused_codes_move_to_latents(pixels):
-    """A code that nothing used becomes a latent of the batch, a used one stays, and counting starts again."""
-    torch.manual_seed(0)
-    model = VQModel(TINY_VQ)
-    before, used = model.quantize.embedding.weight.detach().clone(), torch.ones(16)
-    used[[3, 7]] = 0
-    images = to_model_range(pixels[:4, 0])
-    vqgan.revive(model, images, used, 0, 0)
-    after, latents = model.quantize.embedding.weight, model.latent(images).permute(0, 2, 3, 1).flatten(0, 2)
-    moved = (after != before).any(1).nonzero()[:, 0].tolist()
-    assert moved == [3, 7] and not used.any()
-    assert all((latents - after[code]).abs().sum(1).min() < 1e-6 for code in moved)
+def plain_loop(pixels, config, steps, batch_size, lr, seed):
+    """The loop as it was before there was a perceptual loss or a discriminator, written out."""
+    torch.manual_seed(noise.torch_seed(seed))
+    model = VQModel(config).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    schedule, used = train_tokenizer.one_cycle(optimizer, lr, steps), torch.zeros(config.codebook_size)
+    for step in range(steps):
+        images = to_model_range(train_tokenizer.random_crops(pixels, batch_size, seed, step)[0])
+        if step % 50 == 0 and step < 0.7 * steps:
+            train_tokenizer.revive(model, images, used, step, seed)
+        reconstruction, codebook_loss, codes = model(images)
+        (F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images) + codebook_loss).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        used += torch.bincount(codes.flatten(), minlength=config.codebook_size)
+    return model
 
 
-def test_batches_are_pure(pixels):
-    """A batch depends on its key alone: its crops are those of the images at the indices that come with it."""
-    images, index = vqgan.random_crops(pixels, 6, 0, 5)
-    crops = noise.integers(pixels.shape[1], 0, 5, noise.CROP, np.arange(6))
-    assert torch.equal(images, pixels[index, crops]) and torch.equal(vqgan.random_crops(pixels, 6, 0, 5)[0], images)
-    assert not torch.equal(vqgan.random_crops(pixels, 6, 0, 6)[0], images)
+def test_defaults_are_the_plain_loop(pixels):
+    """Without new settings every weight has the bits that it had before they came, and no digest of a preset changes."""
+    model, history = train_tokenizer.train_tokenizer(pixels, TINY, TokenizerConfig(steps=60, batch_size=4, lr=4e-3, seed=3))
+    assert digest(model) == digest(plain_loop(pixels, TINY, 60, 4, 4e-3, 3))
+    assert set(history[-1]) == {"step", "l1", "l2", "codebook_loss"}
+    assert settings(TokenizerConfig()) == {} and settings(SHORT) == {"steps": 12, "batch_size": 2, "lr": 4e-3}
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_know_their_downsampling(name):
-    """A preset divides image sides by what its tokenizer really divides them by."""
-    preset = load_preset(name)
-    assert (
-        preset.tokenizer.downsampling == train_tokenizer.tokenizer_config(preset.tokenizer, preset.data.image_size).downsampling
+ADAPTIVE = dataclasses.replace(FULL, adaptive=True, muon=0.02)
+
+
+@pytest.mark.parametrize("recipe", [SHORT, FULL, ADAPTIVE], ids=["plain", "vqgan", "adaptive and muon"])
+@pytest.mark.parametrize("killed_at", [5, 9])
+def test_a_killed_training_continues_with_the_same_bits(pixels, tmp_path, monkeypatch, recipe, killed_at):
+    """Killed before or after the discriminator's start and begun again: the same weights and history as in one piece."""
+    monkeypatch.setattr(train_tokenizer, "SAVE_EVERY", 3)
+    monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
+    whole, history = train_tokenizer.train_tokenizer(pixels, TINY, recipe)
+
+    def dies(steps):
+        for step in steps:
+            if step == killed_at:
+                raise KeyboardInterrupt
+            yield step
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer.train_tokenizer(pixels, TINY, recipe, dies, folder=tmp_path, digest="same")
+    seen = []
+    again, rest = train_tokenizer.train_tokenizer(
+        pixels, TINY, recipe, lambda r: seen.extend(r) or r, folder=tmp_path, digest="same"
     )
+    assert seen[0] == killed_at // 3 * 3 and digest(again) == digest(whole) and rest == history
+    with pytest.raises(NppkitError, match="belongs to another configuration"):
+        train_tokenizer.train_tokenizer(pixels, TINY, recipe, folder=tmp_path, digest="another")
 
 
-def test_downsampling_without_multipliers():
-    """A tokenizer whose sizes do not say its channel multipliers has VQ-16's, in the preset too."""
-    assert TokenizerConfig(vq={"ch": 64}).downsampling == VQConfig(ch=64).downsampling == 16
+def test_the_discriminator_comes_late(pixels):
+    """Up to its first step there is no trace of it; then tokenizer and discriminator both move."""
+    _, history = train_tokenizer.train_tokenizer(pixels, TINY, FULL)
+    assert [("adversarial" in row, "discriminator" in row) for row in history] == [(False, False)] * 6 + [(True, True)] * 6
+    assert all("perceptual" in row for row in history)
+    training, before = TokenizerTraining(TINY, dataclasses.replace(FULL, discriminator_from=0.0)), []
+    before = [p.detach().clone() for p in training.discriminator.parameters()]
+    training.train_step(to_model_range(pixels[:4, 0]))
+    assert not any(torch.equal(a, b) for a, b in zip(before, training.discriminator.parameters(), strict=True) if b.ndim > 1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, r"tokenizer needs weights \(a file\) or steps"),
-        ({"vq": {"channels": 8}}, "tokenizer.vq: .*channels"),
-        ({"vq": {"ch": 9, "ch_mult": [1, 1, 2]}}, "tokenizer ch 9 is not a multiple of norm_groups 32"),
-        ({"weights": "absent.pt"}, r"absent\.pt does not exist"),
-    ],
-)
-def test_tokenizers_that_cannot_be(smoke, tmp_path, home, changes, message):
-    """Neither weights nor steps, unknown or impossible sizes, a missing file: refused before anything is trained or written."""
-    preset = dataclasses.replace(smoke, tokenizer=dataclasses.replace(smoke.tokenizer, **changes))
-    with pytest.raises(NppkitError, match=message):
-        train_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, None, tmp_path / "tokenizer")
-    assert not (tmp_path / "tokenizer").exists()
+def test_chroma_sees_colour_alone(pixels):
+    """Brightness leaves the loss of colours as it is, a colour's change moves it by the closed form, and it is in the sum."""
+    gray = torch.full((2, 3, 8, 8), 0.25)
+    tint = torch.tensor([0.2, -0.1, -0.1]).view(1, 3, 1, 1)
+    assert not losses.chroma(gray).any()
+    torch.testing.assert_close(losses.chroma(gray + tint), tint.expand(2, 3, 8, 8))
+    red, steps = to_model_range(pixels[:4, 0]) * torch.tensor([1.0, 0.2, 0.2]).view(3, 1, 1), []
+    for weight in (0.0, 2.0):
+        training = TokenizerTraining(TINY, dataclasses.replace(SHORT, chroma=weight))
+        training.look(red)  # gives the codes their places, as the step will
+        with torch.no_grad():
+            found, wanted = losses.chroma(training.model(red)[0]), losses.chroma(red)
+        training.train_step(red)
+        steps.append((training, training.history[-1]))
+    expected = 2 * ((found - wanted).abs().mean() + (found - wanted).square().mean()).item()
+    assert "chroma" not in steps[0][1] and steps[1][1]["chroma"] == pytest.approx(expected, rel=1e-4)
+    assert digest(steps[0][0].model) != digest(steps[1][0].model)
 
 
-def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed):
-    """Made from the same settings and images it is loaded; other settings, other images or an altered file train it anew."""
-    few, images = changed(smoke, "tokenizer.steps", 2), mnist_images().subset(np.arange(0, 5000, 125))
-    other = images.subset(np.arange(39))
-    model, history = train_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
-    again, nothing = train_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
-    assert len(history) == 2 and nothing == [] and not again.training
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
-    for preset, source in ((few, other), (changed(few, "tokenizer.seed", 5), other)):
-        assert len(train_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, source, tmp_path)[1]) == 2
-    weights = tmp_path / "tokenizer.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert [len(train_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, source, tmp_path)[1]) for _ in range(2)] == [
-        2,
-        0,
-    ]
+def test_gray_stays_gray(pixels):
+    """With `gray`, decoded images have three equal channels, bit for bit; with colours to train on it refuses."""
+    gray = dataclasses.replace(TINY, gray=True)
+    model, _ = train_tokenizer.train_tokenizer(pixels, gray, SHORT)
+    decoded = reconstruct(model, pixels[:6, 0])
+    assert torch.equal(decoded[:, 0], decoded[:, 1]) and torch.equal(decoded[:, 0], decoded[:, 2])
+    assert decoded.unique().numel() > 1
+    assert not torch.equal(*reconstruct(train_tokenizer.train_tokenizer(pixels, TINY, SHORT)[0], pixels[:6, 0])[:, :2].unbind(1))
+    coloured = pixels.clone()
+    coloured[3, 0, 0, 5, 5] += 1
+    with pytest.raises(NppkitError, match=r"vq\.gray is for gray images"):
+        train_tokenizer.train_tokenizer(coloured, gray, SHORT)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "message"),
-    [
-        ("tokenizer.vq", {"ch": 9}, "tokenizer ch 9"),
-        ("extractor.name", "vgg", r"extractor.name 'vgg' is unknown"),
-        ("extractor.name", "inception-v3-compat", r"cannot be downloaded"),
-        ("evaluation.reference", "absent.npz", r"absent\.npz cannot be read as npz"),
-    ],
-)
-def test_inputs_are_checked_before_the_trainings(smoke, home, changed, monkeypatch, setting, value, message):
-    """What a tokenize job needs after its trainings is looked at before them."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(home))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("offline")))
-    training = mnist_images()
-    models.check_inputs(smoke, 32, training)
-    with pytest.raises(NppkitError, match=message):
-        models.check_inputs(changed(smoke, setting, value), 32, training)
+def test_hinge_losses():
+    """0 where every real patch is above 1 and every fake one below -1; 1 at logits 0; linear in between."""
+    real, fake = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, -3.0])
+    assert discriminator_loss(real, fake) == 0 and discriminator_loss(torch.zeros(2), torch.zeros(3)) == 1
+    assert discriminator_loss(torch.tensor([0.5]), torch.tensor([0.25])) == pytest.approx(0.5 * (0.5 + 1.25))
+    assert generator_loss(torch.tensor([1.0, -3.0])) == 1
 
 
-def test_too_few_images_are_refused_before_the_trainings(smoke):
-    """Every metric, and the distance between two halves of the real images, needs a few of them."""
-    models.check_inputs(smoke, 32, mnist_images().subset(np.arange(8)))
-    with pytest.raises(NppkitError, match="7 training images are too few to be scored: give at least 8"):
-        models.check_inputs(smoke, 32, mnist_images().subset(np.arange(7)))
+def test_adaptive_weight():
+    """The ratio of the two gradients in the last layer: of 3 w and 6 w it is one half; without a gradient it stays finite."""
+    last = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert gradient_ratio((3 * last).sum(), (6 * last).sum(), last) == pytest.approx(0.5, rel=1e-4)
+    assert gradient_ratio((3 * last).sum(), (0 * last).sum(), last) == 1e4
+
+
+def test_discriminator_judges_patches():
+    """A logit for each patch; an image's logits do not depend on the others of its batch."""
+    torch.manual_seed(0)
+    judge, images = Discriminator(), torch.rand(3, 3, 32, 32)
+    logits = judge(images)
+    assert logits.shape == (3, 1, 6, 6)
+    torch.testing.assert_close(logits[:1], judge(images[:1]))
+    changed = images.clone()
+    changed[:, :, :4, :4] = 0
+    moved = (judge(changed) - logits).abs()
+    assert moved[0, 0, 0, 0] > 0
+
+
+def test_perplexity():
+    """V codes used alike have perplexity V, a single one 1, none 0."""
+    assert perplexity(torch.full((16,), 3.0)) == pytest.approx(16) and perplexity(torch.tensor([0.0, 7.0])) == pytest.approx(1)
+    assert perplexity(torch.zeros(4)) == 0
+
+
+def test_perceptual_loss():
+    """0 for equal images, above for others, larger for a larger change; its gradient goes to the first images alone."""
+    loss = PerceptualLoss("efficientnet-lite0", side=64)
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    noise_ = torch.randn_like(images)
+    assert loss(images, images) == 0
+    small, large = (loss((images + s * noise_).requires_grad_(), images) for s in (0.05, 0.5))
+    assert 0 < small < large < 4
+    targets = images.clone().requires_grad_()
+    changed = (images + 0.1 * noise_).requires_grad_()
+    loss(changed, targets).backward()
+    assert changed.grad.abs().sum() > 0 and targets.grad is None
+    assert not any(p.requires_grad for p in loss.parameters())
+
+
+def test_feature_distance_has_a_closed_form():
+    """Equal directions are 0 apart at any length, orthogonal ones 2, opposite ones 4."""
+    x = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(2, 2, 1, 1)
+    assert distance(x, 7 * x) == 0 and distance(x, x.flip(0)) == pytest.approx(2) and distance(x, -x) == pytest.approx(4)
+
+
+def test_vgg_from_a_file(tmp_path, monkeypatch):
+    """VGG16's stages come from torchvision's file; a file of something else, an absent one and no connection are named."""
+    from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
+
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    torch.save({f"features.{key}": value for key, value in make_layers(cfgs["D"]).state_dict().items()}, tmp_path / "vgg16.pth")
+    loss, images = PerceptualLoss("vgg16", "vgg16.pth"), torch.rand(1, 3, 32, 32)
+    assert [x.shape[1] for x in loss.stages(images)] == [64, 128, 256, 512, 512] and loss(images, images) == 0
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("other.pth", "absent.pth"):
+        with pytest.raises(NppkitError, match=rf"{name}.*set tokenizer\.perceptual_weights"):
+            PerceptualLoss("vgg16", name)
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", offline)
+    with pytest.raises(NppkitError, match=r"cannot be downloaded \(offline\)"):
+        PerceptualLoss("vgg16")
+    with pytest.raises(NppkitError, match=r"perceptual_network 'alexnet' is unknown"):
+        PerceptualLoss("alexnet")
+
+
+def failing(pixels, recipe, change):
+    """A training in whose third look `change(training)` has been at work."""
+    training = TokenizerTraining(TINY, recipe)
+    for step in range(3):
+        training.history += [{"step": step, "l1": 0.1}] * 4
+        training.used += 1
+        training.step = 4 * (step + 1)
+        if step == 2:
+            change(training)
+        training.look(to_model_range(pixels[:4, 0]))
+
+
+def test_a_dead_codebook_ends_with_words(pixels, monkeypatch):
+    """One code for all pictures where there were sixteen: one line names step, perplexity and setting."""
+    monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
+    with pytest.raises(NppkitError, match=r"step 12: the codebook died, perplexity 1\.0 after 16\.0: lower tokenizer\.lr"):
+        failing(pixels, SHORT, lambda t: t.used.copy_(F.one_hot(torch.tensor(3), 16)))
+    failing(pixels, SHORT, lambda t: None)
+
+
+def test_a_discriminator_that_wins_ends_with_words(pixels, monkeypatch):
+    """L1 above twice what it was without a discriminator is one line; a little above is not."""
+    monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
+
+    def risen(l1, training):
+        training.history[-4:] = [{"step": 12, "l1": l1} for _ in range(4)]
+
+    with pytest.raises(NppkitError, match=r"the discriminator won, L1 0\.300 after 0\.100 without it"):
+        failing(pixels, FULL, partial(risen, 0.3))
+    failing(pixels, FULL, partial(risen, 0.15))
+    failing(pixels, SHORT, partial(risen, 0.3))
+    with pytest.raises(NppkitError, match="the loss is nan"):
+        failing(pixels, SHORT, partial(risen, float("nan")))
+
+
+def test_fine_tuning_starts_from_weights(pixels, tmp_path):
+    """`start` is a file, or a release such as VQ-16, from which the training goes on; a file of another size is refused."""
+    first, _ = train_tokenizer.train_tokenizer(pixels, TINY, SHORT)
+    torch.save({"model": first.state_dict()}, tmp_path / "release.pt")  # the container of the released VQ-16
+    tuned = dataclasses.replace(SHORT, start=str(tmp_path / "release.pt"))
+    assert digest(TokenizerTraining(TINY, tuned).model) == digest(first)
+    _, history = train_tokenizer.train_tokenizer(pixels, TINY, tuned)
+    _, anew = train_tokenizer.train_tokenizer(pixels, TINY, SHORT)
+    assert history[0]["l1"] < anew[0]["l1"]
+    with pytest.raises(NppkitError, match="does not fit this VQModel"):
+        TokenizerTraining(dataclasses.replace(TINY, codebook_size=8), tuned)
+
+
+def test_use_of_the_codebook_is_logged(pixels, monkeypatch):
+    """Every look leaves the number of codes used since the last, and their perplexity, in the row before it."""
+    monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
+    _, history = train_tokenizer.train_tokenizer(pixels, TINY, SHORT)
+    logged = [row["step"] for row in history if "perplexity" in row]
+    assert logged == [4, 8] and all(1 <= row["perplexity"] <= row["codes_used"] <= 16 for row in history if "perplexity" in row)

@@ -29,7 +29,8 @@ from nppkit.study import graph
 from nppkit.study.models import extractor_weights
 from nppkit.study.presets import load_preset
 from nppkit.study.results import best_guidance
-from nppkit.tokenizer import VQConfig, VQModel, reconstruct, to_pixels
+from nppkit.tokenizer import VQModel, reconstruct, to_pixels
+from nppkit.tokenizer_config import VQConfig
 
 
 def draw(n: int, dim: int, seed: int = 0) -> torch.Tensor:

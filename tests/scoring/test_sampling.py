@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_sample import gpt
 
+from nppkit.machine.processes import Processes
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.scoring import sampling
-from nppkit.training.processes import Processes
 
 CONFIG, SAMPLES, BATCH = SamplingConfig(cfg_scale=2.0, seed=5), 23, 3
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nppkit.study import graph, presets
+from nppkit.study import presets, published
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_goes_on_after_a_kill(finished):
     """After a kill the same command runs only what was not finished, to the end."""
     home, output = finished
     assert "tokenize" not in done_jobs(output) and "table1_main" in done_jobs(output)
-    for report in graph.REPORTS:
+    for report in published.REPORTS:
         assert (home / "results/smoke" / f"{report}.record.json").exists()
     assert (home / "figures/smoke/figure1_cost_vs_fid.pdf").stat().st_size > 0
     assert len(list(home.glob("results/smoke/runs/*/metrics.json"))) == 5

@@ -8,7 +8,7 @@ import pytest
 from test_trainer import run, same
 
 from nppkit.errors import NppkitError
-from nppkit.training.options import Options
+from nppkit.machine.options import Options
 
 
 def scalars(folder):

@@ -19,10 +19,11 @@ from test_faults import wait_for
 from nppkit.checkpoint import checkpoints, load_checkpoint
 from nppkit.errors import NppkitError
 from nppkit.jobs import torchrun
+from nppkit.machine import guard
+from nppkit.machine.options import Options
+from nppkit.machine.processes import Processes
 from nppkit.study import graph, models, runs
-from nppkit.training import batches, guard, trainer
-from nppkit.training.options import Options
-from nppkit.training.processes import Processes
+from nppkit.training import batches, trainer
 
 RUN = runs.Run("B", patch_size=2, lam="1/2")  # two segments, so that there is a checkpoint half-way
 TOLERANCE = dict(rtol=1e-3, atol=1e-4)  # of weights of order 0.1 after 24 steps: sums over a batch in another order
@@ -124,7 +125,7 @@ def launcher(path, *parameters):
 REUNION = """
 import os
 from torch.distributed.rendezvous import rendezvous
-from nppkit.training.processes import joined
+from nppkit.machine.processes import joined
 
 store, rank, size = next(rendezvous("env://"))
 assert store.add("workers", 1) <= size, "the addresses of the last time are still there"

@@ -17,18 +17,19 @@ from conftest import write_store
 from torch import nn
 
 from nppkit import cli, loss
-from nppkit.checkpoint import checkpoints
+from nppkit.checkpoint import checkpoints, load_optimizer, optimizer_tensors
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import workers
+from nppkit.machine import devices
+from nppkit.machine.options import Options
+from nppkit.machine.processes import ALONE
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import learning_rate, multi_scale_segments
 from nppkit.study import models
 from nppkit.study.runs import Run
-from nppkit.training import batches, devices, trainer
+from nppkit.training import batches, trainer
 from nppkit.training.config import TrainingConfig
-from nppkit.training.options import Options
-from nppkit.training.processes import ALONE
 
 SIZES = dict(dim=16, n_layer=2, n_head=2, multiple_of=8)
 CONFIG = TrainingConfig(epochs=8, steps_per_epoch=3, batch_size=4, lr=1e-2, log_every=2)
@@ -79,7 +80,7 @@ def run(store, folder, stops=(), **changes):
 
 def same(a, b):
     """Weights, optimiser, and history but for the clock are equal bit for bit."""
-    states = [{**t.model.state_dict(), **trainer.optimizer_tensors(t.optimizer, t.model)} for t in (a, b)]
+    states = [{**t.model.state_dict(), **optimizer_tensors(t.optimizer, t.model)} for t in (a, b)]
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
@@ -245,9 +246,9 @@ def test_constant_learning_rate(store, tmp_path):
 def test_optimizer_comes_back_on_the_device(store, tmp_path):
     """All of AdamW's state is where the weights are, its step count too: the fused kernel of a GPU reads it there."""
     done = run(store, tmp_path / "run")
-    saved, model = trainer.optimizer_tensors(done.optimizer, done.model), done.model.to("meta")
+    saved, model = optimizer_tensors(done.optimizer, done.model), done.model.to("meta")
     done.optimizer.state.clear()
-    trainer.load_optimizer(done.optimizer, model, saved)
+    load_optimizer(done.optimizer, model, saved)
     assert {value.device.type for state in done.optimizer.state.values() for value in state.values()} == {"meta"}
 
 
@@ -328,9 +329,7 @@ def test_unknown_device_or_precision(name, function):
 @pytest.mark.parametrize("place", ["/proc/none", "/dev/null/none"])
 def test_a_cache_that_cannot_be_written(place):
     """Where the compiler has no place for its files, a line says so, and training is eager."""
-    code = (
-        "import torch; from nppkit.training import devices; f = lambda: 1; print(devices.compiled(f, torch.device('cpu')) is f)"
-    )
+    code = "import torch; from nppkit.machine import devices; f = lambda: 1; print(devices.compiled(f, torch.device('cpu')) is f)"
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": place}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert result.stdout == "True\n" and "torch.compile failed" in result.stderr and "Traceback" not in result.stderr

@@ -1,6 +1,6 @@
 """Progress in a batch log: how far, how long, and how long still."""
 
-from nppkit.jobs import progress
+from nppkit.machine import progress
 
 
 def test_lines_say_how_long_it_takes(monkeypatch, capsys):

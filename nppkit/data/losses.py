@@ -1,0 +1,51 @@
+"""What a tokenizer's training lowers beside L1 and squared error: the adversarial loss and its judge, and that of colours.
+
+PatchGAN with a hinge loss, as in VQGAN (Esser et al., 2021, arXiv 2012.09841). Images are in [-1, 1]; perceptual.py has the
+loss of a network's features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Discriminator(nn.Module):
+    """PatchGAN (Isola et al., 2017, arXiv 1611.07004): is each patch of an image real?"""
+
+    def __init__(self, width: int = 32, layers: int = 2):
+        super().__init__()
+        widths = [min(2**i, 8) * width for i in range(layers + 1)]
+        parts = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(layers):
+            stride = 2 if i < layers - 1 else 1
+            parts += [nn.Conv2d(widths[i], widths[i + 1], 4, stride, padding=1, bias=False)]
+            parts += [nn.GroupNorm(8, widths[i + 1]), nn.LeakyReLU(0.2)]  # not of the batch: an image's logits are its own
+        self.network = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for module in self.network:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 1, h, w) of images (B, 3, S, S), above 0 where they look real."""
+        return self.network(images)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of a discriminator's logits: 0 when real ones are above 1 and fake ones below -1."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """What the decoder lowers by looking real."""
+    return -fake.mean()
+
+
+def chroma(images: Tensor) -> Tensor:
+    """Colours without brightness: each channel of (B, 3, S, S) minus the mean of the three, 0 where an image is gray."""
+    return images - images.mean(1, keepdim=True)
+
+
+def gradient_ratio(loss: Tensor, adversarial: Tensor, last: Tensor) -> float:
+    """VQGAN's adaptive weight (Esser et al., Eq. 7): how much larger the last layer's gradient of the other losses is."""
+    norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).item()

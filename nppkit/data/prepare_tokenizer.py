@@ -1,0 +1,81 @@
+"""A preset's tokenizer, frozen: from a release or a file, or trained (train_tokenizer.py); kept in a folder and read again."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from nppkit.data.config import DataConfig, TokenizerConfig
+from nppkit.data.images import CROPS, ImageSet, some_images
+from nppkit.data.train_tokenizer import all_crops, train_tokenizer
+from nppkit.errors import NppkitError
+from nppkit.files import home, sha256, write_atomic
+from nppkit.machine.devices import CPU
+from nppkit.releases import find, load_weights
+from nppkit.settings import settings
+from nppkit.tokenizer import VQModel
+from nppkit.tokenizer_config import VQConfig
+
+UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
+MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
+
+
+def prepare_tokenizer(
+    t: TokenizerConfig, data: DataConfig, train: ImageSet, folder: Path, progress: Callable = iter, device: torch.device = CPU
+) -> tuple[VQModel, list[dict]]:
+    """The tokenizer, saved in `folder`: loaded from its weights file, or trained. Returns it and its history.
+
+    It trains on all crops of as many random images as fit 4 GB, which are held in memory. One that was trained from the
+    same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes stay.
+    """
+    weights, origin, config = folder / "tokenizer.safetensors", folder / "tokenizer.origin", t.network
+    if t.weights:
+        model, history = VQModel(config), []
+        load_weights(model, find(t.weights))
+    elif t.steps:
+        if origin.is_file() and weights.is_file() and origin.read_text() == _origin(t, data, train, weights):
+            return load_tokenizer(folder), []
+        crops, size = data.crops, data.image_size
+        fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
+        pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
+        source = _source(t, data, train)
+        saved = home() / "checkpoints" / "tokenizers" / source[:16]
+        model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
+    else:
+        raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    (folder / "tokenizer.json").write_text(json.dumps(asdict(config)) + "\n")
+    if history:
+        write_atomic(origin, _origin(t, data, train, weights))
+        shutil.rmtree(saved, ignore_errors=True)
+    return model.eval(), history
+
+
+def _origin(t: TokenizerConfig, data: DataConfig, images: ImageSet, weights: Path) -> str:
+    """What a tokenizer was trained from and on, and its file, as digests."""
+    return f"{_source(t, data, images)} {sha256(weights)}"
+
+
+def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
+    """Digest of what a tokenizer is trained from and on."""
+    source = json.dumps([settings(data), settings(t), images.digest], sort_keys=True)
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def load_tokenizer(folder: Path) -> VQModel:
+    """The frozen tokenizer that a tokenize job saved in `folder`. NppkitError names a missing or damaged file."""
+    try:
+        model = VQModel(VQConfig(**json.loads((folder / "tokenizer.json").read_text())))
+        state = load_file(folder / "tokenizer.safetensors")
+        model.load_state_dict({UNUSED: model.quantize.codebook_used, **state})
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise NppkitError(f"{folder} holds no tokenizer ({reason}): run the tokenize notebook") from None
+    return model.eval().requires_grad_(False)

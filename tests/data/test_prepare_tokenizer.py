@@ -1,0 +1,144 @@
+"""Training of the tokenizer and of the digit classifier, and what they are made from."""
+
+import dataclasses
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nppkit import noise
+from nppkit.data import prepare_tokenizer, train_tokenizer
+from nppkit.data.config import TokenizerConfig
+from nppkit.data.images import mnist_images
+from nppkit.errors import NppkitError
+from nppkit.study import models
+from nppkit.tokenizer import VQModel, to_model_range
+from nppkit.tokenizer_config import VQConfig
+
+TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
+
+
+def rates(steps):
+    """The learning rate of each step, of one at most."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, found = train_tokenizer.one_cycle(optimizer, 1.0, steps), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("steps", [*range(1, 32), 300])
+def test_one_cycle_of_any_length(steps):
+    """Every number of steps has a schedule, ten among them: it ends near 0, and from ten on it rises for a tenth first."""
+    found = rates(steps)
+    assert len(found) == steps and abs(found[-1]) < 1e-3
+    if steps >= 10:
+        top = int(np.argmax(found))
+        assert found[top] > 0.95 and found[0] == pytest.approx(0.04) and abs(top + 1 - max(2, steps / 10)) <= 1
+        assert found[:top] == sorted(found[:top]) and found[top:] == sorted(found[top:], reverse=True)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """All crops of forty digits."""
+    return train_tokenizer.all_crops(mnist_images().subset(np.arange(0, 5000, 125)), "shift", 32)
+
+
+def test_tokenizer_learns(pixels):
+    """Reconstructions get better, more than one code is used, and the same seed gives the same weights."""
+    t = TokenizerConfig(steps=40, batch_size=8, lr=4e-3)
+    model, history = train_tokenizer.train_tokenizer(pixels, TINY_VQ, t)
+    assert [row["step"] for row in history] == list(range(1, 41)) and not model.training
+    assert np.mean([row["l1"] for row in history[-5:]]) < 0.6 * history[0]["l1"]
+    assert len(model.encode(to_model_range(pixels[:, 0])).unique()) > 4
+    short = [dataclasses.replace(t, steps=2, seed=seed) for seed in (0, 0, 1)]
+    models = [train_tokenizer.train_tokenizer(pixels, TINY_VQ, one)[0] for one in short]
+    states = [list(m.state_dict().values()) for m in models]
+    assert all(map(torch.equal, *states[:2])) and not all(map(torch.equal, states[0], states[2]))
+
+
+def test_unused_codes_move_to_latents(pixels):
+    """A code that nothing used becomes a latent of the batch, a used one stays, and counting starts again."""
+    torch.manual_seed(0)
+    model = VQModel(TINY_VQ)
+    before, used = model.quantize.embedding.weight.detach().clone(), torch.ones(16)
+    used[[3, 7]] = 0
+    images = to_model_range(pixels[:4, 0])
+    train_tokenizer.revive(model, images, used, 0, 0)
+    after, latents = model.quantize.embedding.weight, model.latent(images).permute(0, 2, 3, 1).flatten(0, 2)
+    moved = (after != before).any(1).nonzero()[:, 0].tolist()
+    assert moved == [3, 7] and not used.any()
+    assert all((latents - after[code]).abs().sum(1).min() < 1e-6 for code in moved)
+
+
+def test_batches_are_pure(pixels):
+    """A batch depends on its key alone: its crops are those of the images at the indices that come with it."""
+    images, index = train_tokenizer.random_crops(pixels, 6, 0, 5)
+    crops = noise.integers(pixels.shape[1], 0, 5, noise.CROP, np.arange(6))
+    assert torch.equal(images, pixels[index, crops]) and torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 5)[0], images)
+    assert not torch.equal(train_tokenizer.random_crops(pixels, 6, 0, 6)[0], images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, r"tokenizer needs weights \(a file\) or steps"),
+        ({"vq": {"channels": 8}}, "tokenizer.vq: .*channels"),
+        ({"vq": {"ch": 9, "ch_mult": [1, 1, 2]}}, "tokenizer ch 9 is not a multiple of norm_groups 32"),
+        ({"weights": "absent.pt"}, r"absent\.pt does not exist"),
+    ],
+)
+def test_tokenizers_that_cannot_be(smoke, tmp_path, home, changes, message):
+    """Neither weights nor steps, unknown or impossible sizes, a missing file: refused before anything is trained or written."""
+    with pytest.raises(NppkitError, match=message):
+        preset = dataclasses.replace(smoke, tokenizer=dataclasses.replace(smoke.tokenizer, **changes))
+        prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, None, tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed):
+    """Made from the same settings and images it is loaded; other settings, other images or an altered file train it anew."""
+    few, images = changed(smoke, "tokenizer.steps", 2), mnist_images().subset(np.arange(0, 5000, 125))
+    other = images.subset(np.arange(39))
+    model, history = prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
+    again, nothing = prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
+    assert len(history) == 2 and nothing == [] and not again.training
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    for preset, source in ((few, other), (changed(few, "tokenizer.seed", 5), other)):
+        assert len(prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, source, tmp_path)[1]) == 2
+    weights = tmp_path / "tokenizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert [len(prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, source, tmp_path)[1]) for _ in range(2)] == [
+        2,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("tokenizer.vq", {"ch": 9}, "tokenizer ch 9"),
+        ("extractor.name", "vgg", r"extractor.name 'vgg' is unknown"),
+        ("extractor.name", "inception-v3-compat", r"cannot be downloaded"),
+        ("evaluation.reference", "absent.npz", r"absent\.npz cannot be read as npz"),
+    ],
+)
+def test_inputs_are_checked_before_the_trainings(smoke, home, changed, monkeypatch, setting, value, message):
+    """What a tokenize job needs after its trainings is looked at before them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(home))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("offline")))
+    training = mnist_images()
+    models.check_inputs(smoke, 32, training)
+    with pytest.raises(NppkitError, match=message):
+        models.check_inputs(changed(smoke, setting, value), 32, training)
+
+
+def test_too_few_images_are_refused_before_the_trainings(smoke):
+    """Every metric, and the distance between two halves of the real images, needs a few of them."""
+    models.check_inputs(smoke, 32, mnist_images().subset(np.arange(8)))
+    with pytest.raises(NppkitError, match="7 training images are too few to be scored: give at least 8"):
+        models.check_inputs(smoke, 32, mnist_images().subset(np.arange(7)))
