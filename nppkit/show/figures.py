@@ -19,7 +19,8 @@ from nppkit.study.verdicts import NO_MATTER, REFUTED, SUPPORTED, UNDECIDED
 
 PAPER_X_TICKS = (0, 50, 100, 150, 200, 300, 400, 600, 800)  # equally spaced in the paper's Figure 1
 PAPER_Y_TICKS = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5)  # likewise: a step below 4 is twice a step above
-SERIES = {"LlamaGen": ("C0", "o", "-"), "LlamaGen-384": ("C1", "s", "--"), "LlamaGen + NPP": ("C2", "^", "-")}
+SERIES = {"LlamaGen": ("C0", "o", "-"), "LlamaGen-384": ("C2", "s", "--"), "LlamaGen + NPP": ("C1", "^", "-")}
+OURS = {"LlamaGen": "NTP", "LlamaGen-384": "NTP, larger images", "LlamaGen + NPP": "NPP"}  # our models are small ones of its kind
 INPUT, TARGET = "#56B4E9", "#D55E00"  # what a prediction has seen, and what it is scored on
 
 
@@ -60,13 +61,15 @@ def figure1(data: pd.DataFrame, preset_name: str, ours: str) -> Figure:
     paper_ticks(left)
     left.set_title("published, on the paper's uneven ticks")
     corrected = printed["LlamaGen + NPP"]
-    style = dict(marker="o", linestyle="--", mfc="none", color="C2", label="NPP, cost by the rule")
+    style = dict(marker="o", linestyle="--", mfc="none", color="C1", label="NPP, cost by the rule")
     middle.plot(corrected["paper GFLOPs by its rule"], corrected["paper FID"], **style)
     middle.legend()
     middle.set(title="published, on ordinary axes", xlabel="training cost (GFLOPs an image)")
     cost_vs_fid(right, figure1_series(data, "our GFLOPs measured", ours), "our GFLOPs measured", ours, "own_size")
     right.set(xlabel="measured training cost (GFLOPs an image)", ylabel=ours.removeprefix("our "))
-    right.set_title(f"ours, preset {preset_name}")
+    right.set_title(f"ours, preset {preset_name}: not ImageNet")
+    if right.lines:
+        right.legend([OURS[name] for name in right.get_legend_handles_labels()[1]])
     right.ticklabel_format(useOffset=False)
     _say_not_run(right, data[ours].isna().all())
     return figure

@@ -93,7 +93,8 @@ def other_metrics(preset: Preset) -> Finding:
     found = {f"{size} {name}": i for key, name in metrics.items() for size, i in _over_sizes(preset, key, NPP.of, NTP.of).items()}
     sides = {name: i.side("below", "above") for name, i in found.items()}
     below, above = ([name for name, side in sides.items() if side == which] for which in ("below", "above"))
-    numbers = f"of {len(found)} intervals below zero: {', '.join(below) or 'none'}; above: {', '.join(above) or 'none'}"
+    better, worse, rest = ", ".join(above) or "none", ", ".join(below) or "none", len(found) - len(above) - len(below)
+    numbers = f"of {len(found)} intervals NPP is better in {better}, worse in {worse}; {rest} leave it open"
     return Finding(EXPLORATORY, numbers) if found else Finding(NOT_RUN, "")
 
 
@@ -106,7 +107,8 @@ def parameters(preset: Preset) -> Finding:
     if not pairs:
         return Finding(NOT_RUN, "")
     same = all(len(set(counts)) == 1 for counts in pairs.values())
-    return Finding(HOLDS if same else FAILS, ", ".join(f"{size} {counts[0]:,}" for size, counts in pairs.items()))
+    counted = ", ".join(f"{size} {counts[0]:,}" for size, counts in pairs.items())
+    return Finding(HOLDS if same else FAILS, f"weights, with and without NPP: {counted}")
 
 
 def _published(metric: str = "fid") -> dict[Run | str, float]:

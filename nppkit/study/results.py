@@ -118,13 +118,13 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: s
     said = {"lower": [], "higher": [], SPANS_ZERO: [], "not known from one seed": []}
     for name, difference in found.items():
         said[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
-    words = [f"{side.replace(SPANS_ZERO, 'no difference shown')} for {', '.join(names)}" for side, names in said.items() if names]
+    words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
     decides = " ([the report](report.ipynb) decides)" if preset.confirmatory else ""
     return (
         f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
-        "Lower is better; an interval that holds zero shows no difference. How sure: a hint and no verdict, because even where "
-        f"there is no difference one such interval in twenty misses zero{decides}."
+        "Lower is better; an interval that holds zero leaves open which is better. How sure: a hint and no verdict, because even "
+        f"where there is no difference one such interval in twenty misses zero{decides}."
     )
 
 

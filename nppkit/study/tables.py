@@ -69,8 +69,8 @@ def difference_columns(preset: Preset, run: Run | None) -> dict:
     if run is None or run.lam is None:
         return columns
     found = paired(preset, run, Run(run.size, large=run.large), "fid")
-    values = (found.mean, found.low, found.high, found.side("lower", "higher") if found.n else None)
-    return dict(zip(columns, values, strict=True))
+    side = found.side("lower", "higher") if found.n > 1 else "one seed" if found.n else None
+    return dict(zip(columns, (found.mean, found.low, found.high, side), strict=True))
 
 
 def cost_columns(preset: Preset, run: Run, printed: float) -> dict:
@@ -107,7 +107,9 @@ def make_table(preset: Preset, number: int) -> pd.DataFrame:
         run = row_run(row)
         rows = results(preset, run) if run else []
         contracts |= {r["run"]: r["contract"] for r in rows}
-        settings = {key: row[key] for key in ("type", "model", "parameters", "patch_size", "lambda", "levels") if key in row}
+        settings = {key: row[key] for key in ("type", "model", "patch_size", "lambda", "levels") if key in row}
+        if "parameters" in row:
+            settings |= {"paper's parameters": row["parameters"], "our parameters": mean(rows, "parameters")}
         line = {**settings, "ours": _status(preset, run, rows)}
         if number == 5:
             line |= table5_columns(preset, row, run, rows)
@@ -192,7 +194,7 @@ def _cell(value: object) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float):
-        return f"{value:g}" if value == round(value, 3) else f"{value:.4g}"
+        return f"{value:.10g}" if value == round(value, 3) else f"{value:.4g}"
     return str(value)
 
 
@@ -285,10 +287,8 @@ def rule_ratios(table: pd.DataFrame) -> pd.Series:
 def figure1_data(preset: Preset) -> pd.DataFrame:
     """Table 5 with parameter counts, the paper's and ours, for Figure 1."""
     table = make_table(preset, 5)
-    sizes, own = [], []
+    sizes = []
     for _, row in table.iterrows():
-        run = row_run(row)
-        unit = {"M": 1e6, "B": 1e9}[row["parameters"][-1]]
-        sizes.append(float(row["parameters"][:-1]) * unit)
-        own.append(mean(results(preset, run), "parameters") if run else None)
-    return table.assign(size=sizes, own_size=own)
+        unit = {"M": 1e6, "B": 1e9}[row["paper's parameters"][-1]]
+        sizes.append(float(row["paper's parameters"][:-1]) * unit)
+    return table.assign(size=sizes, own_size=table["our parameters"])
