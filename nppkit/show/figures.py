@@ -69,7 +69,8 @@ def figure1(data: pd.DataFrame, preset_name: str, ours: str) -> Figure:
     right.set(xlabel="measured training cost (GFLOPs an image)", ylabel=ours.removeprefix("our "))
     right.set_title(f"ours, preset {preset_name}: not ImageNet")
     if right.lines:
-        right.legend([OURS[name] for name in right.get_legend_handles_labels()[1]])
+        handles, names = right.get_legend_handles_labels()
+        right.legend(handles, [OURS[name] for name in names])
     right.ticklabel_format(useOffset=False)
     _say_not_run(right, data[ours].isna().all())
     return figure

@@ -52,6 +52,9 @@ def test_figure1_series(study):
     assert [round(x, 2) for x, _ in points(corrected)] == [15.7, 52.33, 121.13, 222.84]
     images = study.training.batch_size * study.training.steps_per_epoch * 300
     assert points(right.lines[0]) == [(2e12 / images / 1e9, 11.0)]
+    drawn = {figures.OURS[line.get_label()]: line.get_color() for line in right.lines if line.get_label() in figures.OURS}
+    legend = zip(right.get_legend().get_texts(), right.get_legend().legend_handles, strict=True)
+    assert {text.get_text(): handle.get_color() for text, handle in legend} == drawn
     (low, high), *_ = right.collections[0].get_segments()[0][:, 1].reshape(1, 2)
     assert (low, high) == pytest.approx((11 - 2**0.5, 11 + 2**0.5))
 

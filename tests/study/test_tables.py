@@ -216,6 +216,7 @@ def test_seeds_are_paired(home, smoke, changed):
     for seed, (ntp, npp) in enumerate([(10.0, 9.0), (20.0, 18.9), (30.0, 29.1)]):
         finish(preset, Run("B", seed=seed), fid=ntp)
         finish(preset, Run("B", patch_size=2, lam="1/2", seed=seed), fid=npp)
+        assert seed or tables.make_table(preset, 2).iloc[1]["side of zero"] == "one seed"
     row = tables.make_table(preset, 2).iloc[1]
     assert row["ours"] == "3 seeds" and row["our FID (digit features)"] == pytest.approx(19.0)
     assert row["our FID (digit features) deviation"] == pytest.approx(10.05, abs=0.01)
