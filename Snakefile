@@ -13,7 +13,7 @@ import sys
 sys.path.insert(0, workflow.basedir)  # this clone's package, also in an environment that has installed another's
 
 from nppkit import errors
-from nppkit.jobs import slurm
+from nppkit.jobs import slurm, targets
 from nppkit.study import graph, presets
 
 try:
@@ -38,7 +38,7 @@ except errors.NppkitError as error:
 
 
 def record(job):
-    return graph.expected_record(job, job.name in AGAIN) if LOOKING else job.record
+    return targets.expected_record(job, job.name in AGAIN) if LOOKING else job.record
 
 
 rule all:
@@ -50,17 +50,17 @@ for job in JOBS:
 
     rule:
         name:
-            graph.rule_name(job)
+            targets.rule_name(job)
         input:
             [ancient(record(upstream)) for upstream in job.upstream],
         output:
             record(job),
         threads: graph.options(job).threads
-        priority: graph.priority(PRESET, job)
+        priority: targets.priority(PRESET, job)
         message:
             job.name
         params:
-            command=LAUNCH.format(graph.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, SHARD)
+            command=LAUNCH.format(targets.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, SHARD)
             + EVENTS * (job.notebook == "train"),
         resources:
             **slurm.request(PRESET, job, *PLACES),

@@ -230,7 +230,8 @@ def export(a: argparse.Namespace) -> None:
 def where(a: argparse.Namespace) -> None:
     """Where a preset's tables and figures are."""
     from nppkit.files import home
-    from nppkit.study.graph import report_job, reports, rule_name
+    from nppkit.jobs.targets import rule_name
+    from nppkit.study.graph import report_job, reports
     from nppkit.study.presets import load_preset
 
     preset = load_preset(a.preset)

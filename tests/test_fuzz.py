@@ -18,7 +18,7 @@ from nppkit import files, releases
 from nppkit.checkpoint import load_checkpoint, save_checkpoint
 from nppkit.data import codes
 from nppkit.errors import NppkitError
-from nppkit.jobs import launch
+from nppkit.jobs import launch, targets
 from nppkit.scoring import reference
 from nppkit.study import graph, presets, records
 
@@ -212,7 +212,7 @@ def test_presets(folder, place, value):
         assert place[-1] in one_line(error) or "some" in one_line(error), (place, value, error)
     else:
         assert all(job.record.resolve().is_relative_to(files.home() / "results") for job in jobs)
-        assert all(shlex.join(words.split()) == words for words in map(graph.launch_arguments, jobs))
+        assert all(shlex.join(words.split()) == words for words in map(targets.launch_arguments, jobs))
         assert preset.training.steps_per_epoch > 0 and preset.training.batch_size > 0 and preset.training.lr > 0
 
 

@@ -63,7 +63,7 @@ def test_functions_are_short():
 
 def test_the_graph_needs_no_torch():
     """The Snakefile and `nppkit where` start at once: what they import does not import torch."""
-    code = "import sys, nppkit.cli, nppkit.jobs.slurm, nppkit.study.graph; print('torch' in sys.modules)"
+    code = "import sys, nppkit.cli, nppkit.jobs.slurm, nppkit.jobs.targets, nppkit.study.graph; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 

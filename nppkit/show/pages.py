@@ -5,13 +5,13 @@ import pandas as pd
 from nppkit.show import figures, plots
 from nppkit.study import results, tables
 from nppkit.study.presets import Preset
+from nppkit.study.protocol import NPP
 from nppkit.study.published import REPORTS
 from nppkit.study.runs import Run
 
-NPP = Run("B", patch_size=2, lam="1/2")
 SETTINGS = {  # report -> the setting, and the contrast that is read first: a run minus another, in words
-    "table2_patch_size": ("patch_size", Run("B", patch_size=4, lam="1/2"), "p = 4 minus p = 2"),
-    "table3_lambda": ("lambda", Run("B", patch_size=2, lam="4/5"), "lambda 4/5 minus 1/2"),
+    "table2_patch_size": ("patch_size", NPP.of("B", patch_size=4), "p = 4 minus p = 2"),
+    "table3_lambda": ("lambda", NPP.of("B", lam="4/5"), "lambda 4/5 minus 1/2"),
     "table4_levels": ("levels", Run("B", levels=4, lam="1/2"), "four levels minus two"),
 }
 

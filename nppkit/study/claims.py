@@ -217,15 +217,10 @@ def answers(preset: Preset, notebook: str) -> str:
     return "\n\n".join(f"**{text}: {finding.verdict}.** {finding.numbers}" for text, finding in found)
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """The verdicts as a Markdown table, its evidence as links between notebooks."""
-    return markdown(table.astype(str))
-
-
 def for_readme(preset: Preset) -> str:
     """Claims, verdicts and evidence, linked from the repository's root, and how much of the study they rest on."""
     table = verdicts(preset)[["claim", "verdict", "evidence"]]
-    text = as_markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
+    text = markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
     studies = [preset, *([load_preset(preset.confirmatory)] if preset.confirmatory else [])]
     complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of preset {study.name}" for study in studies)
     return f"{text}\n\n{at_equal_flops(preset)}Complete runs: {complete}."

@@ -5,7 +5,6 @@ its result, including its upstream jobs' configurations, so its digest says whet
 """
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from nppkit.study.presets import Preset, load_preset, preset_names
 from nppkit.study.published import REPORTS, table_runs
 from nppkit.study.records import Job, changed_input, outputs_digest, recorded_inputs, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
-from nppkit.window import area
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -219,13 +217,6 @@ def set_aside_stale(preset: Preset) -> list[str]:
     return outlook(preset, reasons)
 
 
-def expected_record(job: Job, again: bool) -> Path:
-    """The file whose absence tells Snakemake that a job is to run, where nothing may be renamed because somebody only looks."""
-    if again:
-        return job.record.with_suffix(".awaited")
-    return job.record if job.record.is_file() or not job.stale.is_file() else job.stale
-
-
 def claim(preset: Preset) -> None:
     """Note which file a preset's results are of. NppkitError where they are those of another one of this name."""
     note = results_dir(preset) / ".preset"
@@ -245,27 +236,3 @@ def _checkpoint_gone(preset: Preset, run: Run) -> str:
 def options(job: Job) -> Options:
     """What the machine does for a job, unless it is told otherwise."""
     return Options.parse(job.parameters.get("options", ""))
-
-
-def rule_name(job: Job) -> str:
-    """The job's name as Snakemake shows it and takes it as a target; table1_main is table1."""
-    numbered = re.match(r"(table|figure)\d+", job.name)
-    return numbered[0] if numbered else re.sub(r"[^A-Za-z0-9]", "_", job.name)
-
-
-def launch_arguments(job: Job) -> str:
-    """The launcher's command line for the job, without the preset."""
-    run = f" {job.parameters['run']}" if "run" in job.parameters else ""
-    return f"{job.notebook}{run}{' --large' if job.parameters.get('large') else ''}"
-
-
-def priority(preset: Preset, job: Job) -> int:
-    """Evaluations first, because they are short; then trainings: the "384" rows last, seed by seed, the longest first."""
-    if job.notebook == "evaluate":
-        return 100_000
-    if job.notebook != "train":
-        return 0
-    run = Run.parse(job.parameters["run"])
-    length = sum((s.end - s.start) / area(s.patch_size) for s in run.segments(preset.training.epochs))
-    cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
-    return 10_000 * (not run.large) + 1000 * max(0, 9 - (run.seed - preset.first_seed)) + min(cost, 999)

@@ -168,10 +168,10 @@ def write_table(preset: Preset, name: str, table: pd.DataFrame) -> list[Path]:
     return [folder / f"{name}.{kind}" for kind in texts]
 
 
-def markdown(text: pd.DataFrame) -> str:
-    """A table of text in Markdown."""
-    lines = [text.columns, ["---"] * len(text.columns), *text.values.tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, its cells as they print."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.values.tolist()]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
@@ -261,10 +261,8 @@ def seed_values(preset: Preset, number: int) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*settings, "size", "seed", *shown])
 
 
-COST = ["model", "cost printed", "cost ideal", "cost integer boundaries"]
-
-
-COST += [f"cost measured {kind}" for kind in ("FLOPs", "time", "CPU time")]
+KINDS = ("printed", "ideal", "integer boundaries", "measured FLOPs", "measured time", "measured CPU time")
+COST = ["model", *(f"cost {kind}" for kind in KINDS)]
 
 
 def cost_audit(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pytest
 from test_tables import finish
 
 from nppkit import cli
-from nppkit.study import claims, graph, protocol, records
+from nppkit.study import claims, graph, protocol, records, tables
 from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN
 from nppkit.study.protocol import NPP, NTP
 from nppkit.study.runs import Run
@@ -140,7 +140,7 @@ def test_published_tables_decide_alone():
 def test_markdown_links_the_evidence(home, smoke):
     """Every claim links a notebook of the repository."""
     table = claims.verdicts(smoke)
-    text = claims.as_markdown(table)
+    text = tables.markdown(table)
     assert len(table) == 12 and text.count("\n") == 13 and "(table1_main.ipynb)" in text
 
 

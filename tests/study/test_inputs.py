@@ -12,7 +12,7 @@ from PIL import Image
 from test_runs import complete
 
 from nppkit.errors import NppkitError
-from nppkit.jobs import launch
+from nppkit.jobs import launch, targets
 from nppkit.study import graph, presets, records
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_looking_changes_nothing(study, home):
     assert all("configuration has changed" in line for line in graph.outlook(other, reasons))
     assert files_below(home) == before
     train = graph.train_job(other, graph.preset_runs(other)[0])
-    assert not graph.expected_record(train, True).exists() and graph.expected_record(train, False) == train.record
+    assert not targets.expected_record(train, True).exists() and targets.expected_record(train, False) == train.record
 
 
 @pytest.mark.parametrize("look", ["--dry-run", "--summary", "--dag"])

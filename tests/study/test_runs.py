@@ -9,6 +9,7 @@ import pytest
 
 from nppkit import files
 from nppkit.errors import NppkitError
+from nppkit.jobs import targets
 from nppkit.study import graph, records, runs
 from nppkit.study.presets import FOLDER, load_preset, preset_names
 from nppkit.study.published import published, row_run, table_runs
@@ -384,7 +385,7 @@ def test_order_of_work():
     jobs += [
         graph.train_job(preset, run) for run in (Run("B", patch_size=2, lam="1/2"), Run("XXL", seed=1), Run("XXL", large=True))
     ]
-    order = [graph.priority(preset, job) for job in jobs]
+    order = [targets.priority(preset, job) for job in jobs]
     assert order == sorted(order, reverse=True) and len(set(order)) == len(order)
 
 
