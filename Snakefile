@@ -21,7 +21,7 @@ try:
     JOBS = graph.graph(PRESET)
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
-LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run {shlex.quote(config.get('preset', 'demo'))} {{}}"
+LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run --with-parent {shlex.quote(config.get('preset', 'demo'))} {{}}"
 PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
 SHARD = bool(config.get("shard", False))
 EVENTS = " -p tensorboard true" * bool(config.get("tensorboard", False))

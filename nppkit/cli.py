@@ -89,11 +89,15 @@ def plan(a: argparse.Namespace) -> None:
     argument("run", metavar="RUN", nargs="?", default="", help="run id, for train and evaluate"),
     argument("--large", action="store_true", help="the codes of the 384 rows, for tokenize"),
     argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="another parameter of the notebook"),
+    argument("--with-parent", action="store_true", help="stop if the process that started this one ends, e.g. Snakemake"),
 )
 def run(a: argparse.Namespace) -> None:
     """Execute one job: a notebook with papermill, checked parameters, and a record at the end."""
     from nppkit.jobs import launch
+    from nppkit.machine.guard import die_with_parent
 
+    if a.with_parent:
+        die_with_parent()
     warnings.filterwarnings("ignore", module="papermill|jupyter_client|zmq")
     job, started = launch.find_job(a.notebook, a.preset, a.run, a.large), time.monotonic()
     launch.execute(job, dict(a.p))
@@ -114,6 +118,29 @@ def train(a: argparse.Namespace) -> None:
     from nppkit.machine.options import Options
 
     workers.train(a.preset, a.run, a.precision, Options.parse(a.options))
+
+
+@command(
+    "draw",
+    "mine.yaml GPT-B_npp_p2_lambda1-2_seed0 cats 12 drawn",
+    PRESET,
+    RUN,
+    argument("class_name", metavar="CLASS", help="a class of the pictures: the name of its folder"),
+    argument("count", metavar="COUNT", type=int, help="how many pictures"),
+    argument("folder", metavar="FOLDER", type=Path, help="where they are written, as CLASS_0000.png and so on"),
+    argument("--guidance", type=float, default=None, help="more keeps closer to the class; default: the preset's common scale"),
+    argument("--seed", type=int, default=0, help="another one draws other pictures (default %(default)s)"),
+    DEVICE,
+)
+def draw(a: argparse.Namespace) -> None:
+    """Draw new pictures of a class with a trained run, as PNG files."""
+    from nppkit.study.models import draw_pictures
+    from nppkit.study.presets import load_preset
+    from nppkit.study.runs import find_run
+
+    preset = load_preset(a.preset)
+    paths = draw_pictures(preset, find_run(preset, a.run), a.class_name, a.count, a.folder, a.guidance, a.seed, a.device)
+    print(f"{len(paths)} pictures: {paths[0]} to {paths[-1]}")
 
 
 @command("sample", "demo GPT-B_ntp_seed0", PRESET, RUN, PRECISION, OPTIONS)
@@ -211,7 +238,10 @@ def convert(a: argparse.Namespace) -> None:
 
 
 @command(
-    "weights export", "checkpoints/mine/step_00001200 mine.pt", argument("checkpoint", type=Path), argument("out", type=Path)
+    "weights export",
+    "checkpoints/mine/GPT-B_ntp_seed0/0123456789ab/step_00001800 mine.pt",
+    argument("checkpoint", type=Path),
+    argument("out", type=Path),
 )
 def export(a: argparse.Namespace) -> None:
     """A checkpoint to LlamaGen's container, as its own scripts read it."""
@@ -253,7 +283,7 @@ def verdicts(a: argparse.Namespace) -> None:
 
 @command("pair", "")
 def pair(a: argparse.Namespace) -> None:
-    """Make the package's trained pair again: train and evaluate both runs unless that is done, and keep them."""
+    """Train the two small digit models again that the notebooks show (docs/model_card.md), unless that is done, and keep them."""
     from nppkit.jobs.launch import ensure
     from nppkit.show import pretrained
 
@@ -284,7 +314,7 @@ def torchrun(a: argparse.Namespace) -> None:
 def call(words: list[str]) -> int:
     """Run a command and return its exit status; an error that a user can mend becomes one line on standard error."""
     try:
-        if words[:1] in (["torchrun"], ["warm"]):  # whose options are their own
+        if words[:1] in (["torchrun"], ["warm"]) and words[1:] not in ([], ["-h"], ["--help"]):  # whose options are their own
             {"torchrun": torchrun, "warm": warm}[words[0]](argparse.Namespace(words=words[1:]))
         else:
             a = parser.parse_args(words)

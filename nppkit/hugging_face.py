@@ -20,7 +20,7 @@ from nppkit.window import Grid, Window, area
 try:
     from transformers import PreTrainedModel, TrainerCallback
 except ImportError:
-    raise NppkitError("transformers is not installed: pip install 'nppkit[transformers]'") from None
+    raise NppkitError("transformers is not installed: pip install '.[transformers]' in a clone of this repository") from None
 
 IGNORED = -100  # a label that is not scored
 
@@ -77,7 +77,8 @@ def next_patch(model: PreTrainedModel, grid: Grid = (), prefix: int = 0) -> PreT
     grid: that of the tokens behind `prefix` single ones, e.g. (16, 16) behind a text; without it they are a text themselves.
     """
     own = type(model)
-    model.__class__ = type(own.__name__, (NextPatch, own), {"__module__": own.__module__})
+    if not isinstance(model, NextPatch):  # a notebook's cell may run twice
+        model.__class__ = type(own.__name__, (NextPatch, own), {"__module__": own.__module__})
     model.grid, model.prefix = grid, prefix
     return model
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import faults
 import pytest
@@ -16,6 +17,7 @@ import test_trainer
 import torch
 from conftest import write_store
 
+from nppkit import cli
 from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
@@ -208,6 +210,18 @@ def test_child_dies_with_its_parent(obeys, says):
     assert process.stdout.read() == says
 
 
+def test_snakemakes_jobs_end_with_it(monkeypatch):
+    """The graph starts its jobs so that none outlives a Snakemake that is killed."""
+    begun = []
+    monkeypatch.setattr(guard, "die_with_parent", lambda: begun.append("bound"))
+    monkeypatch.setattr(launch, "find_job", lambda *asked: begun.append(asked) or SimpleNamespace(name="job"))
+    monkeypatch.setattr(launch, "execute", lambda job, values: begun.append(values))
+    source = (Path(__file__).parents[1] / "Snakefile").read_text()
+    words = re.search(r"-m nppkit (run --\S+) ", source)[1].split()
+    assert cli.call([*words, "smoke", "train", RUN]) == 0
+    assert begun == ["bound", ("train", "smoke", RUN, False), {}]
+
+
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory):
     """A results home with codes, and a training of hours that is under way in a launcher's kernel; started anew each time."""
@@ -244,14 +258,14 @@ def test_launcher_saves_on_sigterm_and_dies_with_its_kernel(long_run, hangups):
         process.send_signal(signum)
         assert process.wait(120) == status
         error = process.stderr.read()
-        assert "Interrupted: stopped after step" in error and "Traceback" not in error, error
+        assert f"error: train {RUN}: stopped after step" in error and "Traceback" not in error, error
         wait_for(lambda: not faults.of_home(home))
     process = begin()
     second = subprocess.run(process.args, capture_output=True, text=True)
     assert second.returncode == 1 and "is being written by another process" in second.stderr
     process.terminate()
     assert process.wait(120) == guard.REQUEUE, process.stderr.read()
-    assert "Interrupted: stopped after step" in process.stderr.read()
+    assert f"error: train {RUN}: stopped after step" in process.stderr.read()
     wait_for(lambda: not faults.of_home(home))
     saved = checkpoints(graph.checkpoint_dir(preset, runs.Run.parse(RUN)))[-1]
     assert int(saved.name[5:]) > 0 and not (folder / "train.record.json").exists() and (folder / "train.ipynb").exists()

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 import yaml
 from PIL import Image
 
-from nppkit import files, releases
+from nppkit import cli, files, releases
 from nppkit.jobs import launch
 from nppkit.show import widgets
 from nppkit.study import graph, presets, published, runs
@@ -98,6 +99,18 @@ def test_running_notebooks(smoke_home):
     assert {p.name for p in run.glob("*.record.json")} == {"train.record.json", "evaluate.record.json"}
     tokenizer = json.loads((smoke_home / "results/smoke/tokenizer/metrics.json").read_text())
     assert tokenizer["codes_used"] > 1 and tokenizer["reconstruction_fid"] > tokenizer["real_fid"] > 0
+
+
+def test_new_pictures_of_a_class(smoke_home, tmp_path, capsys):
+    """`nppkit draw` writes as many pictures as asked for: the same of one seed, others of another; a class must be known."""
+    words = ["draw", "smoke", "GPT-B_npp_p2_lambda1-2_seed0", "3"]
+    for folder, count, *more in (("a", "3"), ("b", "2"), ("c", "2", "--seed", "1")):
+        assert cli.call([*words, count, str(tmp_path / folder), *more, "--device", "cpu"]) == 0
+    a, b, c = ([np.asarray(Image.open(path)) for path in sorted((tmp_path / folder).glob("3_*.png"))] for folder in "abc")
+    assert len(a) == 3 and a[0].shape == (32, 32, 3) and not np.array_equal(a[0], a[1])
+    assert np.array_equal(a[:2], b) and not np.array_equal(b, c)
+    assert cli.call(["draw", "smoke", words[2], "cats", "1", str(tmp_path)]) == 1
+    assert "1 pictures of class 'cats': draw one or more of one of 0, 1, 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", READING)

@@ -126,7 +126,9 @@ def execute(job: Job, overrides: dict) -> None:
             write_record(job, inputs)
             return
     if stop.requested or reason.startswith("Interrupted"):
-        raise Interrupted(f"{job.name} failed: {reason} (read {executed})", stop.requested)
+        saved = reason.startswith("Interrupted")
+        said = reason.removeprefix("Interrupted: ") if saved else "stopped; the same command begins it again"
+        raise Interrupted(f"{job.name}: {said}", stop.requested)
     raise NppkitError(f"{job.name} failed: {reason} (read {executed})")
 
 

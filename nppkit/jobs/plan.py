@@ -174,13 +174,20 @@ def plan(preset: Preset, gpu: GPU | None, devices: int, utilisation: float) -> p
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
 
 
+def wall_seconds(table: pd.DataFrame, jobs: int) -> float:
+    """What a clock on the wall shows at least: tokenizers first, then runs side by side, each a training and its evaluation."""
+    first = table["job"].str.startswith("tokenize")
+    runs = table.loc[~first & (table["job"] != "sum"), ["train", "evaluate"]].sum(axis=1)
+    return table.loc[first, "train"].sum() + max(runs.max(), runs.sum() / jobs)
+
+
 def text(table: pd.DataFrame, unit: float, name: str) -> str:
     """The plan for reading, times in `unit` seconds."""
     shown = table.rename(columns={"train": f"train {name}", "evaluate": f"evaluate {name}"})
     for column in (f"train {name}", f"evaluate {name}"):
         shown[column] = shown[column] / unit
     shown["steps"] = [f"{steps:,.0f}" if steps == steps else "" for steps in shown["steps"]]
-    return shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}")
+    return shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}" if x >= 0.01 or not x else "< 0.01")
 
 
 def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> str:
@@ -192,13 +199,14 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
     total = table[["train", "evaluate"]].iloc[-1].sum()
     head = f"preset {preset.name}: {preset.description}\n\n"
     if gpu:
-        body = text(table, 3600, "GPU-hours")
-        how = f"{total / 3600:,.0f} GPU-hours on {gpu_name} at {utilisation:.0%} of its peak, {preset.precision}"
-        wall = f"{total / 86400 / devices:.1f} days on {devices} of them. Computed, not measured; see docs/imagenet.md."
+        (unit, units), (long, longs) = ((60, "minutes"), (60, "minutes")) if total < 36000 else ((3600, "hours"), (86400, "days"))
+        body = text(table, unit, f"GPU-{units}")
+        how = f"{total / unit:,.0f} GPU-{units} on {gpu_name} at {utilisation:.0%} of its peak, {preset.precision}"
+        wall = f"{total / long / devices:.1f} {longs} on {devices} of them. Computed, not measured; see docs/imagenet.md."
     else:
         body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
         how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), processor time measured here"
-        wall = f"about {total / 60 / jobs:.0f} with {jobs} at a time."
+        wall = f"about {wall_seconds(table, jobs) / 60:.0f} with {jobs} at a time, and some for tables and figures."
     return f"{head}{body}\n\n{how}; {wall}"
 
 

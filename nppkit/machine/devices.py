@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ def compiled(loss: Callable, device: torch.device) -> Callable:
     """The loss under torch.compile, one static shape per patch side; eager where that cannot be, said once a process."""
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         _run_eagerly("no C++ compiler found")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on a CPU that there is no GPU
     if not _run_eagerly.cache_info().currsize:
         with contextlib.suppress(CannotCompile), compiling():
             return torch.compile(loss, dynamic=False)

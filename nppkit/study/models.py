@@ -3,19 +3,25 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+
 from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet
+from nppkit.data.prepare_tokenizer import load_tokenizer
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
-from nppkit.machine.devices import pick_device
+from nppkit.machine.devices import autocast, pick_device, rounded
 from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE, Processes
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import find, known_grid, load_weights, release_config
+from nppkit.sample import SamplingConfig, sample_codes
 from nppkit.scoring.config import NEIGHBOURS
-from nppkit.scoring.evaluate import evaluate_npz
+from nppkit.scoring.evaluate import decode_pixels, evaluate_npz
 from nppkit.scoring.features import load_extractor
 from nppkit.scoring.reference import prepare_reference
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
@@ -70,6 +76,30 @@ def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
     model.load_state_dict(found[0]["model"])
     return model.eval().requires_grad_(False)
+
+
+def draw_pictures(
+    preset: Preset, run: Run, class_name: str, count: int, folder: Path, scale: float | None, seed: int, device: str = "auto"
+) -> list[Path]:
+    """PNG files of new pictures of a class; picture i depends on (seed, i) alone. NppkitError for an unknown class."""
+    if preset.data.text:
+        raise NppkitError(f"preset {preset.name} is of a text: there is nothing to draw")
+    store, e, place = CodeStore(tokenizer_dir(preset, run.large) / "train"), preset.evaluation, pick_device(device)
+    names, paths = store.manifest.class_names, []
+    if class_name not in names or count < 1:
+        known = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+        raise NppkitError(f"{count} pictures of class {class_name!r}: draw one or more of one of {known}")
+    model, decoder = rounded(load_trained(preset, run, store), preset.precision).to(place), load_tokenizer(tokenizer_dir(preset))
+    config = SamplingConfig(e.common_guidance if scale is None else scale, e.temperature, e.top_k, e.top_p, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in np.array_split(np.arange(count), -(-count // e.batch_size)):
+        labels = torch.full((len(index),), names.index(class_name), device=place)
+        with autocast(place, preset.precision):
+            pixels = decode_pixels(decoder.to(place), sample_codes(model, labels, config, index))
+        for i, picture in zip(index, pixels, strict=True):
+            paths.append(folder / f"{class_name}_{i:04d}.png")
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(paths[-1])
+    return paths
 
 
 def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:

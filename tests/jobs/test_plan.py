@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 
@@ -95,6 +96,20 @@ def test_measured_times_are_added_up(smoke, monkeypatch):
     assert table.loc["GPT-B_npp_p2_lambda1-2_seed0", "train"] == 150 * 5 + 7 + 150 * 10 + 7 + 3
     assert table.loc["GPT-B_ntp_seed0", "evaluate"] == 300 * (1 + 2) + 9 + 3
     assert table.loc["tokenize", "train"] == 120 * 0.5 + 600 * 5 * 0.25 + 3
+
+
+def test_the_wall_clock_waits_for_the_longest(smoke):
+    """Two at a time share the runs, but the tokenizer comes before all, and an evaluation after its training."""
+    lines = [("tokenize", 100.0, None), ("GPT-B_ntp_seed0", 30.0, 10.0), ("GPT-B_npp_p2_lambda1-2_seed0", 20.0, 10.0)]
+    table = pd.DataFrame([*lines, ("sum", 150.0, 20.0)], columns=["job", "train", "evaluate"])
+    assert [plan.wall_seconds(table, jobs) for jobs in (1, 2, 8)] == [170.0, 140.0, 140.0]
+
+
+def test_what_takes_minutes_is_said_in_minutes():
+    """Small models on a GPU: minutes, and no row of zeros."""
+    said = plan.report(load_preset("own-images"), "H100-80G", 1, 0.4)
+    assert "train GPU-minutes" in said and "minutes on 1 of them" in said and "e-0" not in said and "< 0.01" in said
+    assert "GPU-hours" in plan.report(load_preset("imagenet256-eval"), "H100-80G", 1, 0.4)
 
 
 def test_times_are_of_real_steps(smoke, monkeypatch):
