@@ -21,7 +21,7 @@ class DataConfig:
     Relative paths, here and elsewhere in a preset, start at the folder that holds results/.
     """
 
-    source: str = "mnist"  # mnist | elpv | folder | torchvision | npz; pydoc: a text
+    source: str = "mnist"  # mnist | elpv | folder | torchvision | npz; moving_mnist: videos; pydoc: a text
     path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
@@ -33,6 +33,7 @@ class DataConfig:
     limit: Count = 0
     packed: Bool = False  # keep the codes compressed, for git
     window: Positive = 128  # bytes of a text that the transformer sees at once
+    frames: Positive = 1  # of a video, each coded as an image; 1: no video
 
     @property
     def text(self) -> bool:

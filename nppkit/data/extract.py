@@ -24,6 +24,7 @@ from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
 from nppkit.files import check_space, remedy, replacing, save_arrays, write_atomic
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
+from nppkit.window import as_grid
 
 MAX_VOCABULARY = 2**16  # of uint16
 
@@ -33,7 +34,7 @@ class Part:
 
     def __init__(self, folder: Path, manifest: Manifest, rank: int, world_size: int):
         self.folder, self.manifest = folder, manifest
-        self.shape = (manifest.images, manifest.crops, manifest.grid_size**2)
+        self.shape = (manifest.images, manifest.crops, math.prod(as_grid(manifest.grid_size)))
         self.path = folder / f"codes.npy.{manifest.digest[:12]}.part"
         self.log = folder / f"{self.path.name}.{rank}-of-{world_size}.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,14 +179,14 @@ def extract_codes(
     for open_store in (_open_imported, open_complete):
         if (store := open_store(folder, manifest)) is not None:
             return store
-    part, starts = Part(folder, manifest, rank, world_size), range(0, len(images), batch_size)
-    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+    part, n = Part(folder, manifest, rank, world_size), manifest.images
+    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
     for batch in progress([batch for batch in mine if not done[batch.start : batch.stop].all()]):
-        pixels = np.stack([crop_images(images.load(i), crops, image_size) for i in batch])  # (b, crops, S, S, 3)
-        codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[2:]))
+        pixels = np.stack([_item(images, i, crops, image_size) for i in batch])  # (b, crops, frames, S, S, 3)
+        codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[3:]))
         part.write(batch.start, codes.reshape(len(batch), *part.shape[1:]))
-    part.complete(images.labels)
+    part.complete(images.labels[:: images.frames])
     if _stored_manifest(folder) != manifest:
         return None
     if packed:
@@ -201,13 +202,27 @@ def pack(folder: Path) -> None:
 
 def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> Manifest:
     """All that decides the codes. NppkitError if uint16 cannot hold them, or the crops are unknown."""
-    vocab_size, grid = model.config.codebook_size, model.config.grid_size(image_size)
+    vocab_size, grid = model.config.codebook_size, _grid(model, images, image_size)
     if vocab_size > MAX_VOCABULARY:
         raise NppkitError(f"codebook_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
     if crops not in CROPS:
         raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
     names, source = list(images.class_names), images.digest
-    return Manifest(len(images), CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size, crops)
+    return Manifest(
+        len(images) // images.frames, CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size, crops
+    )
+
+
+def _grid(model: VQModel, images: ImageSet, image_size: int) -> int | list[int]:
+    """The grid of an image's codes, or of a video's."""
+    side = model.config.grid_size(image_size)
+    return side if images.frames == 1 else [images.frames, side, side]
+
+
+def _item(images: ImageSet, i: int, crops: str, image_size: int) -> np.ndarray:
+    """All crops of an image, or of a video's frames: uint8 (crops, frames, S, S, 3)."""
+    frames = range(i * images.frames, (i + 1) * images.frames)
+    return np.stack([crop_images(images.load(frame), crops, image_size) for frame in frames], 1)
 
 
 @torch.inference_mode()
@@ -219,7 +234,7 @@ def encode_pixels(model: VQModel, pixels: np.ndarray) -> np.ndarray:
 
 
 class Rows(NamedTuple):
-    """Some crops (n, 3, S, S) and what their stored codes decode to, uint8, and the share of codes found again."""
+    """Some crops, or frames, (n, 3, S, S) and what their stored codes decode to, uint8, and the share of codes found again."""
 
     originals: Tensor
     decoded: Tensor
@@ -233,15 +248,14 @@ def verify_rows(store: CodeStore, images: ImageSet, tokenizer: VQModel, n: int =
     The share is 1 but for rounding on another device; near 1 / vocabulary the rows belong to other images, crops or
     another tokenizer. NppkitError if the store is of other images, other labels or unknown crops.
     """
-    if not np.array_equal(store.labels, images.labels):
+    if not np.array_equal(store.labels, images.labels[:: images.frames]):
         raise NppkitError(f"{store.folder} has the labels of other images: give those that the codes were extracted from")
-    grid_size = tokenizer.config.grid_size(store.manifest.image_size)
-    store.require(grid_size=grid_size, vocab_size=tokenizer.config.codebook_size)
+    store.require(grid_size=_grid(tokenizer, images, store.manifest.image_size), vocab_size=tokenizer.config.codebook_size)
     index = noise.permutation(len(store), seed, noise.PERMUTATION, 2**35)[:n]
     crop = noise.integers(store.crops, seed, noise.CROP, np.arange(len(index)))
     kind, side = _crop_kind(store), store.manifest.image_size
-    pixels = np.stack([crop_images(images.load(int(i)), kind, side)[c] for i, c in zip(index, crop, strict=True)])
-    codes, _ = store.batch(index, crop)
+    pixels = np.concatenate([_item(images, int(i), kind, side)[c] for i, c in zip(index, crop, strict=True)])
+    codes = store.batch(index, crop)[0].reshape(len(pixels), -1)
     decoded = to_pixels(tokenizer.decode(codes.to(next(tokenizer.parameters()).device))).cpu()
     reproduced = float((encode_pixels(tokenizer, pixels) == codes.numpy()).mean())
     return Rows(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), decoded, reproduced)

@@ -31,18 +31,22 @@ CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labels (n,), class names, a digest of the source, and `load(i)`: a PIL image in RGB."""
+    """Labels (n,), class names, a digest of the source, and `load(i)`: a PIL image in RGB.
+
+    Of videos the images are their frames, `frames` of which follow each other and are one item of a code store.
+    """
 
     labels: np.ndarray
     class_names: tuple[str, ...]
     digest: str
     load: Callable[[int], Image.Image]
+    frames: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: np.ndarray) -> "ImageSet":
-        """The images at `index`, in that order."""
+        """The images at `index`, in that order; frames are single ones."""
         digest = hashlib.sha256(self.digest.encode() + np.asarray(index, np.int64).tobytes()).hexdigest()
         return ImageSet(self.labels[index], self.class_names, digest, lambda i: self.load(int(index[i])))
 

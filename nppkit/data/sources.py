@@ -13,6 +13,7 @@ from nppkit.data.images import (
     torchvision_images,
 )
 from nppkit.data.npz import npz_images
+from nppkit.data.video import moving_digits
 from nppkit.errors import NppkitError
 from nppkit.files import located
 
@@ -30,11 +31,15 @@ def load_images(source: str, path: str | Path = "", name: str = "", check: bool 
         return npz_images(path)
     if source == "elpv":
         return elpv_images()
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, elpv, folder, torchvision or npz, or pydoc for a text")
+    raise NppkitError(f"data.source {source!r} is unknown: use mnist, moving_mnist, elpv, folder, torchvision, npz or pydoc")
 
 
 def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
     """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
+    if data.source == "moving_mnist":
+        return tuple(
+            moving_digits(part, data.frames, i) for i, part in enumerate(split_heldout(mnist_images(), data.heldout, data.limit))
+        )
     shown = {"upright": data.upright, "background": data.background}
     images = load_images(data.source, located(data.path), data.name, check, **shown)
     if not data.heldout_path:

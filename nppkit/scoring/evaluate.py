@@ -42,18 +42,19 @@ def generate(
     progress: Callable = iter,
     draw: Callable = sample_codes,
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone."""
-    device, pixels, labels = next(model.parameters()).device, [], []
+    """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone. Of videos all frames."""
+    device, pixels, labels, frames = next(model.parameters()).device, [], [], math.prod(model.config.grid[:-2])
     for start in progress(range(0, samples, batch_size)):
         index = np.arange(start, min(start + batch_size, samples))
         labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)))
         codes = draw(model, labels[-1].to(device), config, index)
-        pixels.append(decode_pixels(tokenizer, codes))
-    return torch.cat(pixels), torch.cat(labels)
+        pixels.append(decode_pixels(tokenizer, codes, frames))
+    return torch.cat(pixels), torch.cat(labels).repeat_interleave(frames)
 
 
-def decode_pixels(tokenizer: VQModel, codes: Tensor) -> Tensor:
-    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in."""
+def decode_pixels(tokenizer: VQModel, codes: Tensor, frames: int = 1) -> Tensor:
+    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in; of n videos n * frames images."""
+    codes = codes.reshape(len(codes) * frames, -1)
     with torch.autocast(codes.device.type, enabled=False):
         together = images_at_once(tokenizer.config.downsampling * math.isqrt(codes.shape[1]), codes.device)
         return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(together)])
@@ -63,11 +64,13 @@ def decode_pixels(tokenizer: VQModel, codes: Tensor) -> Tensor:
 def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, columns: int, rows: int = 5) -> Tensor:
     """uint8 images (rows * columns, 3, S, S), row by row: a column for each of so many evenly spaced classes.
 
-    Image i depends on (seed, i) and its class alone, so that two models can be compared image by image.
+    Image i depends on (seed, i) and its class alone, so that two models can be compared image by image. Of videos all frames.
     """
     spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
     labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
-    return decode_pixels(tokenizer, sample_codes(model, labels, config, np.arange(len(labels))))
+    return decode_pixels(
+        tokenizer, sample_codes(model, labels, config, np.arange(len(labels))), math.prod(model.config.grid[:-2])
+    )
 
 
 def reconstruction_features(
@@ -162,7 +165,7 @@ def evaluate_guidance(
         write_npz(folder / f"samples_cfg{cfg_scale:g}.npz", pixels)
     scores = score(found["report"], reference, config.kid_subsets)
     select_fid = frechet_distance(found["select"]["features"], reference)
-    repeat_fid = frechet_distance(found["report"]["features"][: config.select_samples], reference)
+    repeat_fid = frechet_distance(found["report"]["features"][: len(found["select"]["features"])], reference)
     named = extractor.get_name() == "digits"  # the only one that is trained on the data's classes
     seen = found["report"]["logits"].argmax(-1) if named else probe.classes(found["report"]["features"]) if probe else None
     agreement = None if seen is None else (seen == labels.cpu()).float().mean().item()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet
 from nppkit.data.prepare_tokenizer import load_tokenizer
 from nppkit.data.sources import study_images
+from nppkit.data.video import save_picture
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, npz_keys
 from nppkit.machine.devices import autocast, pick_device, rounded
@@ -81,7 +81,7 @@ def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
 def draw_pictures(
     preset: Preset, run: Run, class_name: str, count: int, folder: Path, scale: float | None, seed: int, device: str = "auto"
 ) -> list[Path]:
-    """PNG files of new pictures of a class; picture i depends on (seed, i) alone. NppkitError for an unknown class."""
+    """PNG files of new pictures of a class, or GIFs; picture i depends on (seed, i) alone. NppkitError for an unknown class."""
     if preset.data.text:
         raise NppkitError(f"preset {preset.name} is of a text: there is nothing to draw")
     store, e, place = CodeStore(tokenizer_dir(preset, run.large) / "train"), preset.evaluation, pick_device(device)
@@ -95,10 +95,10 @@ def draw_pictures(
     for index in np.array_split(np.arange(count), -(-count // e.batch_size)):
         labels = torch.full((len(index),), names.index(class_name), device=place)
         with autocast(place, preset.precision):
-            pixels = decode_pixels(decoder.to(place), sample_codes(model, labels, config, index))
-        for i, picture in zip(index, pixels, strict=True):
-            paths.append(folder / f"{class_name}_{i:04d}.png")
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(paths[-1])
+            pixels = decode_pixels(decoder.to(place), sample_codes(model, labels, config, index), preset.data.frames)
+        for i, frames in zip(index, pixels.split(preset.data.frames), strict=True):
+            paths.append(folder / f"{class_name}_{i:04d}.{'png' if len(frames) == 1 else 'gif'}")
+            save_picture(frames, paths[-1])
     return paths
 
 

@@ -72,6 +72,8 @@ class Preset:
             f"data.image_size {size} is not a multiple of the tokenizer's {pixels}": size % pixels,
             "extractor.steps is 0, and the digit classifier is trained here: set it": self.extractor.name == "digits"
             and not (self.extractor.steps or self.data.text),
+            f"data.frames {self.data.frames} are of a video: set data.source moving_mnist": self.data.frames > 1
+            and self.data.source != "moving_mnist",
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,
             "evaluation.select_seed must differ from report_seed": e.report_seed == e.select_seed,
             f"runs of model {', '.join(sorted(unknown))}, which models does not list": unknown,

@@ -142,12 +142,13 @@ def check_patches(preset: Preset, run: Run) -> None:
             f"preset {preset.name}: run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: "
             "change data.image_size"
         )
-    grid = side // pixels
+    grid = (preset.data.frames,) * (preset.data.frames > 1) + (side // pixels,) * 2
     for segment in run.segments(preset.training.epochs):
-        if grid % segment.patch_size:
+        if any(length % segment.patch_size for length in grid):
             raise NppkitError(
-                f"preset {preset.name}: run {run.id}: patch side {segment.patch_size} does not divide the {grid} x {grid} "
-                f"code grid ({pixels} pixels a code): use fewer levels, or a shorter tokenizer.vq.ch_mult"
+                f"preset {preset.name}: run {run.id}: patch side {segment.patch_size} does not divide the "
+                f"{' x '.join(map(str, grid))} code grid ({pixels} pixels a code): use fewer levels, "
+                "or a shorter tokenizer.vq.ch_mult"
             )
 
 
