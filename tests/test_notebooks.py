@@ -138,7 +138,7 @@ def test_reading_notebooks(smoke_home, name):
 
 @pytest.mark.parametrize(
     ("preset", "name"),
-    [("study", name) for name in graph.reports(presets.load_preset("study"))] + [("digits", "report"), ("text", "text")],
+    [("study", name) for name in graph.reports(presets.load_preset("study"))] + [("digits", "report"), ("text", "text"), ("video", "video")],
 )
 def test_declared_figures_are_those_saved(preset, name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
@@ -249,7 +249,7 @@ def test_an_unreadable_image_stops_before_any_work(home):
 
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
-    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text"):
+    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video"):
         shutil.copytree(NOTEBOOKS.parent / "results" / name, tmp_path / "results" / name)
     command = [
         sys.executable,

@@ -68,6 +68,19 @@ def save_tiles(path: Path, images: Tensor, columns: int, like: Tensor) -> None:
     picture.convert("L" if (like == like[:, :1]).all() else "RGB").save(path, optimize=True)
 
 
+def read_tiles(path: Path, size: int) -> Tensor:
+    """The uint8 images (rows, columns, 3, size, size) of a file that `save_tiles` wrote."""
+    with Image.open(path) as picture:
+        padded = np.pad(np.asarray(picture.convert("RGB")), ((0, GAP), (0, GAP), (0, 0)))
+    tiles = rearrange(torch.from_numpy(padded), "(r h) (c w) k -> r c k h w", h=size + GAP, w=size + GAP)
+    return tiles[..., :size, :size]
+
+
+def side_by_side(videos: Tensor) -> np.ndarray:
+    """Videos (n, T, 3, S, S) as one, uint8 (T, height, width, 3)."""
+    return np.stack([tile(frames, len(videos)) for frames in videos.unbind(1)])
+
+
 def image_grid(axes: Axes, images: Tensor, columns: int) -> None:
     """Draw uint8 images (n, 3, S, S) in rows of `columns`."""
     axes.imshow(tile(images, columns), interpolation="nearest")

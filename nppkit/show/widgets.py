@@ -13,11 +13,13 @@ from pathlib import Path
 
 import ipywidgets as w
 import numpy as np
+import torch
 from IPython.display import Javascript, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from nppkit.data.video import save_picture
 from nppkit.errors import NppkitError
 
 WITHOUT_KERNEL = "(live section: run this notebook in JupyterLab to use it)"
@@ -64,12 +66,16 @@ def control(kind: type[w.Widget], label: str, **settings) -> w.Widget:
 
 
 def picture(source: Figure | np.ndarray | Path, alt: str, scale: int = 1) -> str:
-    """HTML of a figure, of uint8 pixels (H, W, 3) or of an image file, enlarged `scale` times; `alt` says what it shows."""
+    """HTML of a figure, of uint8 pixels (H, W, 3) or (T, H, W, 3), which move, or of an image file, enlarged `scale` times.
+
+    `alt` says what it shows.
+    """
     pixels = drawn(source) if isinstance(source, Figure) else source
-    buffer, image = io.BytesIO(), Image.open(pixels).convert("RGB") if isinstance(pixels, Path) else Image.fromarray(pixels)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'
+    pixels = np.asarray(Image.open(pixels).convert("RGB")) if isinstance(pixels, Path) else pixels
+    frames = torch.tensor(pixels.reshape(-1, *pixels.shape[-3:])).permute(0, 3, 1, 2)
+    save_picture(frames, buffer := io.BytesIO(), scale)
+    data, kind = base64.b64encode(buffer.getvalue()).decode(), "png" if len(frames) == 1 else "gif"
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}" style="max-width:100%">'
 
 
 def drawn(figure: Figure) -> np.ndarray:

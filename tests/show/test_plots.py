@@ -133,6 +133,15 @@ def test_saved_tiles_are_gray_like_the_data(tmp_path, gray, mode):
     saved = Image.open(tmp_path / "samples.png")
     assert saved.mode == mode and np.asarray(saved.convert("RGB")).shape == (18, 28, 3)
     assert gray or np.array_equal(np.asarray(saved), plots.tile(samples, 3))
+    again = plots.read_tiles(tmp_path / "samples.png", 8)
+    assert again.shape == (2, 3, 3, 8, 8) and (gray or torch.equal(again.flatten(0, 1), samples))
+
+
+def test_videos_side_by_side():
+    """Frame t of the whole is every video's frame t in a row."""
+    videos = torch.randint(256, (2, 5, 3, 4, 4), dtype=torch.uint8)
+    assert plots.side_by_side(videos).shape == (5, 4, 10, 3)
+    assert np.array_equal(plots.side_by_side(videos)[3], plots.tile(videos[:, 3], 2))
 
 
 @pytest.mark.parametrize("changes", [{"lr_schedule": "constant"}, {"warmup_epochs": 0, "decay_fraction": 0}])

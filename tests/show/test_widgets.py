@@ -72,12 +72,13 @@ def test_live_draws_at_once_and_after_each_change():
 
 
 def test_pictures_are_png_with_words():
-    """A figure or pixels become an image tag whose alternative text is escaped."""
+    """A figure or pixels become an image tag whose alternative text is escaped; those of several times move."""
     figure = Figure()
     figure.subplots().plot([1, 2])
     for source in (figure, np.zeros((2, 3, 3), np.uint8)):
         tag = picture(source, 'a "picture"')
         assert "data:image/png;base64,iVBOR" in tag and 'alt="a &quot;picture&quot;"' in tag
+    assert "data:image/gif;base64,R0lGOD" in picture(np.arange(36, dtype=np.uint8).reshape(2, 2, 3, 3), "moving")
 
 
 def finish(task):
