@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from nppkit import cli, files, releases
-from nppkit.jobs import launch
+from nppkit.jobs import launch, plan
 from nppkit.show import widgets
 from nppkit.study import graph, presets, published, runs
 
@@ -138,7 +138,8 @@ def test_reading_notebooks(smoke_home, name):
 
 @pytest.mark.parametrize(
     ("preset", "name"),
-    [("study", name) for name in graph.reports(presets.load_preset("study"))] + [("digits", "report"), ("text", "text"), ("video", "video")],
+    [("study", name) for name in graph.reports(presets.load_preset("study"))]
+    + [("digits", "report"), ("text", "text"), ("video", "video")],
 )
 def test_declared_figures_are_those_saved(preset, name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
@@ -228,6 +229,37 @@ def test_the_whole_path_of_a_text(home):
         assert last["patch_size"] == 1 and last["epoch"] == 6
     with pytest.raises(launch.NppkitError, match="no images to evaluate"):
         launch.find_job("evaluate", preset.source, "GPT-B_ntp_seed0")
+
+
+def test_the_whole_path_of_a_video(home):
+    """Videos become codes, three runs are trained and scored, the page shows what was drawn, and `nppkit draw` writes GIFs."""
+    content = yaml.safe_load((presets.FOLDER / "video.yaml").read_text())
+    content["data"] |= {"heldout": 30, "limit": 90, "frames": 4}
+    content |= {"tokenizer": {"steps": 2}, "extractor": {"steps": 2}}
+    content["models"] = {"B": {"dim": 12, "n_layer": 1, "n_head": 2, "multiple_of": 8}}
+    content["training"] |= {"epochs": 6, "steps_per_epoch": 1, "heldout_every": 2}
+    content["evaluation"] = {"samples": 10, "select_samples": 5, "guidance": [1.0], "common_guidance": 1.0}
+    content |= {"runs": {"B": ["ntp", "npp_p2_lambda1-2", "ntp_epochs3"]}, "seeds": {"B": 1}, "equal_flops": {"B": [3, 12]}}
+    (home / "mine.yaml").write_text(yaml.safe_dump(content))
+    preset = presets.load_preset(str(home / "mine.yaml"))
+    assert [job.notebook for job in graph.graph(preset)] == ["tokenize", *["train"] * 3, *["evaluate"] * 3, "video"]
+    job = graph.report_job(preset, "video")
+    launch.ensure(job)
+    table = pd.read_csv(job.folder / "video.csv", index_col="run")
+    metrics = json.loads((job.folder / "runs/GPT-B_npp_p2_lambda1-2_seed0/metrics.json").read_text())
+    assert float(table.loc["NPP, 2 x 2 x 2", "held-out nats a token"].split()[0]) == pytest.approx(
+        metrics["heldout_nll"], abs=0.005
+    )
+    assert metrics["contract"]["frames"] == 4 and metrics["contract"]["reference"].startswith("240 own images")
+    gifs = [
+        output for cell in code(nbformat.read(job.folder / "video.ipynb", 4)) for output in cell.outputs if "gif" in str(output)
+    ]
+    assert str(gifs).count("data:image/gif;base64") == 5
+    assert cli.call(["draw", preset.source, "GPT-B_ntp_seed0", "3", "2", str(home / "drawn"), "--device", "cpu"]) == 0
+    with Image.open(home / "drawn/3_0001.gif") as drawn:
+        assert drawn.size == (32, 32) and drawn.n_frames > 1
+    with pytest.raises(launch.NppkitError, match="runs of a text or of videos are not planned"):
+        plan.report(preset, "", 1, 0.4)
 
 
 def test_an_unreadable_image_stops_before_any_work(home):
