@@ -230,6 +230,20 @@ def test_class_samples_can_be_compared(models):
     assert torch.equal(evaluate.to_pixels(models[1].decode(codes)), whole[5:6])
 
 
+def test_frames_of_videos(models):
+    """Of a model on a grid of three axes the images are the frames of one video after the other, each with the video's label."""
+    _, decoder = models
+    torch.manual_seed(0)
+    config = GPTConfig(dim=24, n_layer=1, n_head=2, vocab_size=16, num_classes=3, grid_size=(2, 4, 4), multiple_of=16)
+    model, sampling, index = GPT(config).eval(), evaluate.SamplingConfig(seed=3), np.arange(3)
+    pixels, labels = evaluate.generate(model, decoder, sampling, 3, 2)
+    wanted = torch.from_numpy(evaluate.sample_labels(index, 3, sampling.seed))
+    assert len(wanted.unique()) > 1 and labels.tolist() == [label for label in wanted.tolist() for _ in range(2)]
+    codes = evaluate.sample_codes(model, wanted, sampling, index)
+    assert torch.equal(pixels[3:4], evaluate.to_pixels(decoder.decode(codes[1:2, 16:])))  # the second frame of the second
+    assert len(evaluate.class_samples(model, decoder, sampling, 3, rows=1)) == 6
+
+
 def test_contract(digits):
     """A contract names the weights and the reference by digest, not by path, and knows how samples were drawn."""
     reference = make_reference(draw(9, 4))
