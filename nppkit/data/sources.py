@@ -31,7 +31,7 @@ def load_images(source: str, path: str | Path = "", name: str = "", check: bool 
         return npz_images(path)
     if source == "elpv":
         return elpv_images()
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, moving_mnist, elpv, folder, torchvision, npz or pydoc")
+    raise NppkitError(f"data.source {source!r} is unknown: use mnist, elpv, folder, torchvision or npz, moving_mnist or pydoc")
 
 
 def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:

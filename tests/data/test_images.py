@@ -74,7 +74,7 @@ def test_bad_folders_are_named(folder, tmp_path):
 
 def test_unknown_source():
     """An unknown source is named with the known ones."""
-    with pytest.raises(NppkitError, match="mnist, elpv, folder, torchvision or npz"):
+    with pytest.raises(NppkitError, match="mnist, elpv, folder, torchvision or npz, moving_mnist or pydoc"):
         load_images("imagenette")
 
 
