@@ -71,24 +71,24 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
     if check and others:
         some = ", ".join(sorted(others))
         print(f"{root}: {sum(others.values())} files are left out, because they are no pictures that Pillow reads ({some})")
-    bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(Path(file)))}
-    if bad:
-        some = "; ".join(f"{Path(file)} ({why})" for file, why in list(bad.items())[:3])
+    digests, bad = _digests(root, files)
+    if check and bad:
+        some = "; ".join(f"{root / name} ({why})" for name, why in list(bad.items())[:3])
         raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
     labels = np.array([c for _, c in files], np.int64)
-    digest = contents.digest_of(_digests(root, files))
+    digest = contents.digest_of(digests)
     return ImageSet(labels, tuple(classes), digest, lambda i: read_image(Path(files[i][0]), upright, background))
 
 
 def source_contents(path: Path) -> dict[str, str] | None:
     """Digests by name of the images below a folder of class folders, or of the one file; None if it is not there."""
     if path.is_dir():
-        return _digests(path, _listed(path)[1])
-    return contents.digests(path.parent, [(path.name, path.stat())]) if path.is_file() else None
+        return _digests(path, _listed(path)[1])[0]
+    return contents.digests(path.parent, [(path.name, path.stat())])[0] if path.is_file() else None
 
 
-def _digests(root: Path, files: list[tuple[os.DirEntry, int]]) -> dict[str, str]:
-    return contents.digests(root, ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in files))
+def _digests(root: Path, files: list[tuple[os.DirEntry, int]]) -> tuple[dict[str, str], dict[str, str]]:
+    return contents.digests(root, ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in files), _why_unreadable)
 
 
 def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Counter]:

@@ -6,8 +6,9 @@ import time
 import pytest
 from PIL import Image
 
-from nppkit.data import contents
+from nppkit.data import contents, images
 from nppkit.data.images import folder_images, source_contents
+from nppkit.errors import NppkitError
 
 
 @pytest.fixture
@@ -72,6 +73,19 @@ def test_files_that_did_not_change_are_not_read_again(folder, monkeypatch):
     (folder / "cat/0.png").touch()
     source_contents(folder)
     assert read[12:] == ["0.png"]
+
+
+def test_one_pass_digests_and_looks(folder, monkeypatch):
+    """The pass that looks for damaged pictures takes the digests; what it found good is not read again, what was bad is."""
+    looked, why = [], images._why_unreadable
+    monkeypatch.setattr(images, "_why_unreadable", lambda path: looked.append(path.name) or why(path))
+    (folder / "cat/bad.png").write_bytes(b"no picture")
+    time.sleep(contents.SETTLED + 0.1)
+    source_contents(folder)
+    assert sorted(looked) == ["0.png", "0.png", "1.png", "1.png", "bad.png"]
+    with pytest.raises(NppkitError, match=r"1 of 5 images in .*/cat/bad\.png"):
+        folder_images(folder)
+    assert looked[5:] == ["bad.png"]
 
 
 def test_without_a_place_for_notes_files_are_read_each_time(folder, home):
