@@ -37,9 +37,9 @@ def digests(root: Path, files: Iterable[tuple[str, os.stat_result]], look: Calla
     unread = [name for name, state in states.items() if known.get(name, [])[:3] != state]
     with ThreadPoolExecutor(READERS) as pool:
         for some in (unread[start : start + AHEAD] for start in range(0, len(unread), AHEAD)):
-            for name, digest in zip(some, pool.map(lambda name: _digest(root / name), some), strict=True):
+            for name, (digest, why) in zip(some, pool.map(lambda name: _digest(root / name), some), strict=True):
                 found[name] = digest
-                if why := look(root / name):
+                if why := why or look(root / name):
                     bad[name] = why
     entries = {name: [*state, found[name] if name in found else known[name][3]] for name, state in states.items()}
     settled = {name: entry for name, entry in entries.items() if max(entry[1:3]) < now * 1e9 and name not in bad}
@@ -48,11 +48,12 @@ def digests(root: Path, files: Iterable[tuple[str, os.stat_result]], look: Calla
     return {name: entry[3] for name, entry in entries.items()}, bad
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path) -> tuple[str, str]:
+    """A file's digest, or why it cannot be read."""
     try:
-        return sha256(path)[:32]
-    except OSError:  # `look` says why
-        return ""
+        return sha256(path)[:32], ""
+    except OSError as error:
+        return "", str(error.strerror)
 
 
 def digest_of(contents: dict[str, str]) -> str:

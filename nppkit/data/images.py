@@ -66,12 +66,11 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
     NppkitError names a missing folder, a class without images, a root of train/ and val/ and, with `check`, counts the
     files that are no whole images and names some. A flaw in the middle of a JPEG is found when it is loaded, and named then.
     """
-    root = Path(path).expanduser()
-    classes, files, others = _listed(root)
+    root = Path(os.path.expanduser(path))
+    (classes, files, others), (digests, bad) = _looked_at(root)
     if check and others:
         some = ", ".join(sorted(others))
         print(f"{root}: {sum(others.values())} files are left out, because they are no pictures that Pillow reads ({some})")
-    digests, bad = _digests(root, files)
     if check and bad:
         some = "; ".join(f"{root / name} ({why})" for name, why in list(bad.items())[:3])
         raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
@@ -83,12 +82,18 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
 def source_contents(path: Path) -> dict[str, str] | None:
     """Digests by name of the images below a folder of class folders, or of the one file; None if it is not there."""
     if path.is_dir():
-        return _digests(path, _listed(path)[1])[0]
+        return _looked_at(path)[1][0]
     return contents.digests(path.parent, [(path.name, path.stat())])[0] if path.is_file() else None
 
 
-def _digests(root: Path, files: list[tuple[os.DirEntry, int]]) -> tuple[dict[str, str], dict[str, str]]:
-    return contents.digests(root, ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in files), _why_unreadable)
+def _looked_at(root: Path) -> tuple:
+    """What `_listed` says, and digests and flaws of the image files. NppkitError if a folder may not be read, or changes."""
+    try:
+        listed = _listed(root)
+        states = ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in listed[1])
+        return listed, contents.digests(root, states, _why_unreadable)
+    except OSError as error:
+        raise NppkitError(f"image folder {root} cannot be read ({error}): make it readable, or remove what is not") from None
 
 
 def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Counter]:

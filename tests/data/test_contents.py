@@ -88,6 +88,30 @@ def test_one_pass_digests_and_looks(folder, monkeypatch):
     assert looked[5:] == ["bad.png"]
 
 
+def test_what_may_not_be_read_is_named(folder, monkeypatch):
+    """A picture or a folder of somebody else's is one line, and is read when it may be."""
+    before, sha256, scandir = folder_images(folder).digest, contents.sha256, os.scandir
+
+    def refuse(name, function):
+        def read(path):
+            if str(path).endswith(name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return read
+
+    time.sleep(contents.SETTLED + 0.1)
+    monkeypatch.setattr(contents, "sha256", refuse("dog/1.png", sha256))
+    with pytest.raises(NppkitError, match=r"1 of 4 images in .*/dog/1\.png \(Permission denied\)"):
+        folder_images(folder)
+    monkeypatch.setattr(contents, "sha256", sha256)
+    assert folder_images(folder).digest == before
+    monkeypatch.setattr(os, "scandir", refuse("dog", scandir))
+    for look in (folder_images, source_contents):
+        with pytest.raises(NppkitError, match=r"images cannot be read \(.*Permission denied.*dog'\): make it readable"):
+            look(folder)
+
+
 def test_without_a_place_for_notes_files_are_read_each_time(folder, home):
     """A folder that cannot be written costs time, and nothing else."""
     (home / "checkpoints").write_text("a file")
