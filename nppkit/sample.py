@@ -147,8 +147,7 @@ def decode_tokens(
         if guided:
             off = -1 < config.cfg_interval < position - 1
             logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
-        logits = logits / config.temperature
-        finite = finite & logits.isfinite().all()
+        finite = finite & (logits := logits / config.temperature).isfinite().all()
         if device.type == "cpu" or position == c.block_size - 1:
             _require(finite, position)
         logits = filter_logits(logits, config.top_k, config.top_p)

@@ -142,9 +142,9 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
     """
     try:
         with _opened(file) as image:
-            image = _in_8_bits(image)
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
+            image = _in_8_bits(image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -160,7 +160,11 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError("numbers of unknown range: scale them to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))
+    return grey
 
 
 def _opened(file: Path) -> Image.Image:
@@ -168,6 +172,7 @@ def _opened(file: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file)
+    image.filename = ""  # so that Pillow does not map it: of an uncompressed TIFF that lies on its side it then mixes the rows up
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # a camera's: a JPEG is read at half its side
         image.draft(None, (image.width // 2, image.height // 2))
     if max(image.size) > MAX_ASPECT * min(image.size):
