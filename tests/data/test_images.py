@@ -141,6 +141,8 @@ def test_heldout_images_of_their_own(folder, tmp_path_factory, monkeypatch):
     shutil.rmtree(folder / "bird")
     training, heldout = study_images(data)
     assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
+    with pytest.raises(NppkitError, match=r"holds the images of data\.path: name others"):
+        study_images(dataclasses.replace(data, heldout_path=str(folder)))
     training, heldout = study_images(dataclasses.replace(data, heldout_path=""))
     assert (len(training), len(heldout)) == (3, 1)
 
