@@ -325,10 +325,10 @@ def call(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("error: stopped before anything was under way; the same command begins again", file=sys.stderr)
         return 128 + signal.SIGINT
-    except OSError as error:  # a folder of somebody else's, a file that is none
-        print(
-            f"error: {error.filename or words[0]}: {error.strerror or error}: check the path and its permissions", file=sys.stderr
-        )
+    except OSError as error:  # a folder of somebody else's, a file that is none, a full disk
+        from nppkit.files import remedy
+
+        print(f"error: {error.filename or words[0]}: {error.strerror or error}: {remedy(error)}", file=sys.stderr)
         return 1
     return 0
 

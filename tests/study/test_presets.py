@@ -130,6 +130,17 @@ def test_code_in_yaml_does_not_run(tmp_path):
     assert trace.exists(), "the payload works, so its absence above means something"
 
 
+def test_a_preset_at_home_and_of_another_editor(smoke_file, monkeypatch):
+    """`~` is the home folder also where no shell has said so; a byte-order mark and Windows' line ends change nothing."""
+    path = Path(smoke_file(lambda content: None))
+    before = load_preset(str(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_preset(f"~/{path.name}") == before
+    with pytest.raises(NppkitError, match="is unknown"):
+        load_preset("~nobody-of-this-name/mine.yaml")
+
+
 @pytest.mark.parametrize("text", ["{", "- 1", ""])
 def test_yaml_that_is_no_preset(tmp_path, text):
     """Broken and foreign YAML is refused by file name."""
