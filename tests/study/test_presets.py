@@ -76,7 +76,8 @@ def test_unknown_preset(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["training"].update(learning_rate=1), "unknown setting 'learning_rate'"),
+        (lambda c: c["training"].update(learning_rate=1), "unknown setting 'training.learning_rate': use one of epochs"),
+        (lambda c: c["training"].update(graphs=True), r"'training.graphs' \(that stands at the left margin\)"),
         (lambda c: c["training"].update(batch_size="many"), "batch_size: 'many' is not an int"),
         (lambda c: c["training"].update(batch_size=2.5), r"batch_size: 2\.5 is not an int"),
         (lambda c: c["training"].update(compile=3), "compile: 3 is not a bool"),
