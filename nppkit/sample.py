@@ -145,7 +145,7 @@ def decode_tokens(
     for position in range(c.block_size):
         logits = step(x, position).float()
         if guided:
-            off = -1 < config.cfg_interval < position - 1
+            off = -1 < config.cfg_interval < position - 1  # LlamaGen counts from the second token
             logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
         finite = finite & (logits := logits / config.temperature).isfinite().all()
         if device.type == "cpu" or position == c.block_size - 1:
