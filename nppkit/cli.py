@@ -258,18 +258,23 @@ def export(a: argparse.Namespace) -> None:
     argument("--notebooks", action="store_true", help="name the notebooks alone"),
 )
 def where(a: argparse.Namespace) -> None:
-    """Where a preset's tables and figures are."""
+    """Where a preset's pictures, tables and figures are."""
     from nppkit.files import home
     from nppkit.jobs.targets import rule_name
-    from nppkit.study.graph import report_job, reports
+    from nppkit.study.graph import report_job, reports, results_dir
     from nppkit.study.presets import load_preset
 
     preset = load_preset(a.preset)
+    pictures = {"pictures and what their codes keep": "tokenizer/reconstructions.png", "samples": "runs/*/samples.png"}
+    for name, pattern in () if a.notebooks or a.reports else pictures.items():
+        if any(results_dir(preset).glob(pattern)):
+            print(f"{name}: {(results_dir(preset) / pattern).relative_to(home())}")
     for job in (report_job(preset, report) for report in reports(preset)):
         if a.notebooks:
             print(job.notebook)
         elif not a.reports or rule_name(job) in a.reports:
-            print(f"{job.name}:", *(job.path(name).relative_to(home()) for name in job.outputs))
+            missing = "" if all(job.path(name).exists() for name in job.outputs) else " (not made yet)"
+            print(f"{job.name}{missing}:", *(job.path(name).relative_to(home()) for name in job.outputs))
 
 
 @command("verdicts", "study README.md", PRESET, argument("file", type=Path, help="whose part between two marks is replaced"))
@@ -325,10 +330,13 @@ def call(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("error: stopped before anything was under way; the same command begins again", file=sys.stderr)
         return 128 + signal.SIGINT
-    except OSError as error:  # a folder of somebody else's, a file that is none
-        print(
-            f"error: {error.filename or words[0]}: {error.strerror or error}: check the path and its permissions", file=sys.stderr
-        )
+    except BrokenPipeError:  # whoever read the output has read enough, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # a folder of somebody else's, a file that is none, a full disk
+        from nppkit.files import remedy
+
+        print(f"error: {error.filename or words[0]}: {error.strerror or error}: {remedy(error)}", file=sys.stderr)
         return 1
     return 0
 

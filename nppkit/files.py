@@ -38,7 +38,7 @@ def home() -> Path:
 
 def located(path: str) -> Path:
     """A path of a preset: a relative one starts at `home()`, an empty one stays empty."""
-    return home() / Path(path).expanduser() if path else Path()
+    return home() / os.path.expanduser(path) if path else Path()
 
 
 def sha256(path: str | Path) -> str:

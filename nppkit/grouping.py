@@ -51,6 +51,7 @@ def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """Patch embeddings: the mean of each window's K token embeddings, (B, N, C) -> (B, N / K, C) (Eq. 1).
 
     Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError as `group`.
+    On a square grid with p x p windows this is reduce(x, "b (h p_h w p_w) c -> b (h w) c", "mean", p_h=p, p_w=p, ...).
 
     >>> import torch
     >>> x = torch.arange(16.0).view(1, 16, 1)  # a 4 x 4 grid of one-dimensional embeddings

@@ -29,7 +29,8 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """The loss of one batch at a patch size: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
 
-    model(codes, labels, patch_size) -> logits (B, N / K, V); codes: (B, N) integers, labels: (B,). The grid is the model's.
+    model(codes, labels, patch_size) -> logits (B, N / K, V); codes: (B, N) integers, labels: (B,). grid: that of the codes; a
+    model with a `config.grid` knows its own, and without either N is a square.
 
     >>> import torch
     >>> from nppkit import GPT, GPTConfig
@@ -38,4 +39,5 @@ def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window,
     >>> [round(npp_loss(model, codes, labels, p).item(), 4) for p in (1, 2, 4)]  # the output head starts at 0
     [3.4657, 3.4657, 3.4657]
     """
+    grid = grid or getattr(getattr(model, "config", None), "grid", ())
     return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size, grid))

@@ -86,8 +86,8 @@ def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0) -> Tens
     Row 0 belongs to the class token and is all zeros: its query and key vanish, as the releases expect.
     """
     grid = as_grid(grid)
-    share = head_dim // len(grid)  # dimensions that an axis turns
-    frequency = base ** (-torch.arange(0, share, 2).float() / share)
+    axis_dim = head_dim // len(grid)  # dimensions that an axis turns
+    frequency = base ** (-torch.arange(0, axis_dim, 2).float() / axis_dim)
     places = torch.cartesian_prod(*(torch.arange(n).float() for n in grid)).view(-1, len(grid))  # (N, axes)
     angles = (places[..., None] * frequency).flatten(1)  # (N, D / 2)
     table = torch.stack([angles.cos(), angles.sin()], -1)
@@ -126,8 +126,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, cache: "KVCache | StaticKVCache | None" = None) -> Tensor:
         B, T, C = x.shape
         heads = self.wqkv(x).view(B, T, -1, self.head_dim)
-        turned, v = heads.split([self.n_head + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(turned, rotary).split([self.n_head, self.kv_heads], dim=2)  # in one go: half as many operations
+        qk, v = heads.split([self.n_head + self.kv_heads, self.kv_heads], dim=2)
+        q, k = rotate(qk, rotary).split([self.n_head, self.kv_heads], dim=2)  # in one go: half as many operations
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_head != self.kv_heads)

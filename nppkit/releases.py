@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +26,11 @@ from nppkit.tokenizer import VQModel
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
+EMA = ("ema", "model_ema", "ema_model")  # moving averages, by LlamaGen, timm and others: read where there are no other weights
 # What wrappers leave in names, alone or nested, anywhere: torch.compile, DistributedDataParallel, FSDP, recomputed activations
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
-LIGHTNING = "model."  # at the beginning of all
-COMPUTED = ("freqs_cis",)  # LlamaGen's rotary table: follows from the configuration, so a file's copy is not read
+LIGHTNING = "model"  # at the beginning of all, or of all but a moving average's
+COMPUTED = ("freqs_cis", "n_averaged")  # LlamaGen's rotary table follows from the configuration; torch's count of averaged models
 CLASSES = {"GPT": (GPT, GPTConfig), "VQModel": (VQModel, VQConfig)}
 
 
@@ -111,13 +113,20 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise NppkitError(f"{path} does not exist: give the path of a weights file")
     if path.suffix == ".safetensors":
-        return _unwrap(_read_safetensors(path)), "safetensors"
+        return _unwrap(_read_safetensors(path), path), "safetensors"
     content = _unpickle(path)
-    kind = next((k for k in CONTAINERS if isinstance(content, dict) and isinstance(content.get(k), dict)), "bare")
-    state = _unwrap(content if kind == "bare" else content[kind])
+    found = [k for k in (*CONTAINERS, *EMA) if isinstance(content, dict) and isinstance(content.get(k), dict)]
+    state = _unwrap(content[_first(found, path)] if found else content, path)
     if not state:
-        raise NppkitError(f"{path} holds no state dict, alone or under {', '.join(CONTAINERS)}: give a weights file")
-    return state, kind
+        raise NppkitError(f"{path} holds no state dict, alone or under {', '.join((*CONTAINERS, *EMA))}: give a weights file")
+    return state, found[0] if found else "bare"
+
+
+def _first(found: list[str], path: Path) -> str:
+    """The first of the weights that a file holds; where there are more, or a moving average, it is said."""
+    if len(found) > 1 or found[0] in EMA:
+        print(f"{path}: {found[0]} is read{', not ' * (len(found) > 1)}{', '.join(found[1:])}", file=sys.stderr)
+    return found[0]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -143,14 +152,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _unwrap(content: object) -> dict[str, Tensor]:
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     """Names and tensors without wrappers' prefixes and computed tables; empty if it is no state dict."""
     if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         return {}
     names = {key: functools.reduce(lambda name, part: name.replace(part, ""), WRAPPERS, key) for key in content}
-    if names and all(name.startswith(LIGHTNING) for name in names.values()):
-        names = {key: name.removeprefix(LIGHTNING) for key, name in names.items()}
-    return {names[key]: value for key, value in content.items() if key.split(".")[-1] not in COMPUTED}
+    first = {name.split(".")[0] for name in names.values()}
+    if found := [name for name in (LIGHTNING, *EMA) if name in first] if first <= {LIGHTNING, *EMA} else []:
+        prefix = _first(found, path) + "."
+        names = {key: name.removeprefix(prefix) for key, name in names.items() if name.startswith(prefix)}
+    return {name: content[key] for key, name in names.items() if key.split(".")[-1] not in COMPUTED}
 
 
 def release_config(path: str | Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig | VQConfig:

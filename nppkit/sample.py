@@ -144,13 +144,13 @@ def decode_tokens(
     finite = torch.ones((), dtype=torch.bool, device=device)
     for position in range(c.block_size):
         logits = step(x, position).float()
-        finite = finite & logits.isfinite().all()
+        if guided:
+            off = -1 < config.cfg_interval < position - 1  # LlamaGen counts from the second token
+            logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
+        finite = finite & (logits := logits / config.temperature).isfinite().all()
         if device.type == "cpu" or position == c.block_size - 1:
             _require(finite, position)
-        if guided:
-            off = -1 < config.cfg_interval < position - 1
-            logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
-        logits = filter_logits(logits / config.temperature, config.top_k, config.top_p)
+        logits = filter_logits(logits, config.top_k, config.top_p)
         codes = logits.argmax(-1) if index is None else pick(logits, u[:, position])
         if prefix is not None and position < prefix.shape[1]:
             codes = prefix[:, position]
@@ -161,7 +161,7 @@ def decode_tokens(
 
 def _require(finite: Tensor, position: int) -> None:
     if not finite:
-        raise NppkitError(f"logits at or before token {position} are not finite: check the weights and cfg_scale")
+        raise NppkitError(f"logits at or before token {position} are not finite: check the weights, cfg_scale and temperature")
 
 
 def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:

@@ -111,7 +111,8 @@ def explained(error: pydantic.ValidationError, cls: type) -> str:
     if kind == "value_error":
         return ": ".join(filter(None, (place, str(first["ctx"]["error"]))))
     if kind == "unexpected_keyword_argument":
-        return f"unknown setting {first['loc'][-1]!r}: use one of {', '.join(_fields(cls, first['loc'][:-1]))}"
+        higher = " (that stands at the left margin)" if "." in place and first["loc"][-1] in _fields(cls, ()) else ""
+        return f"unknown setting {place!r}{higher}: use one of {', '.join(_fields(cls, first['loc'][:-1]))}"
     if kind == "missing":
         return f"setting {first['loc'][-1]!r} is missing: {EXAMPLE}"
     if kind.startswith("dataclass"):

@@ -121,10 +121,12 @@ def test_space_is_checked_before_a_run_starts(store, tmp_path, monkeypatch):
 
 @pytest.fixture
 def hangups():
-    """SIGHUP has its effect, also where these tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """SIGHUP and Ctrl-C have their effect, also where these tests run under nohup or in a script's background."""
+    effects = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.signal(signum, effect) for signum, effect in effects.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for signum, effect in before.items():
+        signal.signal(signum, effect)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 129)])

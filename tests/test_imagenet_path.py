@@ -217,7 +217,7 @@ def test_releases_without_training_and_without_images_of_ones_own(home):
     preset = write_releases(home)
     launch.ensure(graph.report_job(preset, "table1_main"))
     text = (graph.results_dir(preset) / "table1_main.md").read_text()
-    assert text.count("| released weights |") == 2 and "| LlamaGen-XXL | 1.4B | weights not released |" in text
+    assert text.count("| released weights |") == 2 and "| LlamaGen-XXL | 1.4B |  | weights not released |" in text
     assert "our FID at the paper's scale (EfficientNet-Lite0 features)" in text and not list(home.rglob("train.ipynb"))
     metrics = json.loads((graph.results_dir(preset) / "runs/GPT-L-384_ntp_seed0/metrics.json").read_text())
     assert metrics["heldout_nll"] is None and metrics["weights"]["name"] == "c2i_12.pt"

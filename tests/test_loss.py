@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from nppkit.loss import patch_loss
+from nppkit.loss import npp_loss, patch_loss
+from nppkit.model import GPT, GPTConfig
 
 
 def repeated(logits, targets):
@@ -41,3 +42,14 @@ def test_bf16_logits_are_summed_in_fp32():
     """Low-precision logits give an fp32 loss."""
     logits = torch.randn(2, 3, 50).bfloat16()
     assert patch_loss(logits, torch.zeros(2, 3, 4, dtype=torch.long)).dtype == torch.float32
+
+
+def test_a_models_own_grid_decides_the_targets():
+    """On 8 x 32 tokens, as many as on 16 x 16, the model's grid groups input and targets alike."""
+    model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=(8, 32), dropout=0.0))
+    torch.nn.init.normal_(model.output.weight, generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(0, 32, (2, 256), generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([3, 7])
+    own, square = npp_loss(model, codes, labels, 2), npp_loss(model.forward, codes, labels, 2)
+    assert own == npp_loss(model.forward, codes, labels, 2, (8, 32)) == npp_loss(model, codes, labels, 2, (8, 32))
+    assert abs(own - square) > 0.01

@@ -376,6 +376,39 @@ def test_what_wrappers_leave_in_names(tmp_path, wrap, ending):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def prefixed_by(name, state):
+    return {f"{name}.{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        (lambda ours, other: {"ema": other, "model": ours}, "model is read, not ema"),
+        (lambda ours, other: {"ema": ours, "steps": 3}, "ema is read"),
+        (lambda ours, other: {**prefixed_by("model_ema", other), **prefixed_by("model", ours)}, "model is read, not model_ema"),
+        (lambda ours, other: prefixed_by("ema_model.module", ours), "ema_model is read"),
+        (lambda ours, other: {**prefixed_by("module", ours), "n_averaged": torch.tensor(7)}, ""),
+    ],
+)
+def test_moving_averages(tmp_path, capsys, store, says, ending):
+    """Beside the model the model is read, alone the average, and it is said which; names that do not fit are in the error."""
+    path, ours = tmp_path / f"averaged.{ending}", gpt().state_dict()
+    content = store(ours, {key: value + 1 for key, value in ours.items()})
+    if ending == "safetensors":
+        if not all(isinstance(value, torch.Tensor) for value in content.values()):
+            pytest.skip("safetensors holds no containers")
+        save_file({key: value.clone() for key, value in content.items()}, path)
+    else:
+        torch.save(content, path)
+    state, _ = releases.read_state(path)
+    assert state.keys() == ours.keys() and all(torch.equal(state[key], value) for key, value in ours.items())
+    assert capsys.readouterr().err == (f"{path}: {says}\n" if says else "")
+    with pytest.raises(NppkitError, match=r"missing: cls_.*unexpected: average\.cls_"):
+        save_file(prefixed_by("average", ours), tmp_path / "other.safetensors")
+        releases.load_weights(gpt(), tmp_path / "other.safetensors")
+
+
 def test_a_release_of_another_image_size_is_refused(tmp_path):
     """Shapes agree, as rotary tables are not in a file: the size is known by the release's name, or by what `convert` wrote."""
     model = gpt()

@@ -296,6 +296,13 @@ def test_no_token_comes_of_logits_that_are_not_finite():
         next(tokens)
 
 
+@pytest.mark.parametrize("extreme", [dict(cfg_scale=1e39), dict(temperature=1e-45)])
+def test_no_token_comes_of_a_scale_beyond_all_numbers(extreme):
+    """Guidance and temperature that turn finite logits into infinite ones are refused as NaN is."""
+    with pytest.raises(NppkitError, match="token 0 are not finite: check the weights, cfg_scale and temperature"):
+        sample_codes(gpt(), torch.tensor([3]), SamplingConfig(**extreme), np.arange(1))
+
+
 def test_labels_follow_shares():
     """A class of a tenth of the images has a tenth of the labels; one without images none; uniform labels stay what they were."""
     shares = (0.7, 0.0, 0.1, 0.2)

@@ -70,29 +70,34 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
     NppkitError names a missing folder, a class without images, a root of train/ and val/ and, with `check`, counts the
     files that are no whole images and names some. A flaw in the middle of a JPEG is found when it is loaded, and named then.
     """
-    root = Path(path).expanduser()
-    classes, files, others = _listed(root)
+    root = Path(os.path.expanduser(path))
+    (classes, files, others), (digests, bad) = _looked_at(root)
     if check and others:
         some = ", ".join(sorted(others))
         print(f"{root}: {sum(others.values())} files are left out, because they are no pictures that Pillow reads ({some})")
-    bad = {file: why for file, _ in (files if check else []) if (why := _why_unreadable(Path(file)))}
-    if bad:
-        some = "; ".join(f"{Path(file)} ({why})" for file, why in list(bad.items())[:3])
+    if check and bad:
+        some = "; ".join(f"{root / name} ({why})" for name, why in list(bad.items())[:3])
         raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
     labels = np.array([c for _, c in files], np.int64)
-    digest = contents.digest_of(_digests(root, files))
+    digest = contents.digest_of(digests)
     return ImageSet(labels, tuple(classes), digest, lambda i: read_image(Path(files[i][0]), upright, background))
 
 
 def source_contents(path: Path) -> dict[str, str] | None:
     """Digests by name of the images below a folder of class folders, or of the one file; None if it is not there."""
     if path.is_dir():
-        return _digests(path, _listed(path)[1])
-    return contents.digests(path.parent, [(path.name, path.stat())]) if path.is_file() else None
+        return _looked_at(path)[1][0]
+    return contents.digests(path.parent, [(path.name, path.stat())])[0] if path.is_file() else None
 
 
-def _digests(root: Path, files: list[tuple[os.DirEntry, int]]) -> dict[str, str]:
-    return contents.digests(root, ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in files))
+def _looked_at(root: Path) -> tuple:
+    """What `_listed` says, and digests and flaws of the image files. NppkitError if a folder may not be read, or changes."""
+    try:
+        listed = _listed(root)
+        states = ((file.path[len(str(root)) + 1 :], file.stat()) for file, _ in listed[1])
+        return listed, contents.digests(root, states, _why_unreadable)
+    except OSError as error:
+        raise NppkitError(f"image folder {root} cannot be read ({error}): make it readable, or remove what is not") from None
 
 
 def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Counter]:
@@ -141,9 +146,9 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
     """
     try:
         with _opened(file) as image:
-            image = _in_8_bits(image)
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
+            image = _in_8_bits(image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -159,7 +164,11 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError("numbers of unknown range: scale them to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))
+    return grey
 
 
 def _opened(file: Path) -> Image.Image:
@@ -167,6 +176,7 @@ def _opened(file: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file)
+    image.filename = ""  # so that Pillow does not map it: of an uncompressed TIFF that lies on its side it then mixes the rows up
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # a camera's: a JPEG is read at half its side
         image.draft(None, (image.width // 2, image.height // 2))
     if max(image.size) > MAX_ASPECT * min(image.size):

@@ -15,7 +15,7 @@ from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.data.images import CROPS, ImageSet, some_images
 from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
-from nppkit.files import home, sha256, write_atomic
+from nppkit.files import home, replacing, sha256, write_atomic
 from nppkit.machine.devices import CPU
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
@@ -50,8 +50,9 @@ def prepare_tokenizer(
     else:
         raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
-    (folder / "tokenizer.json").write_text(json.dumps(asdict(config)) + "\n")
+    with replacing(weights) as temporary:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
+    write_atomic(folder / "tokenizer.json", json.dumps(asdict(config)) + "\n")
     if history:
         write_atomic(origin, _origin(t, data, train, weights))
         shutil.rmtree(saved, ignore_errors=True)

@@ -49,5 +49,7 @@ def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageS
         raise NppkitError(
             f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
         )
+    if others.digest == images.digest:
+        raise NppkitError(f"data.heldout_path {data.heldout_path} holds the images of data.path: name others, or leave it empty")
     training, _ = split_heldout(images, 0, data.limit)
     return training, some_images(others, data.heldout)

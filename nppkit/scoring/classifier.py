@@ -13,7 +13,7 @@ from nppkit import noise
 from nppkit.data.config import DataConfig
 from nppkit.data.images import ImageSet
 from nppkit.data.train_tokenizer import all_crops, one_cycle, random_crops
-from nppkit.files import located
+from nppkit.files import located, replacing
 from nppkit.scoring.config import ExtractorConfig
 
 FEATURE_DIM = 64
@@ -75,5 +75,6 @@ def prepare_extractor(e: ExtractorConfig, data: DataConfig, train: ImageSet, fol
     pixels = all_crops(train, data.crops, data.image_size)
     model = fit_classifier(pixels, torch.from_numpy(train.labels), len(train.class_names), e, progress)
     path = folder / "extractor.safetensors"
-    save_file(model.state_dict(), path)
+    with replacing(path) as temporary:
+        save_file(model.state_dict(), temporary)
     return path

@@ -194,6 +194,9 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
     return figure
 
 
+LINES, CUT = ("-", "--", ":", "-."), 1.5  # methods in gray; a likelihood's axis ends at so many times its lowest value
+
+
 def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: str, ylabel: str, logx: bool = False) -> Figure:
     """y against x: a panel for each name, in it a label for each frame.
 
@@ -205,7 +208,7 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
         shared = shared_seeds(frames)
         for number, (label, frame) in enumerate(frames.items()):
             known = frame[frame["seed"].isin(shared)] if shared and not frame.empty else frame
-            _seeds(axes, known, x, y, f"C{number}", label)
+            _seeds(axes, known, x, y, f"C{number}", label, LINES[number % len(LINES)])
         seeds = f" ({len(shared)} seed{'s' * (len(shared) > 1)})" if shared else ""
         axes.set(title=title + seeds, xlabel=xlabel, xscale="log" if logx else "linear")
         if logx:
@@ -213,6 +216,9 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
         _say_not_run(axes, all(frame.empty for frame in frames.values()))
+        if y == "heldout_nll" and axes.lines:  # the ends are what is compared; the spike at a switch goes beyond
+            lowest = min(frame[y].min() for frame in frames.values() if not frame.empty)
+            axes.set_ylim(0.97 * lowest, CUT * lowest)
         if axes.lines:
             axes.legend()
     row[0][0].set_ylabel(ylabel)
@@ -225,14 +231,14 @@ def shared_seeds(frames: dict[str, pd.DataFrame]) -> set[int]:
     return set.intersection(*found) if found else set()
 
 
-def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: str) -> None:
+def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: str, line: str) -> None:
     if frame.empty:
         return
     known = frame.dropna(subset=[x, y])
     for _, part in known.groupby("seed"):
         axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
     mean = known.groupby("point")[[x, y]].mean()
-    axes.plot(mean[x], mean[y], color=colour, marker="o" if len(mean) < 12 else None, markersize=4, label=label)
+    axes.plot(mean[x], mean[y], line, color=colour, marker="o" if len(mean) < 12 else None, markersize=4, label=label)
 
 
 VERDICTS = {SUPPORTED: "C2", REFUTED: "C1", NO_MATTER: "C0", UNDECIDED: "0.35"}
@@ -250,7 +256,7 @@ def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
         colour = VERDICTS.get(row["verdict"], "0.7")
         _whisker(axes, place, row["mean"], row["low"], row["high"], color=colour, marker="o", markerfacecolor=colour)
         before = (row[f"first_{end}"] for end in ("mean", "low", "high"))
-        _whisker(axes, place + 0.28, *before, color="0.65", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
+        _whisker(axes, place + 0.28, *before, color="0.35", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
         axes.text(
             1.02,
             place,

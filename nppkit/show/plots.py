@@ -1,5 +1,7 @@
 """Plots of one image set, one run, one schedule. Each takes data and returns a matplotlib figure; figures.py compares runs."""
 
+import base64
+import io
 import math
 from pathlib import Path
 
@@ -48,10 +50,12 @@ def with_palette(picture: Image.Image) -> Image.Image:
 
 
 def show(figure: Figure) -> None:
-    """Display a figure in a notebook, once."""
-    import matplotlib_inline.backend_inline  # noqa: F401  Figure() alone, unlike pyplot, does not load it
-
-    display(figure)
+    """Display a figure in a notebook, once, in 256 colours: notebooks are committed with their figures."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches="tight")
+    with Image.open(drawn) as picture:
+        with_palette(picture).save(small, format="png", optimize=True)
+    display({"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": repr(figure)}, raw=True)
     plt.close(figure)
 
 

@@ -18,7 +18,7 @@ from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
 from nppkit.study.stats import Interval
-from nppkit.study.tables import markdown
+from nppkit.study.tables import cost_audit, make_table, markdown
 from nppkit.study.verdicts import Decision
 
 HOLDS, FAILS = "holds, by arithmetic", "does not hold, by arithmetic"
@@ -75,7 +75,9 @@ def cost(preset: Preset) -> Finding:
     found = _over_sizes(preset, "flops", NPP.of, NTP.of, combine=lambda a, b: a / b)
     if not found:
         return Finding(NOT_RUN, "")
-    return Finding(HOLDS if all(0.5 < i.mean < 0.65 for i in found.values()) else FAILS, _say_ratios(found))
+    low = cost_audit(make_table(preset, 5))
+    printed = f"; {len(low)} costs printed in Table 5 are not what the paper's own rule gives" if len(low) else ""
+    return Finding((HOLDS if all(0.5 < i.mean < 0.65 for i in found.values()) else FAILS) + printed, _say_ratios(found))
 
 
 def _say_ratios(found: dict[str, Interval], to: str = "NTP's") -> str:
@@ -108,7 +110,10 @@ def parameters(preset: Preset) -> Finding:
         return Finding(NOT_RUN, "")
     same = all(len(set(counts)) == 1 for counts in pairs.values())
     counted = ", ".join(f"{size} {counts[0]:,}" for size, counts in pairs.items())
-    return Finding(HOLDS if same else FAILS, f"weights, with and without NPP: {counted}")
+    return Finding(
+        f"{HOLDS if same else FAILS}, for the weights; positions are those of the patches",
+        f"weights, with and without NPP: {counted}",
+    )
 
 
 def _published(metric: str = "fid") -> dict[Run | str, float]:

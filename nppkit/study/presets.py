@@ -1,6 +1,7 @@
 """Presets: every number that decides a study, in one YAML file, checked before any work is done."""
 
 import dataclasses
+import os
 import re
 import unicodedata
 from dataclasses import field
@@ -97,7 +98,7 @@ def load_preset(name: str) -> Preset:
     >>> load_preset("demo").data.image_size  # pixels
     32
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(os.path.expanduser(name)) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     own_file = name.endswith((".yaml", ".yml"))
     if (not own_file and path.parent != FOLDER) or not path.is_file():
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")

@@ -109,8 +109,13 @@ def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable 
     return interval(list(differences(preset, run, baseline, key, combine).values()))
 
 
-def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: str = "fid", label: str = "FID") -> str:
-    """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it."""
+def finding(
+    preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: str = "fid", label: str = "FID", sure: str = ""
+) -> str:
+    """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it.
+
+    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint.
+    """
     found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
@@ -120,14 +125,14 @@ def finding(preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: s
         said[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
     words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
-    decides = " ([the report](report.ipynb) decides)" if preset.confirmatory else ""
+    decides = " ([the report](report.ipynb) asks six questions of that kind with more seeds)" if preset.confirmatory else ""
     return (
         f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
-        "Lower is better; an interval that holds zero leaves open which is better. How sure: a hint and no verdict, because even "
-        f"where there is no difference one such interval in twenty misses zero{decides}."
+        f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure or HINT + decides}."
     )
 
 
+HINT = "a hint and no verdict, because even where there is no difference one such interval in twenty misses zero"
 QUALITIES = {"fid": "FID", "best_fid": "FID at each run's best scale", "heldout_nll": "held-out NLL"}
 
 

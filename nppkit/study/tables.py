@@ -52,7 +52,10 @@ def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[
     if rows and "paper_fid" in rows[0]:
         for key, name in NAMES.items():
             columns |= measured_columns(f"our {name} at the paper's scale{seen_by}", rows, f"paper_{key}")
-    columns |= {"at scale": mean(rows, "best_scale"), **measured_columns("held-out NLL", rows, "heldout_nll")}
+    columns |= {
+        "at scale": mean(rows, "best_scale"),
+        **measured_columns("held-out NLL", [] if run and run.large else rows, "heldout_nll"),
+    }
     return columns | {"agreement": mean(rows, "agreement")} | difference_columns(preset, run)
 
 

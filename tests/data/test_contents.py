@@ -6,8 +6,9 @@ import time
 import pytest
 from PIL import Image
 
-from nppkit.data import contents
+from nppkit.data import contents, images
 from nppkit.data.images import folder_images, source_contents
+from nppkit.errors import NppkitError
 
 
 @pytest.fixture
@@ -72,6 +73,43 @@ def test_files_that_did_not_change_are_not_read_again(folder, monkeypatch):
     (folder / "cat/0.png").touch()
     source_contents(folder)
     assert read[12:] == ["0.png"]
+
+
+def test_one_pass_digests_and_looks(folder, monkeypatch):
+    """The pass that looks for damaged pictures takes the digests; what it found good is not read again, what was bad is."""
+    looked, why = [], images._why_unreadable
+    monkeypatch.setattr(images, "_why_unreadable", lambda path: looked.append(path.name) or why(path))
+    (folder / "cat/bad.png").write_bytes(b"no picture")
+    time.sleep(contents.SETTLED + 0.1)
+    source_contents(folder)
+    assert sorted(looked) == ["0.png", "0.png", "1.png", "1.png", "bad.png"]
+    with pytest.raises(NppkitError, match=r"1 of 5 images in .*/cat/bad\.png"):
+        folder_images(folder)
+    assert looked[5:] == ["bad.png"]
+
+
+def test_what_may_not_be_read_is_named(folder, monkeypatch):
+    """A picture or a folder of somebody else's is one line, and is read when it may be."""
+    before, sha256, scandir = folder_images(folder).digest, contents.sha256, os.scandir
+
+    def refuse(name, function):
+        def read(path):
+            if str(path).endswith(name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return read
+
+    time.sleep(contents.SETTLED + 0.1)
+    monkeypatch.setattr(contents, "sha256", refuse("dog/1.png", sha256))
+    with pytest.raises(NppkitError, match=r"1 of 4 images in .*/dog/1\.png \(Permission denied\)"):
+        folder_images(folder)
+    monkeypatch.setattr(contents, "sha256", sha256)
+    assert folder_images(folder).digest == before
+    monkeypatch.setattr(os, "scandir", refuse("dog", scandir))
+    for look in (folder_images, source_contents):
+        with pytest.raises(NppkitError, match=r"images cannot be read \(.*Permission denied.*dog'\): make it readable"):
+            look(folder)
 
 
 def test_without_a_place_for_notes_files_are_read_each_time(folder, home):

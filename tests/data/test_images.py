@@ -141,6 +141,8 @@ def test_heldout_images_of_their_own(folder, tmp_path_factory, monkeypatch):
     shutil.rmtree(folder / "bird")
     training, heldout = study_images(data)
     assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
+    with pytest.raises(NppkitError, match=r"holds the images of data\.path: name others"):
+        study_images(dataclasses.replace(data, heldout_path=str(folder)))
     training, heldout = study_images(dataclasses.replace(data, heldout_path=""))
     assert (len(training), len(heldout)) == (3, 1)
 
@@ -293,6 +295,29 @@ def test_transparency_shows_the_background(tmp_path, mode):
     save(tmp_path / "logo/a.png", cut_out.quantize(8) if mode == "P" else cut_out.convert(mode))
     found = folder_images(tmp_path, background="#0000ff").load(0)
     assert found.mode == "RGB" and found.getpixel((6, 4)) == (0, 0, 255) and found.getpixel((1, 4)) != (0, 0, 255)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bits_turn_and_are_transparent_like_8(tmp_path, ending):
+    """Scaling to 8 bits loses neither a camera's orientation nor the value that a PNG calls transparent."""
+    values, turn = np.zeros((4, 8), np.uint16), Image.Exif()
+    values[:, 4:], turn[0x0112] = 40000, 6
+    clear = {"transparency": 40000} if ending == "png" else {}
+    save(tmp_path / f"grey/a.{ending}", Image.fromarray(values), exif=turn, **clear)
+    found = folder_images(tmp_path, background="#0000ff").load(0)
+    assert found.size == (4, 8) and found.getpixel((1, 1)) == (0, 0, 0)
+    assert found.getpixel((1, 6)) == ((0, 0, 255) if clear else (156, 156, 156))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_a_tiff_that_lies_on_its_side(tmp_path, mode):
+    """Pillow turns a TIFF by itself; the rows of an uncompressed one stay rows."""
+    lying, turn = Image.new(mode, (8, 4)), Image.Exif()
+    lying.paste(Image.new("RGB", (4, 4), "white").convert(mode), (4, 0))
+    turn[0x0112] = 6
+    save(tmp_path / "scan/a.tif", lying, exif=turn)
+    found = np.asarray(folder_images(tmp_path, background="black").load(0).convert("L"), float)
+    assert found.shape == (8, 4) and (found == found[:, :1]).all()
 
 
 def test_hidden_and_system_folders_are_no_classes(tmp_path, capsys):

@@ -100,6 +100,14 @@ def test_tokenizers_that_cannot_be(smoke, tmp_path, home, changes, message):
     assert not (tmp_path / "tokenizer").exists()
 
 
+def test_a_tokenizer_that_cannot_be_written_is_named(smoke, tmp_path, home, changed):
+    """The file is named with the cause, a full disk or another."""
+    few, images = changed(smoke, "tokenizer.steps", 1), mnist_images().subset(np.arange(40))
+    (tmp_path / "tokenizer.safetensors").mkdir()
+    with pytest.raises(NppkitError, match=r"tokenizer\.safetensors could not be written \("):
+        prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
+
+
 def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed):
     """Made from the same settings and images it is loaded; other settings, other images or an altered file train it anew."""
     few, images = changed(smoke, "tokenizer.steps", 2), mnist_images().subset(np.arange(0, 5000, 125))

@@ -1,5 +1,10 @@
 """The launcher: parameters are checked data, records are written last."""
 
+import errno
+import signal
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
@@ -154,3 +159,43 @@ def test_command_line_prints_one_line(capsys):
     assert cli.call(["run", "nothing", "train"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: preset 'nothing' is unknown") and error.count("\n") == 1
+
+
+def test_where_results_are(home, capsys):
+    """Pictures first, where there are any; then tables and figures, and which are still to be made."""
+    assert cli.call(["where", "smoke"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("table1_main (not made yet): results/smoke/table1_main.csv ")
+    folder = home / "results/smoke/runs/GPT-B_ntp_seed0"
+    folder.mkdir(parents=True)
+    (folder / "samples.png").touch()
+    assert cli.call(["where", "smoke"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "samples: results/smoke/runs/*/samples.png"
+
+
+def test_whoever_has_read_enough_gets_no_error():
+    """`nppkit where demo | head -1` ends in silence."""
+    words = [sys.executable, "-m", "nppkit", "where", "demo"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.wait(120) == 128 + signal.SIGPIPE and not process.stderr.read()
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(capsys, monkeypatch):
+    """Also where papermill writes: it is not called a matter of paths and permissions."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch, "find_job", full)
+    assert cli.call(["run", "smoke", "tokenize"]) == 1
+    assert capsys.readouterr().err == "error: run: No space left on device: free some space\n"
+
+
+@pytest.mark.parametrize("words", ["", "run", "train", "plan", "codes", "codes extract", "weights fetch", "where", "verdicts"])
+def test_a_command_without_arguments_says_its_usage(capsys, words):
+    """What is missing is named in one line after the usage; no command ends in a traceback."""
+    with pytest.raises(SystemExit) as end:
+        cli.call(words.split())
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith(f"usage: nppkit {words}".strip())
+    assert "error: the following arguments are required" in error.splitlines()[-1]

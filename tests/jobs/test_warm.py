@@ -76,6 +76,26 @@ def test_signals_arrive_and_are_told(tmp_path):
     assert out.splitlines()[-2:] == ["-15 -9", "gone"] and status == 0, errors
 
 
+def test_a_command_that_is_killed_takes_its_jobs_along(tmp_path):
+    """They are asked to stop, and waited for until they have saved; the status is the killed command's."""
+    (tmp_path / "slow.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), open('saved', 'w').close(), sys.exit(75)))\n"
+        "open('begun', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    script = """
+    import subprocess
+    asker = "import os; from nppkit.jobs import warm; print(warm.Process(['slow'], dict(os.environ), '.').wait(), flush=True)"
+    subprocess.Popen([sys.executable, "-c", asker])
+    while not os.path.exists("begun"):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    out, status, errors = served(tmp_path, script)
+    assert status == 137 and (tmp_path / "saved").exists() and out == "75\n", errors
+
+
 def test_no_process_for_another_environment(tmp_path):
     """Other modules, another Slurm job, or no server: the asker is told, and starts its process itself."""
     script = """

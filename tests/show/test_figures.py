@@ -112,6 +112,14 @@ def test_curves_average_over_seeds():
     assert points(axes.lines[2]) == [(1, 5.0), (2, 2.0)] and axes.get_title() == "B"
 
 
+def test_curves_are_told_apart_in_gray():
+    """Each method has a line of its own kind, and a likelihood's axis ends where the ends of the curves can be told apart."""
+    frame = pd.DataFrame({"seed": [0, 0, 0], "point": [1, 2, 3], "x": [1, 2, 3], "heldout_nll": [5.0, 0.9, 0.8]})
+    axes = figures.curves({"B": {"NTP": frame, "NPP": frame}}, "x", "heldout_nll", "x", "y").axes[0]
+    assert [line.get_linestyle() for line in axes.lines if line.get_label() in ("NTP", "NPP")] == ["-", "--"]
+    assert axes.get_ylim() == pytest.approx((0.97 * 0.8, 1.5 * 0.8))
+
+
 def test_single_points_show_their_seeds():
     """Where a run is one point, each seed is a dot of its own beside the mean; a logarithmic axis has plain labels."""
     frame = pd.DataFrame({"seed": [0, 1], "point": [0, 0], "x": [300, 300], "y": [5.0, 7.0]})

@@ -1,9 +1,10 @@
 """Plots of one image, schedule or run: what is drawn is what is trained (the numbers, not the pixels)."""
 
+import base64
 import dataclasses
+import io
 import itertools
 import re
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -117,11 +118,15 @@ def test_the_prediction_marks_the_codes_of_the_patch():
     np.testing.assert_allclose(bars.lines[0].get_ydata(), probabilities[[2, 3, 6, 7]])
 
 
-def test_show_loads_the_notebook_backend(capsys):
-    """A figure made without pyplot is shown as a picture: what registers that is loaded by `show` itself."""
-    sys.modules.pop("matplotlib_inline.backend_inline", None)
-    plots.show(Figure())
-    assert "matplotlib_inline.backend_inline" in sys.modules and "Figure" in capsys.readouterr().out
+def test_figures_in_notebooks_are_small(monkeypatch):
+    """A figure is shown as a PNG of 256 colours beside its own name, whichever way it was made, and closed."""
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda bundle, raw: shown.append(bundle))
+    figure = Figure((2, 1), dpi=100)
+    plots.show(figure)
+    with Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))) as picture:
+        assert picture.mode == "P" and abs(picture.width - 200) < 60
+    assert shown[0]["text/plain"] == repr(figure)
 
 
 @pytest.mark.parametrize(("gray", "mode"), [(True, "L"), (False, "RGB")])

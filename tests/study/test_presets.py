@@ -76,7 +76,8 @@ def test_unknown_preset(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["training"].update(learning_rate=1), "unknown setting 'learning_rate'"),
+        (lambda c: c["training"].update(learning_rate=1), "unknown setting 'training.learning_rate': use one of epochs"),
+        (lambda c: c["training"].update(graphs=True), r"'training.graphs' \(that stands at the left margin\)"),
         (lambda c: c["training"].update(batch_size="many"), "batch_size: 'many' is not an int"),
         (lambda c: c["training"].update(batch_size=2.5), r"batch_size: 2\.5 is not an int"),
         (lambda c: c["training"].update(compile=3), "compile: 3 is not a bool"),
@@ -128,6 +129,17 @@ def test_code_in_yaml_does_not_run(tmp_path):
     assert not trace.exists()
     yaml.unsafe_load(path.read_text())
     assert trace.exists(), "the payload works, so its absence above means something"
+
+
+def test_a_preset_at_home_and_of_another_editor(smoke_file, monkeypatch):
+    """`~` is the home folder also where no shell has said so; a byte-order mark and Windows' line ends change nothing."""
+    path = Path(smoke_file(lambda content: None))
+    before = load_preset(str(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_preset(f"~/{path.name}") == before
+    with pytest.raises(NppkitError, match="is unknown"):
+        load_preset("~nobody-of-this-name/mine.yaml")
 
 
 @pytest.mark.parametrize("text", ["{", "- 1", ""])
