@@ -116,10 +116,12 @@ def serve(words: list[str]) -> int:
             signal.signal(signal.SIGTERM, lambda *_: process.terminate())
             with selectors.DefaultSelector() as selector:
                 selector.register(listener, selectors.EVENT_READ)
-                left = False
+                asked = False
                 while process.poll() is None or len(selector.get_map()) > 1:
-                    if process.returncode is not None and not left:  # it was killed: its jobs save, and end
-                        left = [other.terminate() for other in multiprocessing.active_children()]
+                    if process.returncode is not None and not asked:  # it was killed: its jobs save, and end
+                        asked = True
+                        for left in multiprocessing.active_children():
+                            left.terminate()
                     for key, _ in selector.select(LOOK_SECONDS):
                         answer(selector, key, listener)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode

@@ -30,6 +30,7 @@ from nppkit.scoring.features import extract_features
 from nppkit.scoring.probe import Probe
 from nppkit.scoring.reference import CHUNK, Reference
 from nppkit.tokenizer import VQModel, images_at_once, reconstruct, to_pixels
+from nppkit.window import Grid
 
 
 @torch.inference_mode()
@@ -43,18 +44,18 @@ def generate(
     draw: Callable = sample_codes,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone. Of videos all frames."""
-    device, pixels, labels, frames = next(model.parameters()).device, [], [], math.prod(model.config.grid[:-2])
+    device, pixels, labels = next(model.parameters()).device, [], []
     for start in progress(range(0, samples, batch_size)):
         index = np.arange(start, min(start + batch_size, samples))
         labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)))
         codes = draw(model, labels[-1].to(device), config, index)
-        pixels.append(decode_pixels(tokenizer, codes, frames))
-    return torch.cat(pixels), torch.cat(labels).repeat_interleave(frames)
+        pixels.append(decode_pixels(tokenizer, codes, model.config.grid))
+    return torch.cat(pixels), torch.cat(labels).repeat_interleave(len(pixels[0]) // len(labels[0]))
 
 
-def decode_pixels(tokenizer: VQModel, codes: Tensor, frames: int = 1) -> Tensor:
-    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in; of n videos n * frames images."""
-    codes = codes.reshape(len(codes) * frames, -1)
+def decode_pixels(tokenizer: VQModel, codes: Tensor, grid: Grid = ()) -> Tensor:
+    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in; of a video's grid all its frames."""
+    codes = codes.reshape(len(codes) * math.prod(grid[:-2]), -1)
     with torch.autocast(codes.device.type, enabled=False):
         together = images_at_once(tokenizer.config.downsampling * math.isqrt(codes.shape[1]), codes.device)
         return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(together)])
@@ -68,9 +69,7 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
     """
     spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
     labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
-    return decode_pixels(
-        tokenizer, sample_codes(model, labels, config, np.arange(len(labels))), math.prod(model.config.grid[:-2])
-    )
+    return decode_pixels(tokenizer, sample_codes(model, labels, config, np.arange(len(labels))), model.config.grid)
 
 
 def reconstruction_features(

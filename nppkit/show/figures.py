@@ -65,7 +65,7 @@ def figure1(data: pd.DataFrame, preset_name: str, ours: str) -> Figure:
     middle.plot(corrected["paper GFLOPs by its rule"], corrected["paper FID"], **style)
     middle.legend()
     middle.set(title="published, on ordinary axes", xlabel="training cost (GFLOPs an image)")
-    cost_vs_fid(right, figure1_series(data, "our GFLOPs measured", ours), "our GFLOPs measured", ours, "own_size")
+    cost_vs_fid(right, figure1_series(data, "our GFLOPs measured", ours), "our GFLOPs measured", ours, "our parameters")
     right.set(xlabel="measured training cost (GFLOPs an image)", ylabel=ours.removeprefix("our "))
     right.set_title(f"ours, preset {preset_name}: not ImageNet")
     if right.lines:

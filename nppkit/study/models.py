@@ -3,9 +3,6 @@
 import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from nppkit.checkpoint import load_newest
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet
@@ -19,9 +16,9 @@ from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE, Processes
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import find, known_grid, load_weights, release_config
-from nppkit.sample import SamplingConfig, sample_codes
+from nppkit.sample import SamplingConfig
 from nppkit.scoring.config import NEIGHBOURS
-from nppkit.scoring.evaluate import decode_pixels, evaluate_npz
+from nppkit.scoring.evaluate import evaluate_npz, generate
 from nppkit.scoring.features import load_extractor
 from nppkit.scoring.reference import prepare_reference
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
@@ -89,16 +86,16 @@ def draw_pictures(
     if class_name not in names or count < 1:
         known = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
         raise NppkitError(f"{count} pictures of class {class_name!r}: draw one or more of one of {known}")
-    model, decoder = rounded(load_trained(preset, run, store), preset.precision).to(place), load_tokenizer(tokenizer_dir(preset))
-    config = SamplingConfig(e.common_guidance if scale is None else scale, e.temperature, e.top_k, e.top_p, seed=seed)
+    model = rounded(load_trained(preset, run, store), preset.precision).to(place)
+    decoder, shares = load_tokenizer(tokenizer_dir(preset)).to(place), tuple(float(name == class_name) for name in names)
+    scale = e.common_guidance if scale is None else scale
+    config = SamplingConfig(scale, e.temperature, e.top_k, e.top_p, seed=seed, shares=shares)
+    with autocast(place, preset.precision):
+        pixels, _ = generate(model, decoder, config, count, e.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
-    for index in np.array_split(np.arange(count), -(-count // e.batch_size)):
-        labels = torch.full((len(index),), names.index(class_name), device=place)
-        with autocast(place, preset.precision):
-            pixels = decode_pixels(decoder.to(place), sample_codes(model, labels, config, index), preset.data.frames)
-        for i, frames in zip(index, pixels.split(preset.data.frames), strict=True):
-            paths.append(folder / f"{class_name}_{i:04d}.{'png' if len(frames) == 1 else 'gif'}")
-            save_picture(frames, paths[-1])
+    for i, frames in enumerate(pixels.split(preset.data.frames)):
+        paths.append(folder / f"{class_name}_{i:04d}.{'png' if len(frames) == 1 else 'gif'}")
+        save_picture(frames, paths[-1])
     return paths
 
 

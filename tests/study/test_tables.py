@@ -248,7 +248,7 @@ def test_rows_of_released_weights(home):
     row = tables.make_table(preset, 3).iloc[0]
     assert row["our FID"] == 3.8 and row["cost measured FLOPs"] is None
     data = tables.figure1_data(preset).set_index("model").loc["LlamaGen-L"]
-    assert data["own_size"] == 342910976 and pd.isna(data["our GFLOPs measured"])
+    assert data["our parameters"] == 342910976 and pd.isna(data["our GFLOPs measured"])
 
 
 def test_the_papers_guidance_scales(home, smoke, changed):
