@@ -194,7 +194,8 @@ def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) ->
     return figure
 
 
-LINES, CUT = ("-", "--", ":", "-."), 1.5  # methods in gray; a likelihood's axis ends at so many times its lowest value
+LINES = ("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")  # of methods, so that they are told apart in gray
+CUT = 1.5  # a likelihood's axis ends at so many times its lowest value
 
 
 def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: str, ylabel: str, logx: bool = False) -> Figure:
@@ -208,7 +209,7 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
         shared = shared_seeds(frames)
         for number, (label, frame) in enumerate(frames.items()):
             known = frame[frame["seed"].isin(shared)] if shared and not frame.empty else frame
-            _seeds(axes, known, x, y, f"C{number}", label, LINES[number % len(LINES)])
+            _seeds(axes, known, x, y, f"C{number}", label, *LINES[number % len(LINES)])
         seeds = f" ({len(shared)} seed{'s' * (len(shared) > 1)})" if shared else ""
         axes.set(title=title + seeds, xlabel=xlabel, xscale="log" if logx else "linear")
         if logx:
@@ -231,14 +232,16 @@ def shared_seeds(frames: dict[str, pd.DataFrame]) -> set[int]:
     return set.intersection(*found) if found else set()
 
 
-def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: str, line: str) -> None:
+def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: str, line: str, marker: str) -> None:
     if frame.empty:
         return
     known = frame.dropna(subset=[x, y])
     for _, part in known.groupby("seed"):
-        axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
+        axes.plot(
+            part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, markersize=3, marker=marker if len(part) == 1 else None
+        )
     mean = known.groupby("point")[[x, y]].mean()
-    axes.plot(mean[x], mean[y], line, color=colour, marker="o" if len(mean) < 12 else None, markersize=4, label=label)
+    axes.plot(mean[x], mean[y], line, color=colour, marker=marker if len(mean) < 12 else None, markersize=5, label=label)
 
 
 VERDICTS = {SUPPORTED: "C2", REFUTED: "C1", NO_MATTER: "C0", UNDECIDED: "0.35"}
