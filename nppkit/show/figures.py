@@ -237,9 +237,7 @@ def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: 
         return
     known = frame.dropna(subset=[x, y])
     for _, part in known.groupby("seed"):
-        axes.plot(
-            part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, markersize=3, marker=marker if len(part) == 1 else None
-        )
+        axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
     mean = known.groupby("point")[[x, y]].mean()
     axes.plot(mean[x], mean[y], line, color=colour, marker=marker if len(mean) < 12 else None, markersize=5, label=label)
 

@@ -118,8 +118,8 @@ def test_curves_are_told_apart_in_gray():
     axes = figures.curves({"B": {"NTP": frame, "NPP": frame}}, "x", "heldout_nll", "x", "y").axes[0]
     assert [line.get_linestyle() for line in axes.lines if line.get_label() in ("NTP", "NPP")] == ["-", "--"]
     ends = {name: pd.DataFrame({"seed": [0, 1], "point": [0, 0], "x": [3, 3], "y": [5.0, 7.0]}) for name in ("NTP", "NPP")}
-    points = figures.curves({"B": ends}, "x", "y", "x", "y").axes[0].lines
-    assert [line.get_marker() for line in points] == ["o"] * 3 + ["s"] * 3
+    lines = figures.curves({"B": ends}, "x", "y", "x", "y").axes[0].lines
+    assert [line.get_marker() for line in lines] == [".", ".", "o", ".", ".", "s"]
     assert axes.get_ylim() == pytest.approx((0.97 * 0.8, 1.5 * 0.8))
 
 
