@@ -12,9 +12,15 @@ import sys
 
 sys.path.insert(0, workflow.basedir)  # this clone's package, also in an environment that has installed another's
 
+from snakemake.logging import logger
+
 from nppkit import errors
 from nppkit.jobs import slurm, targets
 from nppkit.study import graph, presets
+
+# The launcher says what begins, what is done, and in one line why a job failed; Snakemake's words for the same go.
+SAID = ("Select jobs to execute", "Execute ", "RuleException:\nCalledProcessError", "WorkflowError:\nAt least one job")
+logger.addFilter(lambda record: not record.getMessage().startswith(SAID))
 
 try:
     PRESET = presets.load_preset(config.get("preset", "demo"))

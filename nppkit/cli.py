@@ -3,6 +3,7 @@
 import argparse
 import json
 import locale
+import logging
 import os
 import signal
 import sys
@@ -99,7 +100,9 @@ def run(a: argparse.Namespace) -> None:
     if a.with_parent:
         die_with_parent()
     warnings.filterwarnings("ignore", module="papermill|jupyter_client|zmq")
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the launcher says why a job ends
     job, started = launch.find_job(a.notebook, a.preset, a.run, a.large), time.monotonic()
+    print(f"{time.strftime('%H:%M:%S')}  {job.name}: started", flush=True)
     launch.execute(job, dict(a.p))
     print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
 

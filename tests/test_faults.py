@@ -288,7 +288,7 @@ def test_a_kernel_that_dies_is_one_line(long_run, monkeypatch):
         child.kill()
     assert process.wait(120) == 1
     error = process.stderr.read()
-    assert f"error: train {RUN} failed: {launch.KERNEL_DIED}" in error and "Traceback" not in error
+    assert f"error: train {RUN} failed: {launch.KERNEL_DIED}" in error and len(error.splitlines()) == 1
     wait_for(lambda: not faults.of_home(home))
 
 

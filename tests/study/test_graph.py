@@ -98,4 +98,6 @@ def test_a_failed_job_does_not_stop_others(finished, tmp_path):
     weights.write_bytes(b"damaged")
     code, output, _ = snakemake(home)
     assert code != 0 and "error: evaluate GPT-B_ntp_seed0 failed" in output
+    assert "evaluate GPT-B_npp_p4_lambda1-2_seed0: started" in output
+    assert not any(word in output for word in ("RuleException", "WorkflowError", "Select jobs", "Execute "))
     assert (good / "evaluate.record.json").exists() and not (bad / "evaluate.record.json").exists()
