@@ -73,7 +73,7 @@ def test_signals_arrive_and_are_told(tmp_path):
             break
     """
     out, status, errors = served(tmp_path, script)
-    said = [line for line in out.splitlines() if " word " not in line]  # but what each process says as it begins, whenever that is
+    said = [line for line in out.splitlines() if " word " not in line]  # and not what the processes say
     assert said == ["-15 -9", "gone"] and status == 0, errors
 
 
