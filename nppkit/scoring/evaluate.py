@@ -3,6 +3,7 @@
 Every result carries its contract (contract.py).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
+from torch_fidelity.metric_prc import calc_cdist_full
 
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import ImageSet, reference_pixels
@@ -103,14 +104,36 @@ def score(generated: dict[str, Tensor], reference: Reference, kid_subsets: int =
         raise NppkitError("the generated images have features that are not finite: check the extractor's weights")
     splits, subset = max(1, len(g) // IS_SPLIT), min(1000, len(g), len(r))
     kid = kid_features_to_metric(g, r, kid_subsets=kid_subsets, kid_subset_size=subset, verbose=False)
-    prc = prc_features_to_metric(g, r, prc_neighborhood=NEIGHBOURS, verbose=False)
+    precision, recall = precision_recall(g, reference)
     return {
         "fid": frechet_distance(g, reference),
         "inception_score": isc_features_to_metric(generated["logits"], splits=splits)["inception_score_mean"],
         "kid": kid["kernel_inception_distance_mean"],
-        "precision": prc["precision"],
-        "recall": prc["recall"],
+        "precision": precision,
+        "recall": recall,
     }
+
+
+def precision_recall(generated: Tensor, reference: Reference) -> tuple[float, float]:
+    """Precision and recall (Kynkaanniemi et al., 2019) of features (n, D): torch-fidelity's numbers.
+
+    torch-fidelity would measure the reference anew at each guidance scale, and sort all distances for the third nearest.
+    """
+    distances = calc_cdist_full(reference.features, generated)
+    recall = (distances <= radii(generated)).any(1)
+    precision = (distances <= reference_radii(reference)[:, None]).any(0)
+    return precision.float().mean().item(), recall.float().mean().item()
+
+
+def radii(features: Tensor) -> Tensor:
+    """Distance (n,) of each feature (n, D) from its NEIGHBOURS-th nearest neighbour."""
+    return calc_cdist_full(features, features).topk(NEIGHBOURS + 1, largest=False).values[:, -1]  # the nearest is itself
+
+
+@functools.lru_cache(maxsize=1)
+def reference_radii(reference: Reference) -> Tensor:
+    """The same of a reference, once for all guidance scales."""
+    return radii(reference.features)
 
 
 def label_shares(setting: str, store: CodeStore, heldout: CodeStore) -> tuple[float, ...]:
