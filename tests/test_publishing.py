@@ -1,5 +1,6 @@
 """What goes with the code where others find it: container, metadata, badges."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -72,16 +73,42 @@ def test_codemeta_says_what_the_citation_says():
     assert code["programmingLanguage"]["version"] == project["requires-python"]
 
 
-def test_the_crate_is_todays():
-    """The metadata of the committed results names every file, with its digest, and stays below 300 kB: `make crate`."""
+CRATES = re.search(r"crate\.py (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+
+
+@pytest.mark.parametrize("preset", CRATES)
+def test_the_crate_is_todays(preset):
+    """The metadata of the committed results names every file, with digest and licence, and stays below 300 kB: `make crate`."""
     pytest.importorskip("rocrate", reason="rocrate is not installed: make env installs it")
     crate = script("crate")
-    path = ROOT / "results/study" / crate.NAME
-    written, made = (json.loads(text) for text in (path.read_text(), json.dumps(crate.crate_of("study"))))
+    path = ROOT / "results" / preset / crate.NAME
+    written, made = (json.loads(text) for text in (path.read_text(), json.dumps(crate.crate_of(preset))))
     assert written == made, "make crate writes it again"
     assert path.stat().st_size < 300_000
-    named = {entity["@id"] for entity in written["@graph"]}
-    assert {"table1_main.csv", "tokenizer/tokenizer.safetensors", "runs/GPT-B_ntp_seed0/train.record.json"} <= named
+    entities = {entity["@id"]: entity for entity in written["@graph"]}
+    assert all("license" in entity for name, entity in entities.items() if entity["@type"] == "File")
+    pictures = [entity["license"]["@id"] for name, entity in entities.items() if name.endswith(".png")]
+    assert all(licence.endswith(crate.DATA[load_preset(preset).data.source][2]) for licence in pictures)
+    runs = [entity["description"] for name, entity in entities.items() if name.startswith("runs/") and name.endswith("/")]
+    assert runs and all("commit" in words for words in runs)
+
+
+def test_the_crate_of_the_study_names_what_it_holds():
+    """Tables, tokenizer, each run's records; all results that are committed have such metadata."""
+    named = (ROOT / "results/study/ro-crate-metadata.json").read_text()
+    assert all(
+        name in named for name in ("table1_main.csv", "tokenizer/tokenizer.safetensors", "GPT-B_ntp_seed0/train.record.json")
+    )
+    kept = subprocess.check_output(["git", "ls-files", "results/*/runs/*/train.record.json"], cwd=ROOT, text=True)
+    assert {line.split("/")[1] for line in kept.splitlines()} == set(CRATES)
+
+
+def test_older_runs_are_those_whose_records_name_no_commit():
+    """A run either says in its records how it was made, or stands with its commit in results/older_runs.csv."""
+    with (ROOT / "results/older_runs.csv").open() as rows:
+        older = {(row["preset"], row["run"]) for row in csv.DictReader(rows) if re.fullmatch("[0-9a-f]{40}", row["commit"])}
+    records = [path for preset in CRATES for path in (ROOT / "results" / preset / "runs").glob("*/*.record.json")]
+    assert older == {(p.parts[-4], p.parts[-2]) for p in records if "made" not in json.loads(p.read_text())}
 
 
 def test_badges(tmp_path):

@@ -4,7 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 
+from IPython.display import clear_output, display
 from tqdm.auto import tqdm
 
 BATCH = "NPPKIT_BATCH"  # set by the launcher in the kernels it starts
@@ -14,6 +16,19 @@ SECONDS = 10.0
 def progress(items: Iterable, label: str = "") -> Iterator:
     """Iterate over items and show how far it is and how long it takes."""
     return _lines(items, label) if os.environ.get(BATCH) else iter(tqdm(items, desc=label))
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """A bar that runs while the block does, and is gone after it, in a notebook; elsewhere `label` in words.
+
+    The browser moves it: Python cannot, as long as it imports something large.
+    """
+    display({"text/html": f"<progress></progress> {label}", "text/plain": label}, raw=True)
+    try:
+        yield
+    finally:
+        clear_output()
 
 
 def _lines(items: Iterable, label: str) -> Iterator:

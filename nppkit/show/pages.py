@@ -29,7 +29,7 @@ class Ablation:
         """The setting's furthest value against the paper's choice, for every size that has both, in Markdown."""
         sizes = {row.split("-")[1].split()[0] for row in self.table["model"]}
         pairs = {size: (self.run.of(size), NPP.of(size)) for size in self.preset.models if size in sizes}
-        return results.finding(self.preset, self.what, pairs)
+        return f"{results.finding(self.preset, self.what, pairs)}\n\n{tables.sizes(self.preset)}."
 
     def figure(self) -> None:
         """FID against the setting, the paper's and ours, saved and shown."""
@@ -48,5 +48,6 @@ class Ablation:
         return seeds.assign(**{self.by: figures.settings(seeds[self.by])}).round(3)
 
     def sureness(self) -> str:
-        """How far sampling noise alone moves an FID, the floors, and how all was evaluated."""
-        return f"{results.sampling_error(self.preset)}\n{results.floors(self.preset)}\n{self.table.attrs['contract']}"
+        """How far sampling noise alone moves an FID, the floors, how all was evaluated, and what made it."""
+        lines = results.sampling_error(self.preset), results.floors(self.preset), self.table.attrs["contract"]
+        return "\n".join((*lines, results.origins(self.preset, self.report)))

@@ -285,7 +285,7 @@ def patch_embeddings(vocabulary: Tensor, patches: Tensor, mine: Tensor, colours:
     """Patch embeddings (m, C) of many images and of this one (n, C), on the principal axes of the token embeddings (V, C)."""
     figure = Figure(figsize=(6, 3.1), layout="none")
     axes = figure.add_axes((0.12, 0.15, 0.55, 0.82))
-    axes.scatter(*principal_axes(patches, vocabulary).T, s=3, color="0.75", label="patches of 100 images", rasterized=True)
+    axes.scatter(*principal_axes(patches, vocabulary).T, s=3, color="0.75", label="patches of all images", rasterized=True)
     tokens = principal_axes(vocabulary, vocabulary)
     axes.scatter(*tokens.T, c=np.arange(colours.N), cmap=colours, s=14, label="the codes' own embeddings")
     own = principal_axes(mine, vocabulary)

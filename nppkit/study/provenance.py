@@ -4,10 +4,12 @@ import os
 import platform
 import re
 import subprocess
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+OLDER = "results/older_runs.csv has the commit that brought each run, docs/study_log.md the machines"
 
 
 def made(versions: dict[str, str]) -> dict:
@@ -27,6 +29,24 @@ def commit(folder: Path) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def said(origins: list[dict]) -> str:
+    """What `made` found for trainings and evaluations, in a line, each with their number; empty ones are older than `made`."""
+    known = [origin for origin in origins if origin]
+    facts = {
+        "commits": Counter(o["commit"][:7] + "-dirty" * o["commit"].endswith("-dirty") for o in known),
+        "versions": Counter(", ".join(f"{name} {version}" for name, version in o["versions"].items()) for o in known),
+        "machines": Counter(_machine_said(o["machine"]) for o in known),
+    }
+    words = [f"{name}: {', '.join(f'{fact} ({n})' for fact, n in found.items())}" for name, found in facts.items() if found]
+    silent = len(origins) - len(known)
+    words += [f"{silent} are older than such records: {OLDER}"] * bool(silent)
+    return f"made by {len(origins)} trainings and evaluations; {'; '.join(words)}" if origins else "nothing is trained yet"
+
+
+def _machine_said(machine: dict) -> str:
+    return ", ".join([*machine["processor"], f"{machine['cores']} cores", *machine["gpus"]])
 
 
 def machine() -> dict:

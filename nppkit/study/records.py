@@ -96,9 +96,14 @@ def _diverged(job: Job) -> Path:
     return job.folder / f"{job.notebook}.diverged.json"
 
 
+def origin(job: Job) -> dict:
+    """Time, commit, versions and machine of a complete job, as its record names them; empty where it is older than that."""
+    return (_read_record(job) or {}).get("made", {})
+
+
 def processor(job: Job) -> str:
     """The processor that a complete job ran on, as its record names it; empty where it does not."""
-    return "".join((_read_record(job) or {}).get("made", {}).get("machine", {}).get("processor", [])[:1])
+    return "".join(origin(job).get("machine", {}).get("processor", [])[:1])
 
 
 def outputs_digest(job: Job) -> str:

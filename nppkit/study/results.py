@@ -8,10 +8,11 @@ import pandas as pd
 
 from nppkit.files import read_json
 from nppkit.scoring.contract import check_one_contract
-from nppkit.study.graph import evaluate_job, result_job, run_dir, tokenizer_dir
+from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, tokenizer_dir
 from nppkit.study.presets import Preset
+from nppkit.study.provenance import said
 from nppkit.study.published import PUBLISHED
-from nppkit.study.records import why_incomplete
+from nppkit.study.records import origin, why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import SPANS_ZERO, Interval, interval, pooled_deviation
 
@@ -248,3 +249,10 @@ def floors(preset: Preset) -> str:
         f"floors: FID {m['reconstruction_fid']:.3g} of {m['reconstruction_images']} reconstructed training images, "
         f"{m['real_fid']:.3g} of {m['real_images'][0]} training images against the other {m['real_images'][1]}"
     )
+
+
+def origins(preset: Preset, report: str = "") -> str:
+    """By which commits, with which versions, on which machines the runs that a report shows were made; all runs by default."""
+    found = [result_job(preset, run) for run in report_runs(preset, report)]
+    complete = [job for job in found if not why_incomplete(job, needed=False)]
+    return said([origin(part) for job in complete for part in (*(up for up in job.upstream if up.folder == job.folder), job)])

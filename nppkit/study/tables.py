@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nppkit.cost import rule_gflops
+from nppkit.cost import parameters, rule_gflops
 from nppkit.files import write_atomic
 from nppkit.model import MODELS, GPTConfig
 from nppkit.schedule import cost_ratio, ideal_cost_ratio
@@ -16,7 +16,7 @@ from nppkit.scoring.contract import check_one_contract, contract_line
 from nppkit.study.graph import results_dir
 from nppkit.study.presets import Preset
 from nppkit.study.published import published, row_run
-from nppkit.study.results import contrasts, floors, mean, paired, results
+from nppkit.study.results import contrasts, floors, mean, origins, paired, results
 from nppkit.study.runs import Run, preset_runs, seed_count
 from nppkit.study.stats import Interval, deviation, plus_minus
 
@@ -161,14 +161,23 @@ def write_table(preset: Preset, name: str, table: pd.DataFrame) -> list[Path]:
     text = compact(table)
     caption = f"{name.replace('_', ' ')}, preset {preset.name}: {preset.description}"
     below = f"Ours: mean and standard deviation over seeds; {table.attrs['contract']}; {floors(preset)}."
+    how = f"{sizes(preset)}.\n\nRuns: {origins(preset, name)}.\n"
     texts = {
         "csv": table.to_csv(index=False),
-        "md": f"{caption}\n\n{markdown(text)}\n\n{below}\n",
+        "md": f"{caption}\n\n{markdown(text)}\n\n{below}\n\n{how}",
         "tex": text.to_latex(index=False, escape=True, caption=caption),
     }
     for kind, content in texts.items():
         write_atomic(folder / f"{name}.{kind}", content)
     return [folder / f"{name}.{kind}" for kind in texts]
+
+
+def sizes(preset: Preset) -> str:
+    """The parameters of our models, beside those of the paper's of the same name; sizes without a complete run are left out."""
+    known = {size: mean(results(preset, Run(size)), "parameters") for size in preset.models if size in MODELS}
+    theirs = {size: f"{parameters(GPTConfig(**MODELS[size])) / 1e6:,.0f}M" for size in MODELS}
+    words = [f"{size} {ours:,.0f} ({theirs[size]})" for size, ours in known.items() if ours]
+    return f"Our models' parameters, in brackets those of LlamaGen's models of the same name: {', '.join(words) or 'not run'}"
 
 
 def markdown(table: pd.DataFrame) -> str:

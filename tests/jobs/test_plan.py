@@ -57,6 +57,14 @@ def test_the_plan_beside_what_gpus_measured():
             assert abs(speed.two_levels(planned) - row["#L = 2, time"]) < 0.04
 
 
+def test_the_help_names_every_gpu_and_the_share(capsys):
+    """What `nppkit plan --help` lists without importing torch is what the cost model knows."""
+    with pytest.raises(SystemExit):
+        cli.call(["plan", "--help"])
+    said = "".join(capsys.readouterr().out.split())
+    assert tuple(cost.GPUS) == cli.PLANNED and ",".join(cost.GPUS) in said and f"(default{cost.UTILISATION})" in said
+
+
 def test_extraction_and_disk(imagenet):
     """1.29 million images of 20 crops of 256 uint16 codes; two checkpoints beside the next; larger grids by their area."""
     crops = (5004 * 256 + 10_000) * 20

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nppkit.cost import GPUS, gpu_hours
 from nppkit.errors import NppkitError
@@ -13,7 +14,7 @@ from nppkit.grouping import group_targets
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, sample_codes
 from nppkit.schedule import cost_ratio, multi_scale_segments
-from nppkit.show import monitor, plots, pretrained
+from nppkit.show import monitor, photographs, plots, pretrained
 from nppkit.show.explorers import browser, designer, method, playground, training
 from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.runs import preset_runs
@@ -36,10 +37,19 @@ def parts(app):
     return {row.children[0].description: row.children[0] for row in form.children}, view
 
 
+def sets_of(pixels, codes, tokenizer, gpt):
+    """What the grouping explorer is given: the digits, and photographs with 16 x 16 codes."""
+    images, numbers, blocks = photographs.photographs()
+    return {
+        "digits": (pixels, codes, gpt.tok_embeddings.weight, tokenizer.quantize.rows()),
+        "photographs": (images, numbers, blocks, blocks),
+    }
+
+
 def test_grouping_explorer_shows_what_is_trained(digits):
     """The words name the codes that a position is scored on; the position stays within the patches of a larger side."""
     pixels, _, codes, tokenizer, gpt = digits
-    controls, view = parts(method.grouping_explorer(pixels, codes, tokenizer, gpt))
+    controls, view = parts(method.grouping_explorer(sets_of(pixels, codes, tokenizer, gpt), gpt.config))
     controls["Position"].value = 15
     first = view.value
     targets = ", ".join(str(int(code)) for code in group_targets(codes[:1], 2)[0, 15])
@@ -54,11 +64,39 @@ def test_grouping_explorer_shows_what_is_trained(digits):
 def test_a_move_of_a_slider_is_one_drawing(digits, monkeypatch):
     """Also where it moves another: a larger patch side takes the position along, and what is seen is drawn once."""
     pixels, _, codes, tokenizer, gpt = digits
-    controls, view = parts(method.grouping_explorer(pixels, codes, tokenizer, gpt))
+    controls, view = parts(method.grouping_explorer(sets_of(pixels, codes, tokenizer, gpt), gpt.config))
     drawn, draw = [], plots.grouping
     monkeypatch.setattr(plots, "grouping", lambda *values: drawn.append(values[-2:]) or draw(*values))
     controls["Patch side p"].value = 8
     assert drawn == [(8, 0)] and "Position 0 of 1" in view.value
+
+
+def test_grouping_explorer_has_photographs_beside_digits(digits):
+    """Their grid is finer: sliders follow it there and back, and the cost is that of the longer sequence."""
+    pixels, _, codes, tokenizer, gpt = digits
+    controls, view = parts(method.grouping_explorer(sets_of(pixels, codes, tokenizer, gpt), gpt.config))
+    controls["Pictures"].value = "photographs"
+    assert "64 positions instead of 256" in view.value and controls["Position"].max == 63
+    controls["Position"].value = 63
+    assert "Position 63 of 64" in view.value
+    controls["Pictures"].value = "digits"
+    assert "Position 15 of 16" in view.value and "16 positions instead of 64" in view.value
+
+
+def test_photographs_of_a_folder_and_what_a_patch_keeps(tmp_path):
+    """One's own folder replaces the photographs that are brought; a patch is drawn as the mean of its blocks."""
+    (tmp_path / "cats").mkdir()
+    for name, grey in (("a", 20), ("b", 200)):
+        noise = np.random.default_rng(grey).integers(grey, grey + 50, (150, 140, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "cats" / f"{name}.png")
+    pixels, codes, blocks = photographs.photographs(str(tmp_path))
+    assert pixels.shape == (2, 3, 128, 128) and codes.shape == (2, 256) and blocks.shape == (64, 192)
+    one, two = (photographs.patch_pictures(codes, blocks, p).float() for p in (1, 2))
+    grouped = (one[..., :8, :8] + one[..., :8, 8:16] + one[..., 8:16, :8] + one[..., 8:16, 8:16]) / 4
+    torch.testing.assert_close(two[..., :16:2, :16:2], grouped, atol=1, rtol=0)
+    with pytest.raises(NppkitError, match="does not exist"):
+        photographs.photographs(str(tmp_path / "none"))
+    assert len(photographs.photographs()[0]) >= 2
 
 
 def test_prediction_explorer_shows_the_models_loss(digits):

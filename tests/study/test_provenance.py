@@ -36,3 +36,13 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "a").write_text("2")
     assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_the_line_below_a_table():
+    """Commits, versions and machines with their numbers; what is older than such records is counted, and sent elsewhere."""
+    machine = {"processor": ["Xeon"], "cores": 2, "gpus": ["H100"], "system": "Linux"}
+    one = {"commit": "a" * 40, "versions": {"python": "3.11.7", "torch": "2"}, "machine": machine}
+    line = provenance.said([one, one, {**one, "commit": "b" * 40 + "-dirty"}, {}])
+    assert line.startswith("made by 4 trainings and evaluations; commits: aaaaaaa (2), bbbbbbb-dirty (1); ")
+    assert "versions: python 3.11.7, torch 2 (3); machines: Xeon, 2 cores, H100 (3); 1 are older" in line
+    assert provenance.said([]) == "nothing is trained yet"

@@ -9,10 +9,10 @@ import ipywidgets as w
 from nppkit.show import monitor, plots
 from nppkit.show.widgets import Form, Task, control, in_turn, picture
 
-WIDTHS = {"run": "236px", "state": "76px", "preset": "76px"}  # of the table's columns
+WIDTHS = {"run": "330px", "state": "76px", "preset": "76px"}  # of the table's columns
 WIDTH = "58px"  # of a column of numbers
 NO_RUN = ("none", "")  # None as a value would leave the menu blank
-WHOLE = w.Layout(width="max-content", overflow="visible")  # the table scrolls as one
+WHOLE = w.Layout(width="max-content", overflow="visible", flex="0 0 auto")  # the table scrolls as one
 
 
 class RunBrowser:
@@ -39,7 +39,7 @@ class RunBrowser:
         for name in ("against", "samples"):
             self.form.controls[name].observe(lambda _: self.redraw(), "value")
         self.header.children = [self._sorter(name) for name in ("run", *self.COLUMNS)]
-        table = w.VBox([self.header, self.rows], layout=w.Layout(overflow="auto"))
+        table = w.VBox([self.header, self.rows], layout=w.Layout(overflow="auto", max_height="230px"))  # curves stay in sight
         self.box = w.VBox([self.form.box, table, self.task.box, self.running, self.curves, self.grid])
         self.refresh()
 

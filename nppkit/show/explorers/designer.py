@@ -87,7 +87,7 @@ def designed_run(kind: str, levels: int, patch_size: int, lam: str, size: str = 
 
 
 def draw_design(kind, epochs, levels, patch_size, lam, warmup_epochs, decay_fraction, lr, size, gpu, utilisation, images) -> str:
-    """The designed schedule as HTML: figure, relative cost, GPU-hours."""
+    """The designed schedule as HTML: relative cost, GPU-hours, figure."""
     run, config = designed_run(kind, levels, patch_size, lam), PAPER_SIZES[size]
     segments, resolution = run.segments(epochs), 40  # points an epoch
     if any(config.grid_size % s.patch_size for s in segments):
@@ -97,9 +97,8 @@ def draw_design(kind, epochs, levels, patch_size, lam, warmup_epochs, decay_frac
     words = "; ".join(f"p = {s.patch_size} in epochs {s.start} to {s.end}" for s in segments)
     hours = [gpu_hours(config, part, images, GPUS[gpu], utilisation) for part in (segments, ntp_segments(epochs))]
     figure = picture(plots.design(segments, rates, config.block_size), f"schedule: {words}")
-    return (
-        f"{figure}<p>{words}.</p><p>{say_relative_cost(run, segments)} About {hours[0]:,.0f} GPU-hours, NTP {hours[1]:,.0f}.</p>"
-    )
+    cost = f"{say_relative_cost(run, segments)} About {hours[0]:,.0f} GPU-hours, NTP {hours[1]:,.0f}."
+    return f"<p>{cost}</p>{figure}<p>{words}.</p>"  # the cost is in sight while a control is moved
 
 
 def say_relative_cost(run: Run, segments: tuple[Segment, ...]) -> str:

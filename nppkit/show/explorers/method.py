@@ -1,13 +1,14 @@
 """The method on one image: its patches and what each position is scored on, and what a trained model predicts for one."""
 
 import math
+from dataclasses import replace
 
 import ipywidgets as w
 import torch
 from torch import Tensor
 
 from nppkit.cost import train_flops
-from nppkit.grouping import group_embeddings, group_targets
+from nppkit.grouping import group_embeddings, group_targets, patch_grid
 from nppkit.loss import patch_loss
 from nppkit.model import GPT, MODELS, GPTConfig
 from nppkit.show import plots
@@ -17,29 +18,46 @@ from nppkit.tokenizer import VQModel
 PAPER_SIZES = {f"GPT-{size}, 16 x 16 codes": GPTConfig(**sizes) for size, sizes in MODELS.items()}
 
 
-def grouping_explorer(pixels: Tensor, codes: Tensor, tokenizer: VQModel, gpt: GPT) -> w.VBox:
-    """Images (n, 3, S, S) with their codes (n, N): patches, what each position is scored on, embeddings, length and FLOPs."""
-    grid, vocabulary = gpt.config.grid_size, gpt.tok_embeddings.weight.detach()
-    colours, sides = plots.code_colours(tokenizer.quantize.rows()), [p for p in (1, 2, 4, 8) if grid % p == 0]
-    sizes = {f"this model, {grid} x {grid} codes": gpt.config, **PAPER_SIZES}
+def grouping_explorer(sets: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], config: GPTConfig) -> w.VBox:
+    """Patches, what each position is scored on, embeddings, length and FLOPs, of sets of pictures by name.
+
+    A set: images (n, 3, S, S), codes (n, N), embeddings (V, C), and the codebook's rows (V, D) for colours. config: a model.
+    """
+    grids = {name: patch_grid(codes.shape[1], 1) for name, (_, codes, *_) in sets.items()}
+    colours = {name: plots.code_colours(rows) for name, (*_, rows) in sets.items()}
+    first = next(iter(sets))
     controls = {
-        "image": control(w.IntSlider, "Image", min=0, max=len(pixels) - 1, value=0),
-        "patch_size": control(w.SelectionSlider, "Patch side p", options=sides, value=2),
-        "position": control(w.IntSlider, "Position", min=0, max=(grid // 2) ** 2 - 1, value=(grid // 2) ** 2 // 2),
-        "model": control(w.Dropdown, "Cost of", options=list(sizes)),
+        "pictures": control(w.Dropdown, "Pictures", options=list(sets)),
+        "image": control(w.IntSlider, "Image", min=0, max=len(sets[first][0]) - 1, value=0),
+        "patch_size": control(w.SelectionSlider, "Patch side p", options=sides(*grids.values()), value=2),
+        "position": control(w.IntSlider, "Position", min=0, max=(grids[first] // 2) ** 2 - 1, value=grids[first] ** 2 // 8 + 1),
+        "model": control(w.Dropdown, "Cost of", options=["the small model", *PAPER_SIZES]),
     }
 
-    bound_position(controls, grid)
+    def bound() -> None:
+        chosen = controls["pictures"].value
+        controls["image"].max = len(sets[chosen][0]) - 1
+        controls["position"].max = (grids[chosen] // controls["patch_size"].value) ** 2 - 1
 
-    def draw(image: int, patch_size: int, position: int, model: str) -> str:
+    for name in ("pictures", "patch_size"):
+        controls[name].observe(lambda _: bound(), "value")
+
+    def draw(pictures: str, image: int, patch_size: int, position: int, model: str) -> str:
+        (pixels, codes, vocabulary, _), colour = sets[pictures], colours[pictures]
         patches = group_embeddings(vocabulary[codes[:100]], patch_size).flatten(0, 1)
         mine = group_embeddings(vocabulary[codes[image]][None], patch_size)[0]
-        cut = plots.grouping(pixels[image], codes[image], colours, patch_size, position)
-        cloud = plots.patch_embeddings(vocabulary, patches, mine, colours, position)
+        cut = plots.grouping(pixels[image], codes[image], colour, patch_size, position)
+        cloud = plots.patch_embeddings(vocabulary, patches, mine, colour, position)
         words = say_grouping(codes[image], patch_size, position)
-        return picture(cut, words) + f"<p>{words} {say_cost(sizes[model], patch_size)}</p>" + picture(cloud, "patch embeddings")
+        cost = say_cost(PAPER_SIZES.get(model, replace(config, grid_size=grids[pictures])), patch_size)
+        return picture(cut, words) + f"<p>{words} {cost}</p>" + picture(cloud, "patch embeddings")
 
     return live(controls, draw)
+
+
+def sides(*grids: int) -> list[int]:
+    """Patch sides that divide all grids of codes."""
+    return [p for p in (1, 2, 4, 8) if not any(grid % p for grid in grids)]
 
 
 def say_grouping(codes: Tensor, patch_size: int, position: int) -> str:
@@ -65,10 +83,14 @@ def prediction_explorer(pixels: Tensor, codes: Tensor, labels: Tensor, tokenizer
     grid, colours = gpt.config.grid_size, plots.code_colours(tokenizer.quantize.rows())
     controls = {
         "image": control(w.IntSlider, "Image", min=0, max=len(pixels) - 1, value=3),
-        "patch_size": control(w.SelectionSlider, "Patch side p", options=[p for p in (1, 2, 4, 8) if grid % p == 0], value=2),
+        "patch_size": control(w.SelectionSlider, "Patch side p", options=sides(grid), value=2),
         "position": control(w.IntSlider, "Position", min=0, max=(grid // 2) ** 2 - 1, value=5),
     }
-    bound_position(controls, grid)
+
+    def bound(change: dict) -> None:
+        controls["position"].max = (grid // change["new"]) ** 2 - 1
+
+    controls["patch_size"].observe(bound, "value")
 
     def draw(image: int, patch_size: int, position: int) -> str:
         with torch.inference_mode():
@@ -81,12 +103,3 @@ def prediction_explorer(pixels: Tensor, codes: Tensor, labels: Tensor, tokenizer
         return picture(figure, words) + f"<p>{words}</p>"
 
     return live(controls, draw)
-
-
-def bound_position(controls: dict[str, w.Widget], grid: int) -> None:
-    """Keep the position slider within the patches of the chosen side."""
-
-    def bound(change: dict) -> None:
-        controls["position"].max = (grid // change["new"]) ** 2 - 1
-
-    controls["patch_size"].observe(bound, "value")
