@@ -168,50 +168,6 @@ def guidance(frame: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
-def step_times(row: dict) -> Figure:
-    """Step time against patch side, with the ideal 1 / p**2 and the fit a + b / p**2, of the benchmarks' `patches` row."""
-    sides = np.array([int(p) for p in row["seconds"] if p.isdigit()])
-    times = [row["seconds"][str(p)] for p in sides]
-    median, low, high = (np.array([t[key] for t in times]) for key in ("median", "min", "max"))
-    smooth = np.geomspace(sides[0], sides[-1], 100)
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(smooth, median[0] / smooth**2, "--", color="0.4", label="ideal, t(1) / p²")
-    axes.plot(smooth, row["a"] + row["b"] / smooth**2, color="C1", label=f"{row['a']:.2g} s + {row['b']:.3g} s / p²")
-    axes.errorbar(sides, median, (median - low, high - median), fmt="o", color="C0", capsize=3, label="measured, with spread")
-    axes.set(xscale="log", yscale="log", xlabel="patch side p", ylabel="forward + backward (s)")
-    axes.set_xticks(sides, [str(p) for p in sides])
-    axes.minorticks_off()
-    axes.legend()
-    return figure
-
-
-def time_shares(operations: pd.DataFrame) -> Figure:
-    """Where a step's time goes: the share of each kind of operation."""
-    share = operations.groupby("kind")["seconds"].sum().sort_values() / operations["seconds"].sum()
-    figure, axes = plt.subplots(figsize=(5, 0.6 + 0.3 * len(share)))
-    axes.barh(share.index, 100 * share)
-    axes.set_xlabel("share of the step's time (%)")
-    return figure
-
-
-def roofline(operations: pd.DataFrame, peak: float, bandwidth: float) -> Figure:
-    """Rate of every product against its FLOPs per byte, under the machine's two limits; marker area by time.
-
-    peak: FLOP/s, bandwidth: bytes/s.
-    """
-    products = operations[operations["flops"] > 0]
-    intensity, rate = products["flops"] / products["bytes"], products["flops"] / products["seconds"]
-    x = np.geomspace(min(1, intensity.min()), 2 * intensity.max(), 200)
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color="0.4", label="copy bandwidth, yardstick")
-    for i, (kind, part) in enumerate(products.groupby("kind")):
-        area = 15 + 400 * part["seconds"] / operations["seconds"].sum()
-        axes.scatter(intensity[part.index], rate[part.index] / 1e9, s=area, color=f"C{i}", marker="os^D"[i % 4], label=kind)
-    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte, least traffic", ylabel="GFLOP/s")
-    axes.legend()
-    return figure
-
-
 def code_colours(rows: Tensor) -> ListedColormap:
     """A colour for each codebook row (V, D): codes that lie close together get close colours.
 
