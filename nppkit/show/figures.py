@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nppkit.grouping import patch_grid
 from nppkit.schedule import Segment, cost_ratio, learning_rate
-from nppkit.study.verdicts import NO_MATTER, REFUTED, SUPPORTED, UNDECIDED
 
 PAPER_X_TICKS = (0, 50, 100, 150, 200, 300, 400, 600, 800)  # equally spaced in the paper's Figure 1
 PAPER_Y_TICKS = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5)  # likewise: a step below 4 is twice a step above
@@ -240,40 +239,3 @@ def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: 
         axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
     mean = known.groupby("point")[[x, y]].mean()
     axes.plot(mean[x], mean[y], line, color=colour, marker=marker if len(mean) < 12 else None, markersize=5, label=label)
-
-
-VERDICTS = {SUPPORTED: "C2", REFUTED: "C1", NO_MATTER: "C0", UNDECIDED: "0.35"}
-
-
-def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
-    """A line for each contrast of `protocol.summary`: its mean and simultaneous interval, coloured by the verdict.
-
-    Hollow and grey below: the first study's mean and 95 % interval. The band is the difference that does not matter.
-    """
-    figure, axes = plt.subplots(figsize=(7, 0.62 * len(summary) + 1.0))
-    axes.axvspan(-margin, margin, color="0.92", linewidth=0)
-    axes.axvline(0, color="0.6", linewidth=0.8)
-    for place, (_, row) in enumerate(summary.iterrows()):
-        colour = VERDICTS.get(row["verdict"], "0.7")
-        _whisker(axes, place, row["mean"], row["low"], row["high"], color=colour, marker="o", markerfacecolor=colour)
-        before = (row[f"first_{end}"] for end in ("mean", "low", "high"))
-        _whisker(axes, place + 0.28, *before, color="0.35", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
-        axes.text(
-            1.02,
-            place,
-            row["verdict"] + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            color=colour if row["verdict"] in VERDICTS else "0.35",
-        )
-    axes.set_yticks(range(len(summary)), [f"{row['contrast']} ({row['size']})" for _, row in summary.iterrows()])
-    axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=xlabel)
-    axes.grid(axis="y", visible=False)
-    return figure
-
-
-def _whisker(axes: Axes, place: float, mean: float, low: float, high: float, **style: object) -> None:
-    if np.isfinite(low):
-        axes.plot([low, high], [place, place], color=style["color"], linewidth=style.get("linewidth", 1.8))
-    if np.isfinite(mean):
-        axes.plot([mean], [place], linestyle="", **{"markersize": 6, **style})
