@@ -1,6 +1,6 @@
 """Figures that compare runs: the paper's and ours. Each takes data and returns a matplotlib figure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,10 +16,6 @@ from torch import Tensor
 from nppkit.grouping import patch_grid
 from nppkit.schedule import Segment, cost_ratio, learning_rate
 
-PAPER_X_TICKS = (0, 50, 100, 150, 200, 300, 400, 600, 800)  # equally spaced in the paper's Figure 1
-PAPER_Y_TICKS = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5)  # likewise: a step below 4 is twice a step above
-SERIES = {"LlamaGen": ("C0", "o", "-"), "LlamaGen-384": ("C2", "s", "--"), "LlamaGen + NPP": ("C1", "^", "-")}
-OURS = {"LlamaGen": "NTP", "LlamaGen-384": "NTP, larger images", "LlamaGen + NPP": "NPP"}  # our models are small ones of its kind
 INPUT, TARGET = "#56B4E9", "#D55E00"  # what a prediction has seen, and what it is scored on
 
 
@@ -48,73 +44,6 @@ def settings(values: pd.Series) -> list[str]:
 def _say_not_run(axes: Axes, empty: bool) -> None:
     if empty:
         axes.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center")
-
-
-def figure1(data: pd.DataFrame, preset_name: str, ours: str) -> Figure:
-    """The published series on the paper's ticks; on ordinary axes with the costs that its rule gives; and ours."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4))
-    printed = figure1_series(data, "paper GFLOPs printed", "paper FID")
-    for axes in (left, middle):
-        cost_vs_fid(axes, printed, "paper GFLOPs printed", "paper FID", "size")
-        axes.set(xlabel="training cost (GFLOPs an image, as printed)", ylabel="FID (ImageNet 256 x 256, published)")
-    paper_ticks(left)
-    left.set_title("published, on the paper's uneven ticks")
-    corrected = printed["LlamaGen + NPP"]
-    style = dict(marker="o", linestyle="--", mfc="none", color="C1", label="NPP, cost by the rule")
-    middle.plot(corrected["paper GFLOPs by its rule"], corrected["paper FID"], **style)
-    middle.legend()
-    middle.set(title="published, on ordinary axes", xlabel="training cost (GFLOPs an image)")
-    cost_vs_fid(right, figure1_series(data, "our GFLOPs measured", ours), "our GFLOPs measured", ours, "our parameters")
-    right.set(xlabel="measured training cost (GFLOPs an image)", ylabel=ours.removeprefix("our "))
-    right.set_title(f"ours, preset {preset_name}: not ImageNet")
-    if right.lines:
-        handles, names = right.get_legend_handles_labels()
-        right.legend(handles, [OURS[name] for name in names])
-    right.ticklabel_format(useOffset=False)
-    _say_not_run(right, data[ours].isna().all())
-    return figure
-
-
-def figure1_series(table: pd.DataFrame, x: str, y: str) -> dict[str, pd.DataFrame]:
-    """The three series of Figure 1 from Table 5; LlamaGen-384 starts from L at 256, as the paper draws it."""
-    own = table[table["model"].str.startswith("LlamaGen")].dropna(subset=[x, y])
-    large, npp = own["model"].str.contains("384"), own["model"].str.contains("NPP")
-    start = (own["model"] == "LlamaGen-L") & large.any()
-    return {"LlamaGen": own[~large & ~npp], "LlamaGen-384": own[large | start], "LlamaGen + NPP": own[npp]}
-
-
-def cost_vs_fid(axes: Axes, series: dict[str, pd.DataFrame], x: str, y: str, size: str) -> None:
-    """FID against training cost, marker area by parameters."""
-    largest = max((frame[size].max() for frame in series.values() if not frame.empty), default=1)
-    for name, frame in series.items():
-        if frame.empty:
-            continue
-        colour, marker, line = SERIES[name]
-        axes.plot(frame[x], frame[y], line, marker=marker, markersize=4, color=colour, label=name, linewidth=1)
-        if f"{y} deviation" in frame:
-            axes.errorbar(frame[x], frame[y], frame[f"{y} deviation"].astype(float), fmt="none", color=colour, linewidth=1)
-        axes.scatter(frame[x], frame[y], s=frame[size] / largest * 120 + 15, marker=marker, color=colour, zorder=3)
-    if axes.lines:
-        axes.legend()
-
-
-def paper_ticks(axes: Axes) -> None:
-    """The original's silently non-uniform axes: its ticks are equally far apart."""
-    for axis, ticks in (("x", PAPER_X_TICKS), ("y", PAPER_Y_TICKS)):
-        places = np.arange(len(ticks), dtype=float)
-        forward, inverse = _piecewise(np.array(ticks, float), places), _piecewise(places, np.array(ticks, float))
-        getattr(axes, f"set_{axis}scale")("function", functions=(forward, inverse))
-        getattr(axes, f"set_{axis}ticks")(ticks)
-    axes.set(xlim=(0, 850), ylim=(2, 5.7))
-
-
-def _piecewise(known: np.ndarray, values: np.ndarray) -> Callable:
-    def mapped(x):
-        inside = np.interp(x, known, values)
-        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
-        return np.where(np.asarray(x) > known[-1], values[-1] + slope * (np.asarray(x) - known[-1]), inside)
-
-    return mapped
 
 
 def figure2(image: Tensor, shades: Tensor, patch_sizes: Iterable[int] = (1, 2, 4)) -> Figure:

@@ -283,10 +283,3 @@ def rule_ratios(table: pd.DataFrame) -> pd.Series:
         if (run := row_run(row)) and not run.large
     }
     return pd.Series({size: ours[size, False] / ours[size, True] for size in MODELS}, name="NPP / NTP by the rule")
-
-
-def figure1_data(preset: Preset) -> pd.DataFrame:
-    """Table 5 with the published parameter counts as numbers, for Figure 1."""
-    table = make_table(preset, 5)
-    units = {"M": 1e6, "B": 1e9}
-    return table.assign(size=[float(text[:-1]) * units[text[-1]] for text in table["paper's parameters"]])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cells import run_cells
 from matplotlib.colors import to_hex
 from PIL import Image
 from test_tables import finish
@@ -14,6 +15,8 @@ from nppkit.schedule import multi_scale_segments
 from nppkit.show import figures
 from nppkit.study import tables
 from nppkit.study.runs import Run
+
+FIGURE1 = ("185b2299", "figure1-draw", "figure1-panels", "figure1-uneven", "18e222d0")
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def test_ablation_shows_means_and_seeds(study):
 
 def test_figure1_series(study):
     """The paper's three series with its points, its rule's costs in the middle, ours with bars on the right."""
-    data = tables.figure1_data(study)
-    left, middle, right = figures.figure1(data, study.name, tables.column(data, "our FID")).axes
+    made = run_cells("figure1_cost_vs_fid", *FIGURE1, study=study)
+    left, middle, right = made["figure"].axes
     series = {line.get_label(): points(line) for line in left.lines}
     assert series["LlamaGen"] == [(25.06, 5.46), (83.54, 3.8), (193.35, 3.39), (355.72, 3.1)]
     assert series["LlamaGen-384"] == [(83.54, 3.8), (434.11, 2.62), (798.64, 2.34)]
@@ -52,7 +55,7 @@ def test_figure1_series(study):
     assert [round(x, 2) for x, _ in points(corrected)] == [15.7, 52.33, 121.13, 222.84]
     images = study.training.batch_size * study.training.steps_per_epoch * 300
     assert points(right.lines[0]) == [(2e12 / images / 1e9, 11.0)]
-    drawn = {figures.OURS[line.get_label()]: line.get_color() for line in right.lines if line.get_label() in figures.OURS}
+    drawn = {made["kinds"][line.get_label()]: line.get_color() for line in right.lines if line.get_label() in made["kinds"]}
     legend = zip(right.get_legend().get_texts(), right.get_legend().legend_handles, strict=True)
     assert {text.get_text(): handle.get_color() for text, handle in legend} == drawn
     (low, high), *_ = right.collections[0].get_segments()[0][:, 1].reshape(1, 2)
@@ -61,8 +64,9 @@ def test_figure1_series(study):
 
 def test_paper_ticks_are_equally_far_apart(study):
     """The published axes are reproduced as they are: uneven values at even distances."""
-    left = figures.figure1(tables.figure1_data(study), "x", "our FID (digit features)").axes[0]
-    for axis, ticks in ((left.xaxis, figures.PAPER_X_TICKS), (left.yaxis, figures.PAPER_Y_TICKS)):
+    made = run_cells("figure1_cost_vs_fid", *FIGURE1, study=study)
+    left = made["left"]
+    for axis, ticks in ((left.xaxis, made["ticks"]["x"]), (left.yaxis, made["ticks"]["y"])):
         places = axis.get_transform().transform(np.array(ticks, float))
         np.testing.assert_allclose(np.diff(places), places[1] - places[0], rtol=1e-6)
 

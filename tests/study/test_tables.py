@@ -247,7 +247,7 @@ def test_rows_of_released_weights(home):
     assert status["LlamaGen-XL"] == status["LlamaGen-XXL"] == "weights not released" and status["BigGAN"] == "quoted"
     row = tables.make_table(preset, 3).iloc[0]
     assert row["our FID"] == 3.8 and row["cost measured FLOPs"] is None
-    data = tables.figure1_data(preset).set_index("model").loc["LlamaGen-L"]
+    data = tables.make_table(preset, 5).set_index("model").loc["LlamaGen-L"]
     assert data["our parameters"] == 342910976 and pd.isna(data["our GFLOPs measured"])
 
 
