@@ -1,6 +1,5 @@
 """Figures that compare runs: the paper's and ours. Each takes data and returns a matplotlib figure."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,15 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from PIL import Image
-from torch import Tensor
-
-from nppkit.grouping import patch_grid
-from nppkit.schedule import Segment, cost_ratio, learning_rate
-
-INPUT, TARGET = "#56B4E9", "#D55E00"  # what a prediction has seen, and what it is scored on
 
 
 def ablation(table: pd.DataFrame, seeds: pd.DataFrame, by: str, ours: str) -> Figure:
@@ -44,62 +36,6 @@ def settings(values: pd.Series) -> list[str]:
 def _say_not_run(axes: Axes, empty: bool) -> None:
     if empty:
         axes.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center")
-
-
-def figure2(image: Tensor, shades: Tensor, patch_sizes: Iterable[int] = (1, 2, 4)) -> Figure:
-    """The method on a real image (3, S, S): what a prediction has seen, and the K tokens it is scored on.
-
-    shades (N,) are the greys in which the image's codes are drawn.
-    """
-    sides = list(patch_sizes)
-    figure, panels = plt.subplots(1, len(sides) + 1, figsize=(1.9 * (len(sides) + 1), 3.0))
-    panels[0].imshow(image.permute(1, 2, 0), interpolation="nearest")
-    panels[0].set_title("image")
-    for axes, p in zip(panels[1:], sides, strict=True):
-        _prediction(axes, shades, p)
-    for axes in panels:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-    marks = [Rectangle((0, 0), 1, 1, fc=INPUT, alpha=0.45), Rectangle((0, 0), 1, 1, fc="none", ec=TARGET, lw=2)]
-    figure.legend(marks, ["patch tokens it has seen (and the class)", "its K targets"], loc="outside lower center", ncols=2)
-    return figure
-
-
-def _prediction(axes: Axes, shades: Tensor, p: int) -> None:
-    """The token grid, one prediction in its middle, and the windows of side p."""
-    grid = patch_grid(len(shades), 1)
-    side, middle = grid // p, (grid // p) // 2 * (grid // p) + (grid // p) // 2
-    axes.imshow(shades.reshape(grid, grid), interpolation="nearest")
-    for place in range(middle + 1):
-        row, column = divmod(place, side)
-        style = dict(fc="none", ec=TARGET, lw=2, zorder=3) if place == middle else dict(fc=INPUT, alpha=0.45)
-        axes.add_patch(Rectangle((column * p - 0.5, row * p - 0.5), p, p, **style))
-    for line in range(0, grid + 1, p):
-        axes.axhline(line - 0.5, color="0.5", linewidth=0.4)
-        axes.axvline(line - 0.5, color="0.5", linewidth=0.4)
-    axes.set_title(f"p = {p}, K = {p**2}\n{side**2} patch tokens")
-
-
-def figure3(
-    schedules: dict[str, tuple[Segment, ...]], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float
-) -> Figure:
-    """Coarse-to-fine schedules one below the other: segments, learning rate, and cost relative to next-token prediction.
-
-    The arguments of the learning rate are those of `schedule.learning_rate`.
-    """
-    figure, rows = plt.subplots(len(schedules), 1, figsize=(7, 1.25 * len(schedules) + 0.4), sharex=True)
-    for axes, (name, segments) in zip(rows, schedules.items(), strict=True):
-        steps = range(segments[-1].end * steps_per_epoch)
-        rates = [learning_rate(step, segments, steps_per_epoch, base_lr, end_lr, **shape) for step in steps]
-        axes.plot(np.array(steps) / steps_per_epoch, rates, color="C0")
-        for segment in segments:
-            shade = 0.08 * np.log2(segment.patch_size)
-            axes.axvspan(segment.start, segment.end, color="C1", alpha=shade, linewidth=0)
-            axes.text((segment.start + segment.end) / 2, 0.35 * base_lr, f"p = {segment.patch_size}", ha="center")
-        axes.set(ylabel="learning rate", xlim=(0, segments[-1].end), ylim=(0, 1.1 * base_lr))
-        axes.set_title(f"{name}: cost {cost_ratio(segments):.3f} of next-token prediction", loc="left")
-    rows[-1].set_xlabel("schedule epoch")
-    return figure
 
 
 def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) -> Figure:
