@@ -4,14 +4,7 @@ from pathlib import Path
 
 from nppkit.data.config import DataConfig
 from nppkit.data.elpv import elpv_images
-from nppkit.data.images import (
-    ImageSet,
-    folder_images,
-    mnist_images,
-    some_images,
-    split_heldout,
-    torchvision_images,
-)
+from nppkit.data.images import ImageSet, folder_images, mnist_images, some_images, split_heldout, torchvision_images
 from nppkit.data.npz import npz_images
 from nppkit.data.video import moving_digits
 from nppkit.errors import NppkitError

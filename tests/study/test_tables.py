@@ -135,7 +135,7 @@ def test_sampling_deviation(partly_run):
         results.guidance_curves(partly_run, Run("B", patch_size=2, lam="1/2")),
     ]
     expected = (sum(((r["repeat_fid"] - r["select_fid"]) ** 2).sum() for r in rows) / sum(map(len, rows)) / 2) ** 0.5
-    assert results.sampling_deviation(partly_run) == pytest.approx(expected) and expected > 1
+    assert results.sampling_noise(partly_run)[0] == pytest.approx(expected) and expected > 1
 
 
 def test_fid_bias(home, smoke):
