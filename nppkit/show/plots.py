@@ -194,18 +194,6 @@ def patch_embeddings(vocabulary: Tensor, patches: Tensor, mine: Tensor, colours:
     return figure
 
 
-def tokenized(image: Tensor, codes: Tensor, decoded: Tensor, colours: ListedColormap) -> Figure:
-    """An image (3, S, S), its codes (N,), and the image decoded from them (3, S, S)."""
-    figure = Figure(figsize=(7, 2.6))
-    left, middle, right = figure.subplots(1, 3)
-    for axes, pixels, title in ((left, image, "image"), (right, decoded, "decoded from the codes")):
-        image_grid(axes, pixels[None], 1)
-        axes.set_title(title, loc="left")
-    code_grid(middle, codes, colours)
-    middle.set_title(f"{len(codes)} codes of {colours.N}", loc="left")
-    return figure
-
-
 def all_sides(codes: Tensor, colours: ListedColormap, patch_sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Figure:
     """One image's codes (N,) at several patch sides, and what each position is scored on."""
     figure = Figure(figsize=(9, 4.6))

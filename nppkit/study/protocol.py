@@ -59,11 +59,10 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         if planned:
             lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
-            counted = {
-                seed: x for seed, x in differences(preset, q.run, q.baseline, "fid").items() if _one_processor(preset, q, seed)
-            }
+            paired = differences(preset, q.run, q.baseline, "fid")
             asked.append(q)
-            found[Contrast(q.text, q.sign, len(planned), lost)] = list(counted.values())
+            counted = [x for seed, x in paired.items() if _one_processor(preset, q, seed)]
+            found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
 
 

@@ -46,10 +46,8 @@ def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[
     if rows and "paper_fid" in rows[0]:
         for key, name in NAMES.items():
             columns |= measured_columns(f"our {name} at the paper's scale{seen_by}", rows, f"paper_{key}")
-    columns |= {
-        "at scale": mean(rows, "best_scale"),
-        **measured_columns("held-out NLL", [] if run and run.large else rows, "heldout_nll"),
-    }
+    columns |= {"at scale": mean(rows, "best_scale")}
+    columns |= measured_columns("held-out NLL", [] if run and run.large else rows, "heldout_nll")
     return columns | {"agreement": mean(rows, "agreement")} | difference_columns(preset, run)
 
 
@@ -236,10 +234,10 @@ def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
         if not seed_count(preset, run):
             continue
         rows = [{**row, "flops": row["flops"] and row["flops"] / 1e12} for row in results(preset, run)]
-        values = {label: measured_columns(label, rows, key) for key, label in shown.items()}
-        lines.append(
-            {"run": name, "seeds": _status(preset, run, rows)} | {k: v for columns in values.values() for k, v in columns.items()}
-        )
+        line = {"run": name, "seeds": _status(preset, run, rows)}
+        for key, label in shown.items():
+            line |= measured_columns(label, rows, key)
+        lines.append(line)
     return compact(pd.DataFrame(lines))
 
 
