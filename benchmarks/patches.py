@@ -3,10 +3,10 @@
 import functools
 
 import bench
+from speed import fit_patch_cost
 
 from nppkit.loss import npp_loss
 from nppkit.machine.devices import autocast, compiled
-from nppkit.study.speed import fit_patch_cost
 
 BATCH, SIDES = 16, (1, 2, 4, 8, 16)
 

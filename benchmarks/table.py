@@ -1,7 +1,8 @@
 """Write the table of the last measured machine beside its report: results/bench/<machine>.md."""
 
+import speed
+
 from nppkit.files import write_atomic
-from nppkit.study import speed
 
 
 def main() -> None:

@@ -109,14 +109,7 @@ def run(a: argparse.Namespace) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
-@command(
-    "train",
-    "demo GPT-B_ntp_seed0",
-    PRESET,
-    RUN,
-    PRECISION,
-    OPTIONS,
-)
+@command("train", "demo GPT-B_ntp_seed0", PRESET, RUN, PRECISION, OPTIONS)
 def train(a: argparse.Namespace) -> None:
     """Train one run without its notebook, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers

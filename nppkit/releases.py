@@ -31,7 +31,6 @@ EMA = ("ema", "model_ema", "ema_model")  # moving averages, by LlamaGen, timm an
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
 LIGHTNING = "model"  # at the beginning of all, or of all but a moving average's
 COMPUTED = ("freqs_cis", "n_averaged")  # LlamaGen's rotary table follows from the configuration; torch's count of averaged models
-CLASSES = {"GPT": (GPT, GPTConfig), "VQModel": (VQModel, VQConfig)}
 
 
 class Release(NamedTuple):
@@ -247,11 +246,10 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
     if out.suffix != ".safetensors":
         raise NppkitError(f"{out}: the converted file is named *.safetensors")
     state, kind = read_state(source)
-    name = next(name for name, (_, cls) in CLASSES.items() if isinstance(config, cls))
     with torch.device("meta"):
-        model = CLASSES[name][0](config)
+        model = GPT(config) if isinstance(config, GPTConfig) else VQModel(config)
     check_state(state, model, source)
-    about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": name}
+    about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": type(model).__name__}
     about |= {"config": dataclasses.asdict(config), "parameters": count_parameters(model)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:

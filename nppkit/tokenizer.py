@@ -14,10 +14,6 @@ from nppkit.grouping import require_range
 from nppkit.tokenizer_config import VQConfig
 
 
-def swish(x: Tensor) -> Tensor:
-    return F.silu(x)
-
-
 class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
@@ -29,8 +25,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(swish(self.norm1(x)))
-        h = self.conv2(swish(self.norm2(h)))
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -110,7 +106,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_blocks(self.conv_in(x)))
-        return self.conv_out(swish(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -130,7 +126,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_blocks(self.mid(self.conv_in(z)))
-        x = self.conv_out(swish(self.norm_out(x)))
+        x = self.conv_out(F.silu(self.norm_out(x)))
         return x.mean(1, keepdim=True).expand(x.shape) if self.gray else x
 
 

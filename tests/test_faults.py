@@ -175,7 +175,7 @@ def hold(folder, ready):
 
 def test_second_writer_is_refused_until_the_first_dies(store, tmp_path, monkeypatch):
     """While one process writes a run another is refused; the lock of a killed one is gone with it."""
-    monkeypatch.setattr(guard.exclusive.__wrapped__, "__defaults__", ("writer", 0.2))
+    monkeypatch.setattr(guard, "LOCK_SECONDS", 0.2)
     trainer, ready = test_trainer.make_trainer(store, tmp_path), faults.processes.Event()
     first = faults.processes.Process(target=hold, args=(tmp_path / "ckpt", ready), daemon=True)
     first.start()

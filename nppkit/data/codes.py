@@ -157,18 +157,6 @@ def _open_packed(path: Path) -> np.ndarray:
         raise NppkitError(f"{error}: extract the codes again") from None
 
 
-def code_shades(store: CodeStore, pixels: np.ndarray) -> Tensor:
-    """The mean brightness (V,) of the pixels that each code stands for, over the images (n, 3, S, S) of the store's first crops.
-
-    Codes have no order of their own; shades let a person see the image in them. A code that no image has is 0.
-    """
-    n, side = len(pixels), pixels.shape[-1] // store.grid_size
-    cells = pixels.reshape(n, 3, store.grid_size, side, store.grid_size, side).mean((1, 3, 5)).reshape(-1)
-    codes = store.codes[:n, 0].reshape(-1)
-    total, count = (np.bincount(codes, weights, store.vocab_size) for weights in (cells, None))
-    return torch.from_numpy(total / np.maximum(count, 1))
-
-
 def _open_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -32,15 +32,11 @@ def elpv_images() -> ImageSet:
     folder = _data_folder()
     rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines() if line.strip()]
     files = [folder / name for name, _, _ in rows]
-    labels = np.array([_label(kind, float(defect)) for _, defect, kind in rows], np.int64)
+    labels = np.array([KINDS.index(kind) * len(DEFECTS) + round(3 * float(defect)) for _, defect, kind in rows], np.int64)
     digest = hashlib.sha256(labels.tobytes())
     for file in files:
         digest.update(file.read_bytes())
     return ImageSet(labels, CLASS_NAMES, digest.hexdigest(), lambda i: read_image(files[i]))
-
-
-def _label(kind: str, defect: float) -> int:
-    return KINDS.index(kind) * len(DEFECTS) + round(3 * defect)
 
 
 def _data_folder() -> Path:

@@ -43,6 +43,7 @@ class VGGStages(nn.Module):
 
     def __init__(self, weights: str = ""):
         super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
         from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
 
         try:
@@ -51,23 +52,18 @@ class VGGStages(nn.Module):
             else:
                 state = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
             layers = make_layers(cfgs["D"])
-            part = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
-            layers.load_state_dict(part)
+            layers.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")})
         except Exception as error:  # a damaged pickle, a foreign file, no connection
             why = str(error).strip().splitlines()[:1] or [type(error).__name__]
             remedy = "set tokenizer.perceptual_weights to torchvision's vgg16 file, or take efficientnet-lite0"
             raise NppkitError(f"weights of vgg16 {weights or 'cannot be downloaded'} ({why[0]}): {remedy}") from None
-        self.layers = layers[: self.LAYERS[-1] + 1]
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.stages = create_feature_extractor(layers, [str(layer) for layer in self.LAYERS])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The stages' features (B, C, h, w) of images (B, 3, S, S) in [-1, 1]."""
-        x, found = ((x + 1) / 2 - self.mean) / self.std, []
-        for i, layer in enumerate(self.layers):
-            x = layer(x) if not isinstance(layer, nn.ReLU) else F.relu(x)
-            found += [x] * (i in self.LAYERS)
-        return found
+        from torchvision.transforms.functional import normalize
+
+        return list(self.stages(normalize((x + 1) / 2, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])).values())
 
 
 NETWORKS = {"efficientnet-lite0": LiteStages, "vgg16": VGGStages}

@@ -39,12 +39,12 @@ def prepare_tokenizer(
         model, history = VQModel(config), []
         load_weights(model, find(t.weights))
     elif t.steps:
-        if origin.is_file() and weights.is_file() and origin.read_text() == _origin(t, data, train, weights):
+        source = _source(t, data, train)
+        if origin.is_file() and weights.is_file() and origin.read_text() == f"{source} {sha256(weights)}":
             return load_tokenizer(folder), []
         crops, size = data.crops, data.image_size
         fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
         pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
-        source = _source(t, data, train)
         saved = home() / "checkpoints" / "tokenizers" / source[:16]
         model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
     else:
@@ -54,14 +54,9 @@ def prepare_tokenizer(
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
     write_atomic(folder / "tokenizer.json", json.dumps(asdict(config)) + "\n")
     if history:
-        write_atomic(origin, _origin(t, data, train, weights))
+        write_atomic(origin, f"{source} {sha256(weights)}")  # what it was trained from and on, and its file
         shutil.rmtree(saved, ignore_errors=True)
     return model.eval(), history
-
-
-def _origin(t: TokenizerConfig, data: DataConfig, images: ImageSet, weights: Path) -> str:
-    """What a tokenizer was trained from and on, and its file, as digests."""
-    return f"{_source(t, data, images)} {sha256(weights)}"
 
 
 def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:

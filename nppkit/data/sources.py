@@ -4,14 +4,7 @@ from pathlib import Path
 
 from nppkit.data.config import DataConfig
 from nppkit.data.elpv import elpv_images
-from nppkit.data.images import (
-    ImageSet,
-    folder_images,
-    mnist_images,
-    some_images,
-    split_heldout,
-    torchvision_images,
-)
+from nppkit.data.images import ImageSet, folder_images, mnist_images, some_images, split_heldout, torchvision_images
 from nppkit.data.npz import npz_images
 from nppkit.data.video import moving_digits
 from nppkit.errors import NppkitError
@@ -37,9 +30,8 @@ def load_images(source: str, path: str | Path = "", name: str = "", check: bool 
 def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:
     """A preset's training and held-out images. NppkitError if a folder of held-out images has other classes."""
     if data.source == "moving_mnist":
-        return tuple(
-            moving_digits(part, data.frames, i) for i, part in enumerate(split_heldout(mnist_images(), data.heldout, data.limit))
-        )
+        parts = split_heldout(mnist_images(), data.heldout, data.limit)
+        return tuple(moving_digits(part, data.frames, seed) for seed, part in enumerate(parts))
     shown = {"upright": data.upright, "background": data.background}
     images = load_images(data.source, located(data.path), data.name, check, **shown)
     if not data.heldout_path:

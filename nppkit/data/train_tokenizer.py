@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nppkit import noise
 from nppkit.checkpoint import load_newest, load_optimizer, optimizer_tensors, save_checkpoint
@@ -86,10 +86,14 @@ class TokenizerTraining:
             load_weights(self.model, find(s.start))
         self.model = self.model.to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
         self.used, self.best, self.lowest = torch.zeros(config.codebook_size, device=device), 0.0, math.inf
-        self.muon = Muon(hidden_matrices(self.model), s.muon) if s.muon else None
-        others = _without(self.model.parameters(), self.muon)
+        hidden = hidden_matrices(self.model) if s.muon else []
+        self.muon = Muon(hidden, s.muon) if s.muon else None
+        others = [p for p in self.model.parameters() if all(p is not matrix for matrix in hidden)]
         self.optimizer = torch.optim.AdamW(others, lr=s.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.schedule = one_cycle(self.optimizer, s.lr, s.steps)
+        self.optimizers = {"optimizer": (self.optimizer, self.model)}  # with what each trains, by its name in a checkpoint
+        if s.muon:
+            self.optimizers["muon"] = self.muon, self.model
         self.perceptual = self.discriminator = None
         if s.perceptual:
             loss = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side)
@@ -97,6 +101,7 @@ class TokenizerTraining:
         if s.discriminator:
             self.discriminator = Discriminator().to(device, memory_format=torch.channels_last)
             self.critic = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0.0, fused=True)
+            self.optimizers["critic"] = self.critic, self.discriminator
 
     @property
     def start(self) -> int:
@@ -185,15 +190,10 @@ class TokenizerTraining:
 
     def save(self, folder: Path, digest: str) -> None:
         """A checkpoint of everything; NppkitError if the disk is full."""
-        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
-        groups["codes"] = {"used": self.used}
-        if self.muon is not None:
-            groups["muon"] = optimizer_tensors(self.muon, self.model)
+        groups = {"model": self.model.state_dict(), "codes": {"used": self.used}}
+        groups |= {name: optimizer_tensors(*pair) for name, pair in self.optimizers.items()}
         if self.discriminator is not None:
-            groups |= {
-                "discriminator": self.discriminator.state_dict(),
-                "critic": optimizer_tensors(self.critic, self.discriminator),
-            }
+            groups["discriminator"] = self.discriminator.state_dict()
         state = {"config_digest": digest, "history": self.history, "best": self.best, "lowest": self.lowest}
         save_checkpoint(folder, self.step, {name: group for name, group in groups.items() if group}, state)
 
@@ -205,21 +205,13 @@ class TokenizerTraining:
         tensors, state = found
         self.step, self.history, self.best, self.lowest = (state[key] for key in ("step", "history", "best", "lowest"))
         self.model.load_state_dict(tensors["model"])
-        load_optimizer(self.optimizer, self.model, tensors["optimizer"])
-        if self.muon is not None:
-            load_optimizer(self.muon, self.model, tensors["muon"])
+        for name, pair in self.optimizers.items():
+            load_optimizer(*pair, tensors.get(name, {}))
         self.used.copy_(tensors["codes"]["used"])
         self.schedule.load_state_dict({"last_epoch": self.step - 1, "_step_count": self.step})
         self.schedule.step()
         if self.discriminator is not None:
             self.discriminator.load_state_dict(tensors["discriminator"])
-            load_optimizer(self.critic, self.discriminator, tensors.get("critic", {}))
-
-
-def _without(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer | None) -> list[nn.Parameter]:
-    """The parameters that an optimiser does not have."""
-    taken = {id(p) for group in (optimizer.param_groups if optimizer else []) for p in group["params"]}
-    return [p for p in parameters if id(p) not in taken]
 
 
 def train_tokenizer(

@@ -9,7 +9,6 @@ are measured here, on the CPU: a few real steps and samples of each model size a
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -28,14 +27,8 @@ from nppkit.study.runs import LARGE, Run, image_size, preset_runs
 from nppkit.tokenizer import VQModel
 
 COLUMNS = ["job", "steps", "tokens", "FLOPs", "GB a device", "images a device", "disk GB", "train", "evaluate"]
+Seconds = dict[str, float]  # of a run's two jobs on one device: train, evaluate
 COUNTS = {"mnist": 5000, "npz": KEPT}  # images of a source; of others one visit is taken to be a schedule epoch
-
-
-class Seconds(NamedTuple):
-    """What a run's two jobs take, on one device."""
-
-    train: float
-    evaluate: float
 
 
 def model_config(preset: Preset, run: Run) -> GPTConfig:
@@ -110,7 +103,8 @@ def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int) -> tuple[
         c = model_config(preset, run)
         sampling = sum(n / batch * cost.sampling_seconds(c, gpu, batch, guided, utilisation) for guided, n in images.items())
         fixed = devices * sum(patch_steps(preset, run).values()) * cost.fixed_seconds(c, gpu)
-        return Seconds(train_flops(preset, run) / rate + fixed, sampling + sum(images.values()) * coding[run.large][1] / slow)
+        decoding = sum(images.values()) * coding[run.large][1] / slow
+        return {"train": train_flops(preset, run) / rate + fixed, "evaluate": sampling + decoding}
 
     steps = {large: 3 * preset.tokenizer.batch_size * tokenizer_steps(preset, large) for large in coding}
     return seconds, {large: (crops(preset) * e + steps[large] * (e + d)) / slow for large, (e, d) in coding.items()}
@@ -132,7 +126,7 @@ def on_this_machine(preset: Preset) -> tuple[Callable[[Run], Seconds], dict[bool
         key = run.size, run.large
         training = sum(n * steps[key][p] + compiling[key][p] for p, n in patch_steps(preset, run).items())
         evaluation = sum(n * sampling[key][guided] for guided, n in images.items()) + metrics
-        return Seconds(training + start if training else 0.0, evaluation + start)
+        return {"train": training + start if training else 0.0, "evaluate": evaluation + start}
 
     step, encode = timing.tokenizer_seconds(preset)
     area = {large: (image_size(preset, large) / preset.data.image_size) ** 2 for large in grids(preset)}
@@ -154,8 +148,7 @@ def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices:
         "GB a device": (cost.state_bytes(c) + held * cost.activation_bytes(c, 1, preset.precision)) / 1e9 * bool(steps),
         "images a device": f"{held} of {share}" if steps else "",
         "disk GB": (3 * cost.checkpoint_bytes(c) * bool(steps) + npz * preset.evaluation.save_npz) / 1e9,
-        "train": seconds.train,
-        "evaluate": seconds.evaluate,
+        **seconds,
     }
 
 

@@ -43,9 +43,7 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     seconds = table["train"].to_dict()  # of the tokenize jobs
     for kind in ("train", "evaluate"):
         seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}
-    held = {
-        name: int(images.split()[0]) for name, images in table["images a device"].items() if isinstance(images, str) and images
-    }
+    held = {name: int(of.split()[0]) for name, of in table["images a device"].fillna("").items() if of}
     return seconds, held
 
 

@@ -35,9 +35,11 @@ SECONDS = 0.5  # what is timed at least, over at least three calls
 IMAGES = 100  # sampled at once, at most
 
 
-def clock() -> float:
-    """Processor time of this process per thread: on an idle machine what a clock on the wall says."""
-    return time.process_time() / torch.get_num_threads()
+def seconds(function: Callable, *args: object) -> float:
+    """Processor time of a call per thread: on an idle machine what a clock on the wall says."""
+    started = time.process_time()
+    function(*args)
+    return (time.process_time() - started) / torch.get_num_threads()
 
 
 def median_seconds(function: Callable, *args: object) -> float:
@@ -45,9 +47,7 @@ def median_seconds(function: Callable, *args: object) -> float:
     function(*args)
     times = []
     while len(times) < 3 or sum(times) < SECONDS:
-        started = clock()
-        function(*args)
-        times.append(clock() - started)
+        times.append(seconds(function, *args))
     return statistics.median(times)
 
 
@@ -91,10 +91,8 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
         model = make_model(store, preset.models[run.size], preset.training, run.seed).eval()
         decoder = VQModel(preset.tokenizer.network).eval()
         evaluate.generate(model, decoder, SamplingConfig(), 2, 2)
-        started = clock()
         with devices.autocast(devices.CPU, preset.precision):
-            evaluate.generate(model, decoder, SamplingConfig(cfg_scale=scale), n, n)
-        return (clock() - started) / n
+            return seconds(evaluate.generate, model, decoder, SamplingConfig(cfg_scale=scale), n, n) / n
 
 
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
@@ -103,17 +101,11 @@ def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
     config = t.network
     pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
     if t.steps and not t.weights:
-        few, many = (_timed(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))
+        few, many = (seconds(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))
         step = max(0.0, many - few) / 5
     images = torch.zeros(8, 3, side, side)
     with torch.inference_mode():
         return step, median_seconds(VQModel(config).eval().encode, images) / len(images)
-
-
-def _timed(function: Callable, *args: object) -> float:
-    started = clock()
-    function(*args)
-    return clock() - started
 
 
 def metrics_seconds(preset: Preset) -> float:
@@ -122,7 +114,7 @@ def metrics_seconds(preset: Preset) -> float:
     features, logits = (torch.from_numpy(rng.normal(size=(e.samples, width)).astype(np.float32)) for width in (64, 10))
     x, index = features.double().numpy(), np.arange(len(features))
     own = Reference(x.mean(0), np.cov(x, rowvar=False), features, index, "", "", "", "")
-    return len(e.guidance) * _timed(evaluate.score, {"features": features, "logits": logits}, own, e.kid_subsets)
+    return len(e.guidance) * seconds(evaluate.score, {"features": features, "logits": logits}, own, e.kid_subsets)
 
 
 def processor_seconds() -> float:

@@ -19,12 +19,12 @@ import multiprocessing
 import os
 import runpy
 import select
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing.connection import wait
 from pathlib import Path
 
 WARM, FORKED = "NPPKIT_WARM", "NPPKIT_FORKED"
@@ -114,16 +114,13 @@ def serve(words: list[str]) -> int:
             for number in (signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # the command's to answer; we end with it
             signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-            with selectors.DefaultSelector() as selector:
-                selector.register(listener, selectors.EVENT_READ)
-                asked = False
-                while process.poll() is None or len(selector.get_map()) > 1:
-                    if process.returncode is not None and not asked:  # it was killed: its jobs save, and end
-                        asked = True
-                        for left in multiprocessing.active_children():
-                            left.terminate()
-                    for key, _ in selector.select(LOOK_SECONDS):
-                        answer(selector, key, listener)
+            jobs, asked = {}, False
+            while process.poll() is None or jobs:
+                if process.returncode is not None and not asked:  # it was killed: its jobs save, and end
+                    asked = True
+                    for left in multiprocessing.active_children():
+                        left.terminate()
+                answer(listener, jobs)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -136,25 +133,29 @@ def ready() -> None:
     gc.freeze()
 
 
-def answer(selector: selectors.BaseSelector, key: selectors.SelectorKey, listener: socket.socket) -> None:
-    """A new request, a process that has ended, or a connection whose other end is gone."""
-    if key.fileobj is listener:
-        accept(selector, listener)
-        return
-    process, connection = key.data
-    selector.unregister(key.fileobj)
-    if key.fileobj is connection:
-        process.terminate()
-        return
-    process.join()
-    with contextlib.suppress(OSError):
-        connection.sendall(f"{process.exitcode}\n".encode())
-    with contextlib.suppress(KeyError):
-        selector.unregister(connection)
-    connection.close()
+def answer(listener: socket.socket, jobs: dict[int, tuple]) -> None:
+    """Look for a new request, a process that has ended, and a connection whose other end is gone.
+
+    jobs: a process's sentinel -> the process and its connection, None when nobody waits for its end any more.
+    """
+    open_ones = [connection for _, connection in jobs.values() if connection]
+    found = wait([listener, *open_ones, *jobs], LOOK_SECONDS)
+    for sentinel, (process, connection) in list(jobs.items()):
+        if sentinel in found:
+            process.join()
+            del jobs[sentinel]
+            if connection:
+                with contextlib.suppress(OSError), connection:
+                    connection.sendall(f"{process.exitcode}\n".encode())
+        elif connection in found:
+            process.terminate()
+            connection.close()
+            jobs[sentinel] = process, None
+    if listener in found:
+        accept(listener, jobs, open_ones)
 
 
-def accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
+def accept(listener: socket.socket, jobs: dict[int, tuple], others: list[socket.socket]) -> None:
     """Fork a process for whoever asks. The server has no threads and runs nothing, so that a fork is safe."""
     connection, _ = listener.accept()
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
@@ -162,12 +163,10 @@ def accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
         request = json.loads(file.readline() or "{}")
     if request.get("environment") == environment(dict(os.environ)):
         ready()
-        others = [key.fileobj for key in selector.get_map().values() if isinstance(key.fileobj, socket.socket)]
         fork = multiprocessing.get_context("fork")
-        process = fork.Process(target=become, args=(connection, streams, others, request))
+        process = fork.Process(target=become, args=(connection, streams, [listener, *others], request))
         process.start()
-        selector.register(connection, selectors.EVENT_READ, (process, connection))
-        selector.register(process.sentinel, selectors.EVENT_READ, (process, connection))
+        jobs[process.sentinel] = process, connection
     else:
         connection.close()
     for stream in streams:

@@ -31,18 +31,15 @@ class Interrupted(NppkitError):
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, name: str = "writer", seconds: float = LOCK_SECONDS) -> Iterator[None]:
+def exclusive(folder: Path, name: str = "writer") -> Iterator[None]:
     """Be the only writer of a folder; the lock ends with the process, however it ends. NppkitError if it is taken."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / f".{name}.lock")
     try:
-        lock.acquire(timeout=seconds)
+        held = filelock.FileLock(folder / f".{name}.lock").acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
         raise NppkitError(f"{folder} is being written by another process: wait for it, or stop it") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class StopRequest:

@@ -2,18 +2,13 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nppkit import noise
-from nppkit.data.config import DataConfig
-from nppkit.data.images import ImageSet
-from nppkit.data.train_tokenizer import all_crops, one_cycle, random_crops
-from nppkit.files import located, replacing
+from nppkit.data.train_tokenizer import one_cycle, random_crops
 from nppkit.scoring.config import ExtractorConfig
 
 FEATURE_DIM = 64
@@ -66,15 +61,3 @@ def accuracy(model: DigitClassifier, pixels: Tensor, labels: Tensor) -> float:
     """Share of uint8 images (n, 3, S, S) whose class the classifier names."""
     predicted = torch.cat([model(batch).argmax(-1) for batch in pixels.split(256)])
     return (predicted == labels).float().mean().item()
-
-
-def prepare_extractor(e: ExtractorConfig, data: DataConfig, train: ImageSet, folder: Path, progress: Callable = iter) -> Path:
-    """The weights file of the feature extractor; the digit classifier is trained into `folder`."""
-    if e.name != "digits":
-        return located(e.weights)
-    pixels = all_crops(train, data.crops, data.image_size)
-    model = fit_classifier(pixels, torch.from_numpy(train.labels), len(train.class_names), e, progress)
-    path = folder / "extractor.safetensors"
-    with replacing(path) as temporary:
-        save_file(model.state_dict(), temporary)
-    return path

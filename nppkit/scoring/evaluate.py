@@ -19,7 +19,6 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calc_cdist_full
 
 from nppkit.data.codes import CodeStore
-from nppkit.data.images import ImageSet, reference_pixels
 from nppkit.data.npz import read_npz, write_npz
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
@@ -29,8 +28,8 @@ from nppkit.scoring.config import NEIGHBOURS, EvaluationConfig
 from nppkit.scoring.contract import IS_SPLIT, measurement
 from nppkit.scoring.features import extract_features
 from nppkit.scoring.probe import Probe
-from nppkit.scoring.reference import CHUNK, Reference
-from nppkit.tokenizer import VQModel, images_at_once, reconstruct, to_pixels
+from nppkit.scoring.reference import Reference
+from nppkit.tokenizer import VQModel, images_at_once, to_pixels
 from nppkit.window import Grid
 
 
@@ -71,17 +70,6 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
     spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
     labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
     return decode_pixels(tokenizer, sample_codes(model, labels, config, np.arange(len(labels))), model.config.grid)
-
-
-def reconstruction_features(
-    tokenizer: VQModel, extractor: FeatureExtractorBase, images: ImageSet, side: int, image_size: int, progress: Callable = iter
-) -> Tensor:
-    """Features (n, D) of the images' centre crops of `side`, encoded, decoded, and looked at with side `image_size`."""
-    features = []
-    for index in progress(np.array_split(np.arange(len(images)), math.ceil(len(images) / CHUNK))):
-        decoded = reconstruct(tokenizer, torch.from_numpy(reference_pixels(images.subset(index), side)))
-        features.append(extract_features(extractor, resize(decoded, image_size))["features"])
-    return torch.cat(features)
 
 
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:

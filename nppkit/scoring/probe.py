@@ -10,12 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from nppkit.data.images import ImageSet, reference_pixels
 from nppkit.errors import NppkitError
-from nppkit.scoring.features import extract_features
-from nppkit.scoring.reference import Reference
 
 PENALTY = 1e-2  # of the mean squared weight, per class; features are many where images are few
 ITERATIONS = 200
@@ -72,16 +68,3 @@ def probe_scores(probe: Probe, features: Tensor, labels: Tensor) -> dict[str, fl
     shares = torch.stack([right[labels == c].mean() for c in present])
     majority = labels.bincount().max().item() / len(labels)
     return {"accuracy": right.mean().item(), "balanced_accuracy": shares.mean().item(), "majority": majority}
-
-
-def extractor_probe(
-    extractor: FeatureExtractorBase, reference: Reference, training: ImageSet, heldout: ImageSet, size: int
-) -> tuple[Probe, dict[str, float]]:
-    """A probe of an extractor's features of the training images, and its scores on the held-out ones.
-
-    reference: that of the training images (`evaluation.reference` empty), whose features need no second look.
-    """
-    labels = torch.from_numpy(training.labels[reference.index])
-    probe = fit_probe(reference.features, labels, len(training.class_names))
-    seen = extract_features(extractor, torch.from_numpy(reference_pixels(heldout, size)))["features"]
-    return probe, probe_scores(probe, seen, torch.from_numpy(heldout.labels))

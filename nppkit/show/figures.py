@@ -1,6 +1,5 @@
 """Figures that compare runs: the paper's and ours. Each takes data and returns a matplotlib figure."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,20 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from PIL import Image
-from torch import Tensor
-
-from nppkit.grouping import patch_grid
-from nppkit.schedule import Segment, cost_ratio, learning_rate
-from nppkit.study.verdicts import NO_MATTER, REFUTED, SUPPORTED, UNDECIDED
-
-PAPER_X_TICKS = (0, 50, 100, 150, 200, 300, 400, 600, 800)  # equally spaced in the paper's Figure 1
-PAPER_Y_TICKS = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5)  # likewise: a step below 4 is twice a step above
-SERIES = {"LlamaGen": ("C0", "o", "-"), "LlamaGen-384": ("C2", "s", "--"), "LlamaGen + NPP": ("C1", "^", "-")}
-OURS = {"LlamaGen": "NTP", "LlamaGen-384": "NTP, larger images", "LlamaGen + NPP": "NPP"}  # our models are small ones of its kind
-INPUT, TARGET = "#56B4E9", "#D55E00"  # what a prediction has seen, and what it is scored on
 
 
 def ablation(table: pd.DataFrame, seeds: pd.DataFrame, by: str, ours: str) -> Figure:
@@ -49,129 +36,6 @@ def settings(values: pd.Series) -> list[str]:
 def _say_not_run(axes: Axes, empty: bool) -> None:
     if empty:
         axes.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center")
-
-
-def figure1(data: pd.DataFrame, preset_name: str, ours: str) -> Figure:
-    """The published series on the paper's ticks; on ordinary axes with the costs that its rule gives; and ours."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4))
-    printed = figure1_series(data, "paper GFLOPs printed", "paper FID")
-    for axes in (left, middle):
-        cost_vs_fid(axes, printed, "paper GFLOPs printed", "paper FID", "size")
-        axes.set(xlabel="training cost (GFLOPs an image, as printed)", ylabel="FID (ImageNet 256 x 256, published)")
-    paper_ticks(left)
-    left.set_title("published, on the paper's uneven ticks")
-    corrected = printed["LlamaGen + NPP"]
-    style = dict(marker="o", linestyle="--", mfc="none", color="C1", label="NPP, cost by the rule")
-    middle.plot(corrected["paper GFLOPs by its rule"], corrected["paper FID"], **style)
-    middle.legend()
-    middle.set(title="published, on ordinary axes", xlabel="training cost (GFLOPs an image)")
-    cost_vs_fid(right, figure1_series(data, "our GFLOPs measured", ours), "our GFLOPs measured", ours, "our parameters")
-    right.set(xlabel="measured training cost (GFLOPs an image)", ylabel=ours.removeprefix("our "))
-    right.set_title(f"ours, preset {preset_name}: not ImageNet")
-    if right.lines:
-        handles, names = right.get_legend_handles_labels()
-        right.legend(handles, [OURS[name] for name in names])
-    right.ticklabel_format(useOffset=False)
-    _say_not_run(right, data[ours].isna().all())
-    return figure
-
-
-def figure1_series(table: pd.DataFrame, x: str, y: str) -> dict[str, pd.DataFrame]:
-    """The three series of Figure 1 from Table 5; LlamaGen-384 starts from L at 256, as the paper draws it."""
-    own = table[table["model"].str.startswith("LlamaGen")].dropna(subset=[x, y])
-    large, npp = own["model"].str.contains("384"), own["model"].str.contains("NPP")
-    start = (own["model"] == "LlamaGen-L") & large.any()
-    return {"LlamaGen": own[~large & ~npp], "LlamaGen-384": own[large | start], "LlamaGen + NPP": own[npp]}
-
-
-def cost_vs_fid(axes: Axes, series: dict[str, pd.DataFrame], x: str, y: str, size: str) -> None:
-    """FID against training cost, marker area by parameters."""
-    largest = max((frame[size].max() for frame in series.values() if not frame.empty), default=1)
-    for name, frame in series.items():
-        if frame.empty:
-            continue
-        colour, marker, line = SERIES[name]
-        axes.plot(frame[x], frame[y], line, marker=marker, markersize=4, color=colour, label=name, linewidth=1)
-        if f"{y} deviation" in frame:
-            axes.errorbar(frame[x], frame[y], frame[f"{y} deviation"].astype(float), fmt="none", color=colour, linewidth=1)
-        axes.scatter(frame[x], frame[y], s=frame[size] / largest * 120 + 15, marker=marker, color=colour, zorder=3)
-    if axes.lines:
-        axes.legend()
-
-
-def paper_ticks(axes: Axes) -> None:
-    """The original's silently non-uniform axes: its ticks are equally far apart."""
-    for axis, ticks in (("x", PAPER_X_TICKS), ("y", PAPER_Y_TICKS)):
-        places = np.arange(len(ticks), dtype=float)
-        forward, inverse = _piecewise(np.array(ticks, float), places), _piecewise(places, np.array(ticks, float))
-        getattr(axes, f"set_{axis}scale")("function", functions=(forward, inverse))
-        getattr(axes, f"set_{axis}ticks")(ticks)
-    axes.set(xlim=(0, 850), ylim=(2, 5.7))
-
-
-def _piecewise(known: np.ndarray, values: np.ndarray) -> Callable:
-    def mapped(x):
-        inside = np.interp(x, known, values)
-        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
-        return np.where(np.asarray(x) > known[-1], values[-1] + slope * (np.asarray(x) - known[-1]), inside)
-
-    return mapped
-
-
-def figure2(image: Tensor, shades: Tensor, patch_sizes: Iterable[int] = (1, 2, 4)) -> Figure:
-    """The method on a real image (3, S, S): what a prediction has seen, and the K tokens it is scored on.
-
-    shades (N,) are the greys in which the image's codes are drawn.
-    """
-    sides = list(patch_sizes)
-    figure, panels = plt.subplots(1, len(sides) + 1, figsize=(1.9 * (len(sides) + 1), 3.0))
-    panels[0].imshow(image.permute(1, 2, 0), interpolation="nearest")
-    panels[0].set_title("image")
-    for axes, p in zip(panels[1:], sides, strict=True):
-        _prediction(axes, shades, p)
-    for axes in panels:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-    marks = [Rectangle((0, 0), 1, 1, fc=INPUT, alpha=0.45), Rectangle((0, 0), 1, 1, fc="none", ec=TARGET, lw=2)]
-    figure.legend(marks, ["patch tokens it has seen (and the class)", "its K targets"], loc="outside lower center", ncols=2)
-    return figure
-
-
-def _prediction(axes: Axes, shades: Tensor, p: int) -> None:
-    """The token grid, one prediction in its middle, and the windows of side p."""
-    grid = patch_grid(len(shades), 1)
-    side, middle = grid // p, (grid // p) // 2 * (grid // p) + (grid // p) // 2
-    axes.imshow(shades.reshape(grid, grid), interpolation="nearest")
-    for place in range(middle + 1):
-        row, column = divmod(place, side)
-        style = dict(fc="none", ec=TARGET, lw=2, zorder=3) if place == middle else dict(fc=INPUT, alpha=0.45)
-        axes.add_patch(Rectangle((column * p - 0.5, row * p - 0.5), p, p, **style))
-    for line in range(0, grid + 1, p):
-        axes.axhline(line - 0.5, color="0.5", linewidth=0.4)
-        axes.axvline(line - 0.5, color="0.5", linewidth=0.4)
-    axes.set_title(f"p = {p}, K = {p**2}\n{side**2} patch tokens")
-
-
-def figure3(
-    schedules: dict[str, tuple[Segment, ...]], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float
-) -> Figure:
-    """Coarse-to-fine schedules one below the other: segments, learning rate, and cost relative to next-token prediction.
-
-    The arguments of the learning rate are those of `schedule.learning_rate`.
-    """
-    figure, rows = plt.subplots(len(schedules), 1, figsize=(7, 1.25 * len(schedules) + 0.4), sharex=True)
-    for axes, (name, segments) in zip(rows, schedules.items(), strict=True):
-        steps = range(segments[-1].end * steps_per_epoch)
-        rates = [learning_rate(step, segments, steps_per_epoch, base_lr, end_lr, **shape) for step in steps]
-        axes.plot(np.array(steps) / steps_per_epoch, rates, color="C0")
-        for segment in segments:
-            shade = 0.08 * np.log2(segment.patch_size)
-            axes.axvspan(segment.start, segment.end, color="C1", alpha=shade, linewidth=0)
-            axes.text((segment.start + segment.end) / 2, 0.35 * base_lr, f"p = {segment.patch_size}", ha="center")
-        axes.set(ylabel="learning rate", xlim=(0, segments[-1].end), ylim=(0, 1.1 * base_lr))
-        axes.set_title(f"{name}: cost {cost_ratio(segments):.3f} of next-token prediction", loc="left")
-    rows[-1].set_xlabel("schedule epoch")
-    return figure
 
 
 def figure4(grids: dict[str, dict[str, Path]], rows: int = 3, side: int = 34) -> Figure:
@@ -240,40 +104,3 @@ def _seeds(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, label: 
         axes.plot(part[x], part[y], color=colour, linewidth=0.6, alpha=0.5, marker="." if len(part) == 1 else None)
     mean = known.groupby("point")[[x, y]].mean()
     axes.plot(mean[x], mean[y], line, color=colour, marker=marker if len(mean) < 12 else None, markersize=5, label=label)
-
-
-VERDICTS = {SUPPORTED: "C2", REFUTED: "C1", NO_MATTER: "C0", UNDECIDED: "0.35"}
-
-
-def forest(summary: pd.DataFrame, margin: float, xlabel: str) -> Figure:
-    """A line for each contrast of `protocol.summary`: its mean and simultaneous interval, coloured by the verdict.
-
-    Hollow and grey below: the first study's mean and 95 % interval. The band is the difference that does not matter.
-    """
-    figure, axes = plt.subplots(figsize=(7, 0.62 * len(summary) + 1.0))
-    axes.axvspan(-margin, margin, color="0.92", linewidth=0)
-    axes.axvline(0, color="0.6", linewidth=0.8)
-    for place, (_, row) in enumerate(summary.iterrows()):
-        colour = VERDICTS.get(row["verdict"], "0.7")
-        _whisker(axes, place, row["mean"], row["low"], row["high"], color=colour, marker="o", markerfacecolor=colour)
-        before = (row[f"first_{end}"] for end in ("mean", "low", "high"))
-        _whisker(axes, place + 0.28, *before, color="0.35", marker="o", markerfacecolor="white", markersize=4, linewidth=0.9)
-        axes.text(
-            1.02,
-            place,
-            row["verdict"] + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            color=colour if row["verdict"] in VERDICTS else "0.35",
-        )
-    axes.set_yticks(range(len(summary)), [f"{row['contrast']} ({row['size']})" for _, row in summary.iterrows()])
-    axes.set(ylim=(len(summary) - 0.4, -0.6), xlabel=xlabel)
-    axes.grid(axis="y", visible=False)
-    return figure
-
-
-def _whisker(axes: Axes, place: float, mean: float, low: float, high: float, **style: object) -> None:
-    if np.isfinite(low):
-        axes.plot([low, high], [place, place], color=style["color"], linewidth=style.get("linewidth", 1.8))
-    if np.isfinite(mean):
-        axes.plot([mean], [place], linestyle="", **{"markersize": 6, **style})

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
-from IPython.display import HTML, display
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from nppkit.grouping import group_targets, patch_grid
-from nppkit.schedule import Segment, learning_rate
+from nppkit.schedule import Segment
 from nppkit.study.graph import figures_dir
 from nppkit.study.presets import Preset
 
@@ -102,39 +101,6 @@ def image_rows(rows: dict[str, Tensor], mark: int = 0) -> Figure:
     return figure
 
 
-def samples(generated: Tensor, nearest: Tensor, title: str, columns: int = 10) -> Figure:
-    """Generated images beside the training images nearest to them in feature space."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.3))
-    image_grid(left, generated, columns)
-    image_grid(right, nearest, columns)
-    left.set_title(title, loc="left")
-    right.set_title("nearest training images", loc="left")
-    return figure
-
-
-def guess(real: Tensor, generated: Tensor, columns: int = 12, seed: int = 0) -> tuple[Figure, HTML]:
-    """Real and generated uint8 images (n, 3, S, S), as many of each, shuffled in one grid; and its answers, folded."""
-    images = torch.cat([real, generated])
-    order = np.random.default_rng(seed).permutation(len(images))
-    figure = Figure(figsize=(7, 7 * math.ceil(len(images) / columns) / columns))
-    image_grid(figure.subplots(), images[torch.from_numpy(order)], columns)
-    letters = ["G" if i >= len(real) else "R" for i in order]
-    text = "\n".join(" ".join(letters[start : start + columns]) for start in range(0, len(letters), columns))
-    return figure, HTML(f"<details><summary>Answers, row by row: R real, G generated</summary><pre>{text}</pre></details>")
-
-
-def schedule(segments: tuple[Segment, ...], steps_per_epoch: int, base_lr: float, end_lr: float, **shape: float) -> Figure:
-    """Learning rate and patch side over the schedule epochs; the arguments are those of `schedule.learning_rate`."""
-    total = segments[-1].end * steps_per_epoch
-    steps = np.unique(np.linspace(0, total - 1, 3000).astype(int))
-    rates = [learning_rate(int(s), segments, steps_per_epoch, base_lr, end_lr, **shape) for s in steps]
-    figure, axes = plt.subplots(figsize=(6, 2.4))
-    axes.plot(steps / steps_per_epoch, rates)
-    shade_segments(axes, segments)
-    axes.set(xlabel="schedule epoch", ylabel="learning rate")
-    return figure
-
-
 def shade_segments(axes: Axes, segments: tuple[Segment, ...], labels: bool = True) -> None:
     """Mark each segment's patch side on an axis of schedule epochs."""
     for i, segment in enumerate(segments):
@@ -142,74 +108,6 @@ def shade_segments(axes: Axes, segments: tuple[Segment, ...], labels: bool = Tru
         if labels:
             middle, above = (segment.start + segment.end) / 2, axes.get_xaxis_transform()
             axes.text(middle, 1, f"p = {segment.patch_size}", transform=above, ha="center", va="bottom")
-
-
-def history(frame: pd.DataFrame, segments: tuple[Segment, ...]) -> Figure:
-    """Loss, learning rate and throughput of a run over the schedule epochs."""
-    figure, rows = plt.subplots(3, 1, figsize=(6, 5), sharex=True)
-    for axes, (column, label) in zip(rows, CURVES.items(), strict=True):
-        for _, part in frame.groupby("segment"):
-            axes.plot(part["epoch"], part[column], color="C0", linewidth=1)
-        axes.set_ylabel(label)
-    shade_segments(rows[0], segments)
-    rows[-1].set_xlabel("schedule epoch")
-    return figure
-
-
-def guidance(frame: pd.DataFrame, label: str) -> Figure:
-    """FID and agreement against the guidance scale."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
-    left.plot(frame["cfg_scale"], frame["fid"], "o-", label="reported seed")
-    left.plot(frame["cfg_scale"], frame["select_fid"], "s--", label="selecting seed")
-    left.set(xlabel="guidance scale", ylabel=f"FID ({label})" if label else "FID")
-    left.legend()
-    right.plot(frame["cfg_scale"], frame["agreement"], "o-")
-    right.set(xlabel="guidance scale", ylabel="classifier agreement")
-    return figure
-
-
-def step_times(row: dict) -> Figure:
-    """Step time against patch side, with the ideal 1 / p**2 and the fit a + b / p**2, of the benchmarks' `patches` row."""
-    sides = np.array([int(p) for p in row["seconds"] if p.isdigit()])
-    times = [row["seconds"][str(p)] for p in sides]
-    median, low, high = (np.array([t[key] for t in times]) for key in ("median", "min", "max"))
-    smooth = np.geomspace(sides[0], sides[-1], 100)
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(smooth, median[0] / smooth**2, "--", color="0.4", label="ideal, t(1) / p²")
-    axes.plot(smooth, row["a"] + row["b"] / smooth**2, color="C1", label=f"{row['a']:.2g} s + {row['b']:.3g} s / p²")
-    axes.errorbar(sides, median, (median - low, high - median), fmt="o", color="C0", capsize=3, label="measured, with spread")
-    axes.set(xscale="log", yscale="log", xlabel="patch side p", ylabel="forward + backward (s)")
-    axes.set_xticks(sides, [str(p) for p in sides])
-    axes.minorticks_off()
-    axes.legend()
-    return figure
-
-
-def time_shares(operations: pd.DataFrame) -> Figure:
-    """Where a step's time goes: the share of each kind of operation."""
-    share = operations.groupby("kind")["seconds"].sum().sort_values() / operations["seconds"].sum()
-    figure, axes = plt.subplots(figsize=(5, 0.6 + 0.3 * len(share)))
-    axes.barh(share.index, 100 * share)
-    axes.set_xlabel("share of the step's time (%)")
-    return figure
-
-
-def roofline(operations: pd.DataFrame, peak: float, bandwidth: float) -> Figure:
-    """Rate of every product against its FLOPs per byte, under the machine's two limits; marker area by time.
-
-    peak: FLOP/s, bandwidth: bytes/s.
-    """
-    products = operations[operations["flops"] > 0]
-    intensity, rate = products["flops"] / products["bytes"], products["flops"] / products["seconds"]
-    x = np.geomspace(min(1, intensity.min()), 2 * intensity.max(), 200)
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color="0.4", label="copy bandwidth, yardstick")
-    for i, (kind, part) in enumerate(products.groupby("kind")):
-        area = 15 + 400 * part["seconds"] / operations["seconds"].sum()
-        axes.scatter(intensity[part.index], rate[part.index] / 1e9, s=area, color=f"C{i}", marker="os^D"[i % 4], label=kind)
-    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte, least traffic", ylabel="GFLOP/s")
-    axes.legend()
-    return figure
 
 
 def code_colours(rows: Tensor) -> ListedColormap:
@@ -293,18 +191,6 @@ def patch_embeddings(vocabulary: Tensor, patches: Tensor, mine: Tensor, colours:
     axes.plot(*own[position], "o", mfc="none", color="C1", markersize=11, markeredgewidth=2, label="the marked patch")
     axes.set(xlabel="first principal axis", ylabel="second principal axis")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-def tokenized(image: Tensor, codes: Tensor, decoded: Tensor, colours: ListedColormap) -> Figure:
-    """An image (3, S, S), its codes (N,), and the image decoded from them (3, S, S)."""
-    figure = Figure(figsize=(7, 2.6))
-    left, middle, right = figure.subplots(1, 3)
-    for axes, pixels, title in ((left, image, "image"), (right, decoded, "decoded from the codes")):
-        image_grid(axes, pixels[None], 1)
-        axes.set_title(title, loc="left")
-    code_grid(middle, codes, colours)
-    middle.set_title(f"{len(codes)} codes of {colours.N}", loc="left")
     return figure
 
 

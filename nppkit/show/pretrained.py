@@ -94,13 +94,10 @@ def results_of(preset: Preset) -> Path:
 
 def trained_runs(homes: list[Path]) -> dict[str, Path]:
     """Run folders with weights, by a name for a menu; the package's pair first."""
-    runs = [path for place in (HOME, *homes) for path in sorted(place.glob("results/*/runs/*"), key=_pair_first)]
+    runs = [HOME / "results" / PRESET / "runs" / run for run in RUNS]
+    runs += [path for place in homes for path in sorted(place.glob("results/*/runs/*"))]
     named = {f"{run.name} ({run.parents[1].name}{'' if HOME in run.parents else f', {run.parents[3]}'})": run for run in runs}
     return {name: run for name, run in named.items() if weights_file(run)}
-
-
-def _pair_first(run: Path) -> tuple[int, str]:
-    return (RUNS.index(run.name) if run.name in RUNS else len(RUNS), run.name)
 
 
 def preset_images(preset: Preset, n: int = 0, heldout: bool = False) -> tuple[Tensor, np.ndarray]:

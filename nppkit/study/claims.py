@@ -102,18 +102,13 @@ def other_metrics(preset: Preset) -> Finding:
 
 def parameters(preset: Preset) -> Finding:
     """Claim 4: parameter counts of both."""
-    pairs = {
-        size: [r["parameters"] for run in (NTP.of(size), NPP.of(size)) for r in results(preset, run)] for size in preset.models
-    }
-    pairs = {size: counts for size, counts in pairs.items() if counts}
-    if not pairs:
+    found = {size: [r["parameters"] for run in (NTP, NPP) for r in results(preset, run.of(size))] for size in preset.models}
+    counted = {size: counts for size, counts in found.items() if counts}
+    if not counted:
         return Finding(NOT_RUN, "")
-    same = all(len(set(counts)) == 1 for counts in pairs.values())
-    counted = ", ".join(f"{size} {counts[0]:,}" for size, counts in pairs.items())
-    return Finding(
-        f"{HOLDS if same else FAILS}, for the weights; positions are those of the patches",
-        f"weights, with and without NPP: {counted}",
-    )
+    verdict = HOLDS if all(len(set(counts)) == 1 for counts in counted.values()) else FAILS
+    numbers = "weights, with and without NPP: " + ", ".join(f"{size} {counts[0]:,}" for size, counts in counted.items())
+    return Finding(f"{verdict}, for the weights; positions are those of the patches", numbers)
 
 
 def _published(metric: str = "fid") -> dict[Run | str, float]:
@@ -122,19 +117,14 @@ def _published(metric: str = "fid") -> dict[Run | str, float]:
 
 def against_384(preset: Preset) -> Finding:
     """Claim 5: XL and XXL with NPP against the 384 models, in the paper's own Table 1, in FID and in inception score."""
-    sizes, numbers, ahead = ("XL", "XXL"), [], {}
+    numbers, ahead = [], []
     for metric, name, sign in (("fid", "FID", -1), ("inception_score", "IS", 1)):
         values = _published(metric)
-        pairs = {size: (values[NPP.of(size)], values[NTP.of(size, large=True)]) for size in sizes}
-        numbers.append(
-            f"published {name}: " + ", ".join(f"{size} {ours} against {large}" for size, (ours, large) in pairs.items())
-        )
-        ahead[name] = all(sign * ours > sign * large for ours, large in pairs.values())
-    verdict = AGREES if all(ahead.values()) else CONTRADICTED
-    exceptions = [name for name, holds in ahead.items() if holds]
-    return Finding(
-        f"{verdict}, except in {exceptions[0]}" if verdict == CONTRADICTED and exceptions else verdict, "; ".join(numbers)
-    )
+        pairs = {size: (values[NPP.of(size)], values[NTP.of(size, large=True)]) for size in ("XL", "XXL")}
+        numbers += [f"published {name}: " + ", ".join(f"{size} {ours} against {large}" for size, (ours, large) in pairs.items())]
+        ahead += [name] if all(sign * ours > sign * large for ours, large in pairs.values()) else []
+    verdict = AGREES if len(ahead) == len(numbers) else f"{CONTRADICTED}, except in {ahead[0]}" if ahead else CONTRADICTED
+    return Finding(verdict, "; ".join(numbers))
 
 
 def state_of_the_art(preset: Preset) -> Finding:

@@ -64,9 +64,8 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     outputs = ["metrics.json", "reconstructions.png", *store_files(preset)]
     upstream = (tokenize_job(preset),) if large else ()
     if not large:
-        outputs += ["tokenizer.safetensors", "tokenizer.json"] + (
-            ["extractor.safetensors"] if preset.extractor.name == "digits" else []
-        )
+        outputs += ["tokenizer.safetensors", "tokenizer.json"]
+        outputs += ["extractor.safetensors"] * (preset.extractor.name == "digits")
     config = {"data": settings(preset.data), "tokenizer": settings(preset.tokenizer), "extractor": settings(preset.extractor)}
     config["image_size"] = image_size(preset, large)
     parameters = {"preset": preset.source, "large": large, "options": str(Options(threads=preset.tokenizer_threads))}

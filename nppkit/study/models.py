@@ -40,13 +40,7 @@ def check_inputs(preset: Preset, side: int, training: ImageSet) -> None:
 
 
 def run_trainer(
-    preset: Preset,
-    run: Run,
-    model: GPT,
-    store: CodeStore,
-    heldout: CodeStore,
-    options: Options,
-    processes: Processes = ALONE,
+    preset: Preset, run: Run, model: GPT, store: CodeStore, heldout: CodeStore, options: Options, processes: Processes = ALONE
 ) -> Trainer:
     """The trainer of a preset's run, with its files in their places.
 

@@ -11,8 +11,8 @@ import pandas as pd
 from nppkit.study.graph import evaluate_job, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.records import has_diverged, processor
-from nppkit.study.results import differences, results
-from nppkit.study.runs import Run, seed_count, seeds
+from nppkit.study.results import differences
+from nppkit.study.runs import Run, seeds
 from nppkit.study.stats import interval
 from nppkit.study.verdicts import Contrast, Decision, decide
 
@@ -59,11 +59,10 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         if planned:
             lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
-            counted = {
-                seed: x for seed, x in differences(preset, q.run, q.baseline, "fid").items() if _one_processor(preset, q, seed)
-            }
+            paired = differences(preset, q.run, q.baseline, "fid")
             asked.append(q)
-            found[Contrast(q.text, q.sign, len(planned), lost)] = list(counted.values())
+            counted = [x for seed, x in paired.items() if _one_processor(preset, q, seed)]
+            found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
 
 
@@ -91,26 +90,3 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
         line["verdict"] = decision.verdict
         lines.append({**line, **{f"first_{key}": value for key, value in asdict(before).items()}})
     return pd.DataFrame(lines).astype({key: float for key in ("mean", "low", "high", "p", "adjusted")})
-
-
-def rates(chosen_by: Preset, first: Preset) -> pd.DataFrame:
-    """FID and held-out NLL of NTP and NPP at each rate, by the seeds that both presets share: `first` has the middle rate.
-
-    Mean and standard deviation as text, the mean of NLL after them; the rate of the lowest mean FID is `chosen`.
-    """
-    lines = []
-    for size in ("B", "L"):
-        for name, run in (("NTP", NTP.of(size)), ("NPP", NPP.of(size))):
-            tried = [
-                replace(run, lr=Run.parse(f"GPT-{size}_{r}_seed0").lr) for r in chosen_by.runs[size] if r.startswith(run.recipe)
-            ]
-            shared = range(seed_count(chosen_by, tried[0]))
-            known = {float(t.lr): results(chosen_by, t) for t in tried}
-            known[first.training.lr] = [r for r in results(first, run) if r["seed"] in shared]
-            known = {rate: pd.DataFrame(rows) for rate, rows in sorted(known.items())}
-            means = {rate: rows["fid"].mean() for rate, rows in known.items()}
-            line = {"size": size, "method": name, "seeds": len(shared)}
-            for rate, rows in known.items():
-                line[f"lr {rate:g}"] = f"{means[rate]:.1f} \u00b1 {rows['fid'].std():.1f} ({rows['heldout_nll'].mean():.3f})"
-            lines.append({**line, "chosen": min(means, key=means.get), "smallest": min(means)})
-    return pd.DataFrame(lines)

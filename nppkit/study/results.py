@@ -195,44 +195,26 @@ def segment_ends(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def sampling_deviation(preset: Preset) -> float:
-    """Standard deviation of FID over sampling seeds, pooled over all complete runs and guidance scales; NaN of none.
+def sampling_noise(preset: Preset) -> tuple[float, float]:
+    """Standard deviation of FID over sampling seeds, and how much too high an FID of all samples is; NaN where none can say.
 
-    Every checkpoint is sampled with two seeds at each scale; equal numbers of images are compared, because FID is biased
-    by that number.
+    Both pool all complete runs and guidance scales. Every checkpoint is sampled with two seeds at each scale, and equal numbers
+    of images are compared, because FID is biased by that number: its excess falls with one over it (Chong and Forsyth, 2020,
+    arXiv 1911.07023), so that the fall from the first `select_samples` of the samples to all of them tells what is left.
     """
-    return _deviation(_scored(preset))
-
-
-def _deviation(scored: list[dict]) -> float:
-    rows = [row for metrics in scored for row in metrics["guidance"]]
-    return pooled_deviation([(row["select_fid"], row["repeat_fid"]) for row in rows]) if rows else float("nan")
-
-
-def _bias(scored: list[dict]) -> float:
-    """How much too high an FID of all samples is, about; NaN without a run, or with too few samples to say.
-
-    FID's excess falls with one over the number of samples (Chong and Forsyth, 2020, arXiv 1911.07023), so that its fall
-    from the first `select_samples` of the samples to all of them tells what is left. Mean over runs and guidance scales.
-    """
-    found = []
-    for metrics in scored:
-        few, every = metrics["contract"]["select_samples"], metrics["contract"]["samples"]
-        if few < every:
-            found += [(row["repeat_fid"] - row["fid"]) * few / (every - few) for row in metrics["guidance"]]
-    return sum(found) / len(found) if found else float("nan")
-
-
-def _scored(preset: Preset) -> list[dict]:
-    """The metrics file of every complete run."""
     complete = [run for run in preset_runs(preset) if not why_incomplete(evaluate_job(preset, run), needed=False)]
-    return [read_json(run_dir(preset, run) / "metrics.json") for run in complete]
+    found = [read_json(run_dir(preset, run) / "metrics.json") for run in complete]
+    rows = pd.DataFrame([{**metrics["contract"], **row} for metrics in found for row in metrics["guidance"]])
+    if rows.empty:
+        return float("nan"), float("nan")
+    more = rows[rows["select_samples"] < rows["samples"]]
+    left = more["select_samples"] / (more["samples"] - more["select_samples"])
+    return pooled_deviation(rows[["select_fid", "repeat_fid"]]), ((more["repeat_fid"] - more["fid"]) * left).mean()
 
 
 def sampling_error(preset: Preset) -> str:
     """How far sampling alone moves an FID: at random, and always upwards."""
-    scored = _scored(preset)
-    deviation, bias = _deviation(scored), _bias(scored)
+    deviation, bias = sampling_noise(preset)
     return (
         f"FID deviation over sampling seeds: {deviation:.2g} of {preset.evaluation.select_samples} samples, less of more; bias "
         f"of {preset.evaluation.samples} samples: about {bias:+.2g} on average (KID has none)"

@@ -30,17 +30,11 @@ def printed_cost(run: Run) -> float | None:
     return next((float(cost) for other, cost in rows if other and other.recipe == run.recipe), None)
 
 
-def extractor_label(preset: Preset) -> str:
-    """What the metric columns say in brackets; plain only for Inception against ADM's reference file."""
-    inception = "" if preset.evaluation.reference else "Inception, own reference"
-    labels = {"digits": "digit features", "efficientnet-lite0": "EfficientNet-Lite0 features", "inception-v3-compat": inception}
-    return labels.get(preset.extractor.name, preset.extractor.name)
-
-
 def suffix(preset: Preset) -> str:
-    """The extractor in brackets, to follow a metric's name."""
-    label = extractor_label(preset)
-    return f" ({label})" if label else ""
+    """The extractor in brackets, to follow a metric's name; nothing for Inception against ADM's reference file."""
+    inception = "" if preset.evaluation.reference else " (Inception, own reference)"
+    labels = {"digits": " (digit features)", "efficientnet-lite0": " (EfficientNet-Lite0 features)"}
+    return labels.get(preset.extractor.name, inception)
 
 
 def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[dict]) -> dict:
@@ -52,10 +46,8 @@ def quality_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[
     if rows and "paper_fid" in rows[0]:
         for key, name in NAMES.items():
             columns |= measured_columns(f"our {name} at the paper's scale{seen_by}", rows, f"paper_{key}")
-    columns |= {
-        "at scale": mean(rows, "best_scale"),
-        **measured_columns("held-out NLL", [] if run and run.large else rows, "heldout_nll"),
-    }
+    columns |= {"at scale": mean(rows, "best_scale")}
+    columns |= measured_columns("held-out NLL", [] if run and run.large else rows, "heldout_nll")
     return columns | {"agreement": mean(rows, "agreement")} | difference_columns(preset, run)
 
 
@@ -91,10 +83,6 @@ def cost_columns(preset: Preset, run: Run, printed: float) -> dict:
         "cost integer boundaries": cost_ratio(segments),
         **{f"cost measured {name}": ratio.mean if ratio.n else None for name, ratio in measured.items()},
     }
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a / b
 
 
 def make_table(preset: Preset, number: int) -> pd.DataFrame:
@@ -142,13 +130,13 @@ def table5_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[d
     if run:
         grid = 24 if run.large else 16
         rule = rule_gflops(GPTConfig(**MODELS[run.size], grid_size=grid), run.segments(EPOCHS))
-    images = preset.training.batch_size * preset.training.steps_per_epoch * preset.training.epochs
+    images, flops = preset.training.batch_size * preset.training.steps_per_epoch * preset.training.epochs, mean(rows, "flops")
     return {
         "paper FID": row["fid"],
         **measured_columns(f"our FID{suffix(preset)}", rows, "fid"),
         "paper GFLOPs printed": row["cost_gflops"],
         "paper GFLOPs by its rule": rule,
-        "our GFLOPs measured": _ratio(mean(rows, "flops"), images * 1e9),
+        "our GFLOPs measured": flops and flops / (images * 1e9),
         "our training seconds": mean(rows, "seconds"),
         "our training CPU seconds": mean(rows, "cpu_seconds"),
     }
@@ -255,10 +243,10 @@ def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
         if not seed_count(preset, run):
             continue
         rows = [{**row, "flops": row["flops"] and row["flops"] / 1e12} for row in results(preset, run)]
-        values = {label: measured_columns(label, rows, key) for key, label in shown.items()}
-        lines.append(
-            {"run": name, "seeds": _status(preset, run, rows)} | {k: v for columns in values.values() for k, v in columns.items()}
-        )
+        line = {"run": name, "seeds": _status(preset, run, rows)}
+        for key, label in shown.items():
+            line |= measured_columns(label, rows, key)
+        lines.append(line)
     return compact(pd.DataFrame(lines))
 
 
@@ -282,20 +270,3 @@ def cost_audit(table: pd.DataFrame) -> pd.DataFrame:
     known = table.dropna(subset=["paper GFLOPs by its rule"])
     wrong = known[(known["paper GFLOPs printed"] - known["paper GFLOPs by its rule"]).abs() > 0.0051]
     return wrong[["model", "paper GFLOPs printed", "paper GFLOPs by its rule"]].round(2)
-
-
-def rule_ratios(table: pd.DataFrame) -> pd.Series:
-    """Cost of NPP over that of next-token prediction by the paper's rule, a value for each size."""
-    ours = {
-        (run.size, run.lam is None): row["paper GFLOPs by its rule"]
-        for _, row in table.iterrows()
-        if (run := row_run(row)) and not run.large
-    }
-    return pd.Series({size: ours[size, False] / ours[size, True] for size in MODELS}, name="NPP / NTP by the rule")
-
-
-def figure1_data(preset: Preset) -> pd.DataFrame:
-    """Table 5 with the published parameter counts as numbers, for Figure 1."""
-    table = make_table(preset, 5)
-    units = {"M": 1e6, "B": 1e9}
-    return table.assign(size=[float(text[:-1]) * units[text[-1]] for text in table["paper's parameters"]])

@@ -22,9 +22,8 @@ class TrainingConfig:
     grad_clip: Above0 = 1.0
     dropout: Share = 0.1
     label_dropout: Share = 0.1
-    lr_schedule: Literal["segments", "constant"] = (
-        "segments"  # segments: warm-up and decay in each; constant: none, as LlamaGen trained
-    )
+    # segments: warm-up and decay in each; constant: none, as LlamaGen trained
+    lr_schedule: Literal["segments", "constant"] = "segments"
     reset_optimizer: Bool = False  # AdamW's state at each new segment: carried over, or begun again
     log_every: Count = 0  # steps; 0: once a schedule epoch
     heldout_every: Count = 0  # schedule epochs between two held-out likelihoods; 0: at the end of each segment

@@ -8,7 +8,7 @@ import torch
 from conftest import write_store
 
 from nppkit.data import codes
-from nppkit.data.codes import UNKNOWN, CodeStore, code_shades
+from nppkit.data.codes import UNKNOWN, CodeStore
 from nppkit.errors import NppkitError
 
 
@@ -133,12 +133,3 @@ def test_an_import_that_names_no_tokenizer_is_refused(tmp_path):
     assert store.require(vocab_size=16) is store
     with pytest.raises(NppkitError, match="does not say which tokenizer made it: import it again with --tokenizer FILE"):
         store.require(tokenizer_sha256="abc")
-
-
-def test_code_shades(tmp_path):
-    """A code's shade is the mean brightness of the cells that carry it."""
-    store = CodeStore(write_store(tmp_path / "shades", n=1, crops=1, grid=2, vocab=4, classes=1))
-    np.save(store.folder / "codes.npy", np.array([[[0, 1, 1, 3]]], np.uint16))
-    pixels = np.zeros((1, 3, 4, 4), np.uint8)
-    pixels[..., :2, 2:], pixels[..., 2:, :2], pixels[..., 2:, 2:] = 10, 30, 200  # cells 1, 2 and 3
-    assert code_shades(CodeStore(store.folder), pixels).tolist() == [0, 20, 0, 200]

@@ -1,6 +1,8 @@
 """The plan: what the cost model says of a preset's runs, or what this machine measures, added up."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,10 +11,13 @@ import torch
 from nppkit import cli, cost
 from nppkit.jobs import plan, timing
 from nppkit.model import MODELS, GPTConfig
-from nppkit.study import speed
 from nppkit.study.presets import load_preset
 from nppkit.study.runs import Run, preset_runs
 from nppkit.training import trainer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import speed
 
 A100 = cost.GPUS["A100-80G"]
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from cells import run_cells
 from conftest import write_store
 from safetensors.torch import save_file
 from test_features import noise_images, random_inception
@@ -18,7 +19,7 @@ from nppkit.data.images import mnist_images, reference_pixels
 from nppkit.data.npz import write_npz
 from nppkit.errors import NppkitError
 from nppkit.model import GPT, GPTConfig
-from nppkit.scoring import evaluate
+from nppkit.scoring import evaluate, reference
 from nppkit.scoring.classifier import DigitClassifier
 from nppkit.scoring.config import EvaluationConfig
 from nppkit.scoring.contract import check_one_contract, contract, contract_line
@@ -312,13 +313,16 @@ def test_nearest():
     assert evaluate.nearest(reference[[2, 0]] * 0.9, reference).tolist() == [2, 0]
 
 
-def test_reconstructions(models, digits, monkeypatch):
+def test_reconstructions(models, digits, smoke, monkeypatch):
     """Images are encoded at the codes' side and looked at with the data's, in parts like all at once."""
-    monkeypatch.setattr(evaluate, "CHUNK", 3)
-    images = mnist_images().subset(np.arange(7))
-    found = evaluate.reconstruction_features(models[1], digits, images, 8, 10)
-    decoded = reconstruct(models[1], torch.from_numpy(reference_pixels(images, 8)))
-    torch.testing.assert_close(found, extract_features(digits, evaluate.resize(decoded, 10))["features"])
+    monkeypatch.setattr(reference, "CHUNK", 3)
+    training = mnist_images().subset(np.arange(7))
+    given = {"training": training, "side": 8, "model": models[1], "extractor": digits}
+    sizes = dataclasses.replace(smoke.data, image_size=12)
+    study = dataclasses.replace(smoke, data=sizes, evaluation=dataclasses.replace(smoke.evaluation, samples=7))
+    made = run_cells("tokenize", "reconstructions", study=study, **given)
+    decoded = reconstruct(models[1], torch.from_numpy(reference_pixels(made["some"], 8)))
+    torch.testing.assert_close(made["rebuilt"], extract_features(digits, evaluate.resize(decoded, 12))["features"])
 
 
 def test_decoding_is_fp32(models):

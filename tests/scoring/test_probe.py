@@ -1,14 +1,18 @@
 """The linear probe: what it finds, what it is worth, and its file."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from cells import run_cells
 
 from nppkit.data.images import mnist_images
 from nppkit.errors import NppkitError
 from nppkit.scoring.features import load_extractor
-from nppkit.scoring.probe import extractor_probe, fit_probe, probe_scores
+from nppkit.scoring.probe import fit_probe, probe_scores
 from nppkit.scoring.reference import reference_from_images
+from nppkit.study.presets import load_preset
 
 
 def blobs(n, seed, spread=0.5):
@@ -69,5 +73,8 @@ def test_an_imagenet_network_tells_digits_apart():
     training, heldout = images.subset(np.arange(0, 5000, 50)), images.subset(np.arange(7, 5000, 250))
     extractor = load_extractor("efficientnet-lite0")
     reference = reference_from_images(training, 32, extractor)
-    probe, scores = extractor_probe(extractor, reference, training, heldout, 32)
+    study = dataclasses.replace(load_preset("solar"), data=load_preset("demo").data)
+    given = {"study": study, "settings": study.evaluation, "extractor": extractor, "target": reference}
+    made = run_cells("evaluate", "probe-1", training=training, unseen=heldout, **given)
+    probe, scores = made["probe"], made["worth"]
     assert probe.weight.shape == (10, 1280) and scores["accuracy"] > 0.4 and scores["majority"] == pytest.approx(0.1)

@@ -1,19 +1,23 @@
 """Figures that compare runs: checked through the series they plot."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cells import run_cells
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from test_tables import finish
 
-from nppkit.schedule import multi_scale_segments
 from nppkit.show import figures
 from nppkit.study import tables
 from nppkit.study.runs import Run
+
+FIGURE1 = ("185b2299", "figure1-draw", "figure1-panels", "figure1-uneven", "18e222d0")
 
 
 @pytest.fixture
@@ -42,8 +46,8 @@ def test_ablation_shows_means_and_seeds(study):
 
 def test_figure1_series(study):
     """The paper's three series with its points, its rule's costs in the middle, ours with bars on the right."""
-    data = tables.figure1_data(study)
-    left, middle, right = figures.figure1(data, study.name, tables.column(data, "our FID")).axes
+    made = run_cells("figure1_cost_vs_fid", *FIGURE1, study=study)
+    left, middle, right = made["figure"].axes
     series = {line.get_label(): points(line) for line in left.lines}
     assert series["LlamaGen"] == [(25.06, 5.46), (83.54, 3.8), (193.35, 3.39), (355.72, 3.1)]
     assert series["LlamaGen-384"] == [(83.54, 3.8), (434.11, 2.62), (798.64, 2.34)]
@@ -52,7 +56,7 @@ def test_figure1_series(study):
     assert [round(x, 2) for x, _ in points(corrected)] == [15.7, 52.33, 121.13, 222.84]
     images = study.training.batch_size * study.training.steps_per_epoch * 300
     assert points(right.lines[0]) == [(2e12 / images / 1e9, 11.0)]
-    drawn = {figures.OURS[line.get_label()]: line.get_color() for line in right.lines if line.get_label() in figures.OURS}
+    drawn = {made["kinds"][line.get_label()]: line.get_color() for line in right.lines if line.get_label() in made["kinds"]}
     legend = zip(right.get_legend().get_texts(), right.get_legend().legend_handles, strict=True)
     assert {text.get_text(): handle.get_color() for text, handle in legend} == drawn
     (low, high), *_ = right.collections[0].get_segments()[0][:, 1].reshape(1, 2)
@@ -61,18 +65,30 @@ def test_figure1_series(study):
 
 def test_paper_ticks_are_equally_far_apart(study):
     """The published axes are reproduced as they are: uneven values at even distances."""
-    left = figures.figure1(tables.figure1_data(study), "x", "our FID (digit features)").axes[0]
-    for axis, ticks in ((left.xaxis, figures.PAPER_X_TICKS), (left.yaxis, figures.PAPER_Y_TICKS)):
+    made = run_cells("figure1_cost_vs_fid", *FIGURE1, study=study)
+    left = made["left"]
+    for axis, ticks in ((left.xaxis, made["ticks"]["x"]), (left.yaxis, made["ticks"]["y"])):
         places = axis.get_transform().transform(np.array(ticks, float))
         np.testing.assert_allclose(np.diff(places), places[1] - places[0], rtol=1e-6)
+
+
+def test_figure2_shades():
+    """A code's shade is the mean brightness of the cells that carry it."""
+    pixels = np.zeros((1, 3, 4, 4), np.uint8)
+    pixels[..., :2, 2:], pixels[..., 2:, :2], pixels[..., 2:, 2:] = 10, 30, 200  # cells 1, 2 and 3
+    codes = np.array([[[0, 1, 1, 3]]], np.uint16)
+    store = SimpleNamespace(codes=codes, grid_size=2, vocab_size=4)
+    made = run_cells("figure2_method", "figure2-brightness", store=store, pixels=pixels, tokens=torch.arange(4))
+    assert made["shades"].tolist() == [[0, 20], [0, 200]]
 
 
 @pytest.mark.parametrize("p", [1, 2, 4])
 def test_figure2_marks_one_target(p):
     """One window of side p is scored; all before it in raster order are inputs."""
-    figure = figures.figure2(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.arange(64), (p,))
-    windows = figure.axes[1].patches
-    targets = [w for w in windows if to_hex(w.get_edgecolor()) == figures.TARGET.lower() and w.get_facecolor()[3] == 0]
+    axes, cells = Figure().subplots(), run_cells("figure2_method", "figure2-prediction")
+    cells["prediction"](axes, torch.arange(64).view(8, 8), p)
+    windows = axes.patches
+    targets = [w for w in windows if to_hex(w.get_edgecolor()) == cells["scored"]["ec"].lower() and w.get_facecolor()[3] == 0]
     side = 8 // p
     middle = side // 2 * side + side // 2
     assert len(targets) == 1 and targets[0].get_width() == targets[0].get_height() == p
@@ -80,13 +96,14 @@ def test_figure2_marks_one_target(p):
     assert len(windows) == middle + 1
 
 
-def test_figure3_draws_the_schedule():
+def test_figure3_draws_the_schedule(home, smoke):
     """The learning rate starts anew in each segment, and the title has the cost with integer boundaries."""
-    segments = multi_scale_segments(300, 4, "1/2")
-    figure = figures.figure3({"#L = 2": multi_scale_segments(300, 2, "1/2"), "#L = 4": segments}, 2, 1e-3, 1e-5)
-    steps, rates = figure.axes[1].lines[0].get_data()
+    training = dataclasses.replace(smoke.training, epochs=300, steps_per_epoch=2, lr=1e-3, end_lr=1e-5)
+    study = dataclasses.replace(smoke, training=training)
+    two, _, four = run_cells("figure3_schedule", "figure3-answer", "979ad300", study=study)["figure"].axes
+    steps, rates = four.lines[0].get_data()
     assert steps[np.asarray(rates) == 0].tolist() == [0, 37, 75, 150]
-    assert "0.572" in figure.axes[1].get_title(loc="left") and [t.get_text() for t in figure.axes[0].texts] == ["p = 2", "p = 1"]
+    assert "0.572" in four.get_title(loc="left") and [t.get_text() for t in two.texts] == ["p = 2", "p = 1"]
 
 
 def test_figure4_places_the_grids(tmp_path):

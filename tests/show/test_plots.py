@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cells import run_cells
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from nppkit.schedule import multi_scale_segments
 from nppkit.show import plots
+from nppkit.study.runs import Run
 from nppkit.training.config import TrainingConfig
 
 SEEN_BY = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
@@ -150,21 +152,26 @@ def test_videos_side_by_side():
 
 
 @pytest.mark.parametrize("changes", [{"lr_schedule": "constant"}, {"warmup_epochs": 0, "decay_fraction": 0}])
-def test_the_rate_drawn_is_the_rate_trained(changes):
+def test_the_rate_drawn_is_the_rate_trained(smoke, changes):
     """Without warm-up and decay, or at a constant rate, the curve is flat; with the paper's it is not."""
     training = TrainingConfig(epochs=8, steps_per_epoch=5, lr=2e-3)
-    segments = multi_scale_segments(8, 2, "1/2")
-    flat = plots.schedule(segments, 5, **dataclasses.replace(training, **changes).rates).axes[0].lines[0].get_ydata()
-    assert set(flat) == {2e-3}
-    assert len(set(plots.schedule(segments, 5, **training.rates).axes[0].lines[0].get_ydata())) > 5
+    spec = Run("B", patch_size=2, lam="1/2")
+    drawn = []
+    for used in (dataclasses.replace(training, **changes), training):
+        study = dataclasses.replace(smoke, training=used)
+        cell = run_cells("train", "train-09", study=study, spec=spec, segments=spec.segments(8))
+        drawn.append(set(cell["axes"].lines[0].get_ydata()))
+    assert drawn[0] == {2e-3} and len(drawn[1]) > 5
 
 
-def test_guess_mixes_real_and_generated():
-    """Every picture is in the grid once, shuffled by the seed, and the folded answers say which is which in its order."""
-    shades = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 4, 4)  # 0-4 real, 5-9 generated
-    figure, answers = plots.guess(shades[:5], shades[5:], columns=4, seed=3)
-    grid = figure.axes[0].images[0].get_array()
-    seen = [int(grid[6 * (i // 4), 6 * (i % 4), 0]) for i in range(10)]
-    letters = re.search("<pre>(.*)</pre>", answers.data, re.DOTALL)[1].split()
-    assert sorted(seen) == list(range(10)) and seen != sorted(seen)
-    assert letters == ["G" if shade >= 5 else "R" for shade in seen] and answers.data.startswith("<details>")
+def test_guess_mixes_real_and_generated(smoke):
+    """Every picture is in the grid once, shuffled, and the folded answers say which is which in its order."""
+    shades = torch.arange(30, dtype=torch.uint8)[:, None, None, None].expand(30, 3, 4, 4)  # 0-14 real, 15-29 generated
+    study = dataclasses.replace(smoke, data=dataclasses.replace(smoke.data, image_size=4))
+    given = {"pixels": shades[:15], "generated": shades[15:], "study": study}
+    made = run_cells("evaluate", "answers", **given)
+    grid, answers = made["axes"].images[0].get_array(), made["answers"].data
+    seen = [int(grid[6 * (i // 12), 6 * (i % 12), 0]) for i in range(30)]
+    letters = re.search("<pre>(.*)</pre>", answers, re.DOTALL)[1].split()
+    assert sorted(seen) == list(range(30)) and seen != sorted(seen)
+    assert letters == ["G" if shade >= 15 else "R" for shade in seen] and answers.startswith("<details>")

@@ -1,13 +1,17 @@
 """The benchmarks' reports: the fit of step time against patch side, and the table of targets."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nppkit.errors import NppkitError
-from nppkit.show import plots
-from nppkit.study import speed
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import speed
 
 
 def test_fit_recovers_its_own_law():
@@ -101,9 +105,9 @@ def test_operations_and_their_figures():
     found = [dict(name=n, calls=1, seconds=s, flops=f, bytes=b) for n, s, f, b in [*rows, ("other", 0.5, 0.0, 0.0)]]
     operations = speed.operations({"rows": {"breakdown": {"operations": found}}})
     assert operations["kind"].tolist() == ["matrix products", "attention", "element-wise, reductions", "other"]
-    bars = plots.time_shares(operations).axes[0].patches
+    bars = speed.time_shares(operations).axes[0].patches
     assert sorted(bar.get_width() for bar in bars) == [10, 10, 20, 60]
-    axes = plots.roofline(operations, peak=4e9, bandwidth=1e9).axes[0]
+    axes = speed.roofline(operations, peak=4e9, bandwidth=1e9).axes[0]
     points = [part.get_offsets()[0].tolist() for part in axes.collections]
     np.testing.assert_allclose(points, [[100, 1], [600, 2]])
     x, limit = axes.lines[0].get_data()
@@ -113,6 +117,6 @@ def test_operations_and_their_figures():
 def test_step_times_figure():
     """The ideal line starts at the measured p = 1 and falls by p**2; the fitted one is a + b / p**2."""
     seconds = {str(p): dict(median=1.0 + 3 / p**2, min=0.9, max=5.0, repeats=2) for p in (1, 2, 4)} | {"yardstick": {}}
-    ideal, fitted = plots.step_times({"seconds": seconds, "a": 1.0, "b": 3.0}).axes[0].lines[:2]
+    ideal, fitted = speed.step_times({"seconds": seconds, "a": 1.0, "b": 3.0}).axes[0].lines[:2]
     np.testing.assert_allclose(ideal.get_ydata()[[0, -1]], [4, 4 / 16])
     np.testing.assert_allclose(fitted.get_ydata()[[0, -1]], [4, 1 + 3 / 16])
