@@ -56,8 +56,8 @@ def patch_steps(preset: Preset, run: Run) -> dict[int, int]:
 
 def train_flops(preset: Preset, run: Run) -> float:
     """FLOPs of the whole training, forward and backward."""
-    c = model_config(preset, run)
-    return float(sum(n * preset.training.batch_size * cost.train_flops(c, p) for p, n in patch_steps(preset, run).items()))
+    c, t = model_config(preset, run), run.training(preset)
+    return float(sum(n * t.batch_size * cost.train_flops(c, p, t.patch) for p, n in patch_steps(preset, run).items()))
 
 
 def sampled_images(preset: Preset) -> dict[bool, int]:
