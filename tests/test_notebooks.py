@@ -289,10 +289,10 @@ def test_the_whole_path_of_better_patches(smoke_home, better):
         if run.seed == 0
     }
     for (at, name), row in table.iterrows():
-        recipe = mean + "_epochs10" * ((at, name) == ("equal FLOPs", "heads, p = 2")) + f"_{name.split(',')[0]}"
+        recipe = mean + "_epochs10" * ((at, name) == ("equal FLOPs", "p = 2 heads")) + f"_{name.split()[-1]}"
         found = float(row["held-out nats a token"].removesuffix(" (one seed)"))
         assert found == pytest.approx(nll[recipe] - nll[mean], rel=0.01, abs=1e-4) and row["seeds"] == 1
-    assert len(table) == 2 * len(better) and table.loc[("equal FLOPs", "heads, p = 2"), "cost / mean's"] < 1
+    assert len(table) == 2 * len(better) and table.loc[("equal FLOPs", "p = 2 heads"), "cost / mean's"] < 1
     said = str([cell.outputs for cell in code(nbformat.read(job.folder / "patches.ipynb", 4))])
     assert f"planned {len(recipes) + 1}, done {len(recipes)}.** Not in yet: npp_p2_lambda1-2 1;" in said
 
