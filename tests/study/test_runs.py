@@ -100,6 +100,17 @@ def test_better_patches_change_patches_alone(smoke, home):
     assert targets.priority(smoke, graph.train_job(smoke, drawn)) == targets.priority(smoke, graph.train_job(smoke, mean))
 
 
+@pytest.mark.parametrize("name", ["patches", "solar_patches"])
+def test_shorter_runs_cost_what_the_mean_costs(name):
+    """The runs of fewer epochs have the mean's FLOPs within half a percent."""
+    preset = load_preset(name)
+    shorter = [run for run in runs.preset_runs(preset) if run.epochs]
+    for run in shorter:
+        mean = plan.train_flops(preset, dataclasses.replace(run, epochs=0, patch="mean"))
+        assert plan.train_flops(preset, run) == pytest.approx(mean, rel=0.005)
+    assert {run.patch for run in shorter} == {"heads"}
+
+
 def test_seeds_begin_where_the_preset_says(smoke):
     """A confirmatory preset has seeds of its own."""
     later = dataclasses.replace(smoke, runs={"B": ["ntp"]}, seeds={"B": 3}, first_seed=100)
