@@ -36,7 +36,7 @@ def measure() -> dict:
             trainer = Trainer(model, store, heldout, segments, config, 0, *places, precision=bench.PRECISION)
             with trainer.running() as steps:
                 for step in steps:
-                    trainer.train_step(step, trainer.segment(step).patch_size)
+                    trainer.train_step(step, trainer.patch_size(step))
                     trainer.after(step)
             clock = "seconds" if bench.DEVICE.type == "cuda" else "cpu_seconds"
             return sum(row[clock] for row in trainer.history)

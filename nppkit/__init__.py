@@ -27,9 +27,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": "NppkitError",
     "grouping": "group group_embeddings group_targets patch_grid",
+    "patches": "make_windows",
     "loss": "patch_loss npp_loss",
-    "schedule": "Segment ntp_segments single_scale_segments multi_scale_segments segment_at learning_rate "
-    "cost_ratio ideal_cost_ratio",
+    "schedule": "Segment ntp_segments single_scale_segments multi_scale_segments drawn_segments segment_at "
+    "patch_size_at learning_rate cost_ratio ideal_cost_ratio",
     "model": "GPT GPTConfig MODELS",
     "tokenizer": "VQModel",
     "tokenizer_config": "VQConfig TOKENIZERS",

@@ -45,20 +45,28 @@ def linear_weights(c: GPTConfig) -> int:
     return c.n_layer * (attention + 3 * c.dim * c.hidden_dim) + c.dim * c.vocab_size
 
 
+def patch_weights(c: GPTConfig, patch_size: Window, patch: str = "mean") -> int:
+    """What a patch of that kind (nppkit/patches.py) multiplies besides the linear layers, in weights; at p = 1 there is none."""
+    K, square = area(patch_size), area(patch_size) * c.dim**2
+    more = {"attention": 2 * K * c.dim, "linear": square, "heads": square + (K - 1) * c.dim * c.vocab_size}
+    return more.get(patch, 0) if K > 1 else 0
+
+
 def parameters(c: GPTConfig) -> int:
     """All of them: the linear layers, both tables, and the norms."""
     return linear_weights(c) + (c.vocab_size + c.num_classes + 1 + 2 * c.n_layer + 1) * c.dim
 
 
-def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...]) -> float:
+def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...], patch: str = "mean") -> float:
     """Table 5's rule, GFLOPs an image: linear weights x (patches + 1), a multiply-add counted as one, mean over epochs."""
-    return linear_weights(c) * mean_cost(segments, lambda p: c.block_size // area(p) + 1) / 1e9
+    weights = linear_weights(c)
+    return mean_cost(segments, lambda p: (weights + patch_weights(c, p, patch)) * (c.block_size // area(p) + 1)) / 1e9
 
 
-def train_flops(c: GPTConfig, patch_size: Window) -> int:
+def train_flops(c: GPTConfig, patch_size: Window, patch: str = "mean") -> int:
     """FLOPs of the forward and backward pass of one image: linear layers, and attention over all pairs of positions."""
-    T = c.block_size // area(patch_size)
-    return 3 * 2 * (T * linear_weights(c) + c.n_layer * 2 * T**2 * c.dim)
+    T, weights = c.block_size // area(patch_size), linear_weights(c) + patch_weights(c, patch_size, patch)
+    return 3 * 2 * (T * weights + c.n_layer * 2 * T**2 * c.dim)
 
 
 def fixed_seconds(c: GPTConfig, gpu: GPU) -> float:

@@ -12,7 +12,8 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over batch and patches of the mean cross-entropy against a patch's K codes (Eq. 2), in nats.
 
     logits: (B, n, V), targets: (B, n, K) int64. One softmax serves all K targets, because
-    mean_k CE(logits, t_k) = logsumexp(logits) - mean_k logits[t_k]: the logits are never repeated.
+    mean_k CE(logits, t_k) = logsumexp(logits) - mean_k logits[t_k]: the logits are never repeated. With logits (B, n, K, V)
+    each code has a prediction of its own (nppkit/patches.py).
     K = 1 is the ordinary next-token loss. NppkitError for targets out of range, on a CPU.
 
     >>> import torch
@@ -22,6 +23,8 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if targets.device.type == "cpu":
         require_range(targets, logits.shape[-1], "targets")
+    if logits.dim() == 4:  # K predictions of one code each
+        logits, targets = logits.flatten(1, 2), targets.flatten(1)[..., None]
     logits = logits.float()
     return (logits.logsumexp(-1) - logits.gather(-1, targets).mean(-1)).mean()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nppkit.errors import NppkitError
-from nppkit.grouping import group_embeddings, require_range
+from nppkit.grouping import group, group_embeddings, require_range
 from nppkit.window import Grid, Window, area, as_grid, patches
 
 MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
@@ -226,6 +226,7 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.windows = nn.ModuleDict()  # while training on patches: what takes the mean's place, by K (nppkit/patches.py)
         self.register_buffer("rotary_tokens", rotary_table(c.grid, c.head_dim, c.rope_base), persistent=False)
         self.apply(partial(_init_weights, std=0.02))
         nn.init.zeros_(self.output.weight)
@@ -241,18 +242,26 @@ class GPT(nn.Module):
     def forward(self, codes: Tensor, labels: Tensor, patch_size: Window = 1) -> Tensor:
         """Logits (B, N / K, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional".
 
+        (B, N / K, K, V) where `windows` hold a prediction for each place.
+
         NppkitError for codes or labels out of range, on a CPU.
         """
         if codes.device.type == "cpu":
             require_range(codes, self.config.vocab_size, "codes")
             require_range(labels, self.config.num_classes + 1, "labels")
-        embedded = group_embeddings(self.tok_embeddings(codes), patch_size, self.config.grid)  # (B, T, C)
+        embedded, K = self.tok_embeddings(codes), area(patch_size)
+        window = self.windows[str(K)] if K > 1 and str(K) in self.windows else None
+        if window:
+            embedded = window.pool(group(embedded, patch_size, self.config.grid))  # (B, T, C)
+        else:
+            embedded = group_embeddings(embedded, patch_size, self.config.grid)
         x = torch.cat([self.cls_embedding(labels)[:, None], embedded[:, :-1]], 1)
         x = self.tok_dropout(x)
         rotary = self.rotary(patch_size)[: x.shape[1]]
         for layer in self.layers:
             x = checkpoint(layer, x, rotary, use_reentrant=False) if self.recompute else layer(x, rotary)
-        return self.output(self.norm(x))
+        x = self.norm(x)
+        return self.output(window.spread(x) if window else x)
 
     def decode(self, x: Tensor, position: int | Tensor, caches: Iterable[KVCache | StaticKVCache]) -> Tensor:
         """Logits (B, V) after one more embedding x (B, C) at `position`; position 0 is the class token."""

@@ -6,7 +6,7 @@ sampling noise therefore do not depend on restarts, batch size or the number of 
 
 import numpy as np
 
-PERMUTATION, CROP, LABEL_DROPOUT, DROPOUT, SAMPLE_LABEL, SAMPLE_TOKEN, MOTION = range(7)  # streams
+PERMUTATION, CROP, LABEL_DROPOUT, DROPOUT, SAMPLE_LABEL, SAMPLE_TOKEN, MOTION, LEVEL = range(8)  # streams
 
 
 _GAMMA, _MIX1, _MIX2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

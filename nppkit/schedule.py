@@ -5,9 +5,12 @@ is another matter.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+import numpy as np
+
+from nppkit import noise
 from nppkit.errors import NppkitError
 from nppkit.window import Window, area, halved
 
@@ -16,6 +19,8 @@ from nppkit.window import Window, area, halved
 class Segment:
     """Epochs [start, end) trained at one patch size: a side, or a tuple with a length for each axis.
 
+    coarse: the share of its steps that is expected at that size. Below 1 each step is drawn (`is_coarse`), the others are at 1.
+
     >>> Segment(patch_size=2, start=0, end=150)
     Segment(patch_size=2, start=0, end=150)
     """
@@ -23,6 +28,12 @@ class Segment:
     patch_size: Window
     start: int
     end: int
+    coarse: float = field(default=1.0, repr=False)
+
+    @property
+    def shares(self) -> dict[Window, float]:
+        """Every patch size of its steps, and the share of them that is expected at it."""
+        return {self.patch_size: self.coarse} | ({1: 1 - self.coarse} if self.coarse < 1 else {})
 
 
 def parse_lambda(value: str | float | Fraction) -> Fraction:
@@ -74,6 +85,28 @@ def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction, 
     return _segments([*windows[:-1], 1], [int(epochs * lam ** (last - i)) for i in range(levels)])
 
 
+def drawn_segments(epochs: int, patch_size: Window, lam: str | float | Fraction) -> tuple[Segment, ...]:
+    """No levels one after the other: each step's is drawn, coarse less and less often, for lambda of the steps in all.
+
+    Beyond the paper. One segment, so that the learning rate warms up and decays once. NppkitError as `parse_lambda`.
+
+    >>> cost_ratio(drawn_segments(300, 2, "1/2"))  # that of p = 2 until lambda * T
+    0.625
+    """
+    return (Segment(patch_size, 0, epochs, float(parse_lambda(lam))),)
+
+
+def is_coarse(step: int | np.ndarray, segment: Segment, steps_per_epoch: int, seed: int) -> np.ndarray:
+    """Whether steps of a segment are made at its patch size: a function of seed and step, whoever asks, and whenever.
+
+    With probability 1 - x**a, where x goes from 0 to 1 over the segment: of mean a / (a + 1), which a makes the share
+    `coarse`. For a half it falls along a straight line; for 1 it is always 1.
+    """
+    x = (step + 0.5 - segment.start * steps_per_epoch) / ((segment.end - segment.start) * steps_per_epoch)
+    power = segment.coarse / (1 - segment.coarse) if segment.coarse < 1 else np.inf
+    return noise.uniform(seed, noise.LEVEL, step) < 1 - x**power
+
+
 def _segments(patch_sizes: list[Window], ends: list[int]) -> tuple[Segment, ...]:
     starts = [0, *ends[:-1]]
     if any(end <= start for start, end in zip(starts, ends, strict=True)):
@@ -92,6 +125,16 @@ def segment_at(step: int, segments: tuple[Segment, ...], steps_per_epoch: int) -
         if segment.start * steps_per_epoch <= step < segment.end * steps_per_epoch:
             return index
     raise NppkitError(f"step {step} is outside the schedule of {segments[-1].end * steps_per_epoch} steps")
+
+
+def patch_size_at(step: int, segments: tuple[Segment, ...], steps_per_epoch: int, seed: int) -> Window:
+    """The patch size of one step: its segment's, or what the step draws. NppkitError past the end.
+
+    >>> [patch_size_at(step, drawn_segments(2, 4, "1/2"), 5, seed=4) for step in range(10)]
+    [4, 4, 4, 4, 1, 4, 1, 1, 4, 1]
+    """
+    segment = segments[segment_at(step, segments, steps_per_epoch)]
+    return segment.patch_size if is_coarse(step, segment, steps_per_epoch, seed) else 1
 
 
 def learning_rate(
@@ -125,7 +168,7 @@ def learning_rate(
 
 def mean_cost(segments: tuple[Segment, ...], cost: Callable[[Window], float]) -> float:
     """What an epoch costs on average over a schedule, where cost(p) is that of an epoch at patch size p, in any unit."""
-    return sum((s.end - s.start) * cost(s.patch_size) for s in segments) / segments[-1].end
+    return sum((s.end - s.start) * share * cost(p) for s in segments for p, share in s.shares.items()) / segments[-1].end
 
 
 def cost_ratio(segments: tuple[Segment, ...]) -> float:

@@ -23,6 +23,7 @@ from nppkit import checkpoint
 from nppkit.data.codes import CodeStore
 from nppkit.machine.guard import Interrupted
 from nppkit.machine.processes import joined
+from nppkit.schedule import drawn_segments
 from nppkit.study import graph, presets, records
 from nppkit.training import trainer
 
@@ -71,14 +72,15 @@ def train_until(store_folder, run_folder, event=0, file_limit=0):
     fit(make_trainer(CodeStore(store_folder), run_folder, save_minutes=0.0, keep_last=1))
 
 
-def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, **changes):
+def train_rank(rank, size, port, store_folder, run_folder, stop_before=0, patch="mean", drawn=False, **changes):
     """One of several processes that train together, without torchrun; all stop before the given step as after SIGTERM."""
     import test_trainer
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     clip = 0.3  # about half of the steps are clipped
-    config = dataclasses.replace(test_trainer.CONFIG, dropout=0.0, batch_size=8, grad_clip=clip)
+    changes |= {"segments": drawn_segments(8, 2, "1/2")} if drawn else {}
+    config = dataclasses.replace(test_trainer.CONFIG, dropout=0.0, batch_size=8, grad_clip=clip, patch=patch)
 
     def progress(steps):
         for step in steps:

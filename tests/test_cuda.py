@@ -19,6 +19,7 @@ from nppkit.loss import patch_loss
 from nppkit.machine.devices import autocast
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import compiled_decoder, decoder
+from nppkit.schedule import drawn_segments
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICE = torch.device("cuda", 0)
@@ -137,6 +138,17 @@ def test_graphs_train_as_single_kernels_do(store, tmp_path, precision):
     plain, graphs = (test_trainer.run(store, tmp_path / str(on), graphs=on, **changes) for on in (False, True))
     close(graphs, plain, *((1e-3, 1e-4) if precision == "fp32" else (2e-2, 5e-3)))
     assert set(graphs.graphs) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("levels", ["hard", "drawn"])
+def test_graphs_of_better_patches(store, tmp_path, levels):
+    """A window that learns, rests and is dropped, and levels that alternate, train as graphs as they do without."""
+    config = dataclasses.replace(test_trainer.CONFIG, lr=1e-3, compile=True, patch="attention")
+    segments = {"hard": test_trainer.SEGMENTS, "drawn": drawn_segments(8, 2, "1/2")}[levels]
+    changes = dict(device=HERE, config=config, segments=segments)
+    plain, graphs = (test_trainer.run(store, tmp_path / str(on), graphs=on, **changes) for on in (False, True))
+    close(graphs, plain, 1e-3, 1e-4)
+    assert not graphs.model.windows and set(graphs.graphs) == set(graphs.sizes())
 
 
 def test_a_checkpoint_of_graphs_goes_on_without(store, tmp_path):

@@ -3,16 +3,20 @@
 from fractions import Fraction
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from nppkit.errors import NppkitError
 from nppkit.schedule import (
     cost_ratio,
+    drawn_segments,
     ideal_cost_ratio,
+    is_coarse,
     learning_rate,
     multi_scale_segments,
     ntp_segments,
     parse_lambda,
+    patch_size_at,
     segment_at,
     single_scale_segments,
 )
@@ -29,9 +33,35 @@ def test_two_levels_are_patch_size_two():
     assert multi_scale_segments(300, 2, "1/2") == single_scale_segments(300, 2, "1/2")
 
 
+@pytest.mark.parametrize("lam", ["1/2", "2/3", "4/5"])
+def test_drawn_levels(lam):
+    """Over seeds lambda of the steps are coarse and each step is as often as its probability says: from 1 down to 0."""
+    (segment,), steps = drawn_segments(100, 4, lam), np.arange(1000)
+    drawn = np.stack([is_coarse(steps, segment, 10, seed) for seed in range(400)])
+    share, power = float(Fraction(lam)), segment.coarse / (1 - segment.coarse)
+    assert abs(drawn.mean() - share) < 0.003  # 4 standard deviations
+    parts, x = drawn.reshape(400, 10, 100).mean((0, 2)), ((steps + 0.5) / 1000).reshape(10, 100)
+    np.testing.assert_allclose(parts, (1 - x**power).mean(1), atol=0.012)
+    assert (drawn[0] != drawn[1]).any() and drawn[:, -1].mean() < 0.05 < 0.9 < drawn[:, 0].mean()
+
+
+def test_drawn_levels_need_seed_and_step_alone():
+    """A step's patch size is the same asked alone, with others, in any order; a hard segment draws nothing."""
+    segments = drawn_segments(4, (2, 2, 2), "1/2")
+    alone = {step: patch_size_at(step, segments, 5, seed=3) for step in reversed(range(20))}
+    together = is_coarse(np.arange(20), segments[0], 5, 3)
+    assert [alone[step] == (2, 2, 2) for step in range(20)] == together.tolist() and {*alone.values()} == {1, (2, 2, 2)}
+    hard = single_scale_segments(4, 2, "1/2")
+    assert [patch_size_at(step, hard, 5, seed=3) for step in range(20)] == [2] * 10 + [1] * 10
+    assert segments[0].shares == {(2, 2, 2): 0.5, 1: 0.5} and hard[0].shares == {2: 1.0}
+    with pytest.raises(NppkitError, match="step 20 is outside"):
+        patch_size_at(20, segments, 5, seed=3)
+
+
 @pytest.mark.parametrize(
     ("segments", "ratio"),
     [
+        (drawn_segments(300, 4, "2/3"), 0.375),
         (ntp_segments(300), 1),
         (single_scale_segments(300, 2, "1/2"), 0.625),
         (single_scale_segments(300, 4, "1/2"), 0.53125),

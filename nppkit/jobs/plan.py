@@ -43,13 +43,14 @@ def patch_steps(preset: Preset, run: Run) -> dict[int, int]:
     if run.id in preset.weights:
         return {}
     t = run.training(preset)
-    return {s.patch_size: (s.end - s.start) * t.steps_per_epoch for s in run.segments(t.epochs)}
+    segments = run.segments(t.epochs)
+    return {p: round(share * (s.end - s.start) * t.steps_per_epoch) for s in segments for p, share in s.shares.items()}
 
 
 def train_flops(preset: Preset, run: Run) -> float:
     """FLOPs of the whole training, forward and backward."""
-    c = model_config(preset, run)
-    return float(sum(n * preset.training.batch_size * cost.train_flops(c, p) for p, n in patch_steps(preset, run).items()))
+    c, t = model_config(preset, run), run.training(preset)
+    return float(sum(n * t.batch_size * cost.train_flops(c, p, t.patch) for p, n in patch_steps(preset, run).items()))
 
 
 def sampled_images(preset: Preset) -> dict[bool, int]:
@@ -114,16 +115,16 @@ def on_this_machine(preset: Preset) -> tuple[Callable[[Run], Seconds], dict[bool
     """The same, measured here: every model size at every patch side it trains, its sampling, and the tokenizer."""
     torch.set_num_threads(preset.threads)
     start, images = timing.start_seconds(), {guided: n for guided, n in sampled_images(preset).items() if n}
-    models, steps, sampling = {(run.size, run.large): run for run in preset_runs(preset)}, {}, {}
+    models, steps, sampling = {(run.size, run.large, run.patch): run for run in preset_runs(preset)}, {}, {}
     compiling, metrics = {}, timing.metrics_seconds(preset)
     for key, run in progress(list(models.items()), "timing"):
-        alike = [r for r in preset_runs(preset) if (r.size, r.large) == key]
+        alike = [r for r in preset_runs(preset) if (r.size, r.large, r.patch) == key]
         sides = sorted({p for r in alike for p in patch_steps(preset, r)}, reverse=True)
         steps[key], compiling[key] = timing.step_seconds(preset, run, sides)
         sampling[key] = {guided: timing.image_seconds(preset, run, guided) for guided in images}
 
     def seconds(run: Run) -> Seconds:
-        key = run.size, run.large
+        key = run.size, run.large, run.patch
         training = sum(n * steps[key][p] + compiling[key][p] for p, n in patch_steps(preset, run).items())
         evaluation = sum(n * sampling[key][guided] for guided, n in images.items()) + metrics
         return {"train": training + start if training else 0.0, "evaluate": evaluation + start}

@@ -28,7 +28,8 @@ def priority(preset: Preset, job: Job) -> int:
     if job.notebook != "train":
         return 0
     run = Run.parse(job.parameters["run"])
-    length = sum((s.end - s.start) / area(s.patch_size) for s in run.segments(preset.training.epochs))
+    segments = run.segments(preset.training.epochs)
+    length = sum((s.end - s.start) * share / area(p) for s in segments for p, share in s.shares.items())
     cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
     return 10_000 * (not run.large) + 1000 * max(0, 9 - (run.seed - preset.first_seed)) + min(cost, 999)
 

@@ -70,11 +70,12 @@ def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> tuple[dict
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = synthetic_store(folder, preset, run.large)
-        model = make_model(store, preset.models[run.size], preset.training, run.seed)
+        training = run.training(preset)
+        model = make_model(store, preset.models[run.size], training, run.seed)
         segments = tuple(Segment(p, i, i + 1) for i, p in enumerate(patch_sizes))
         files = (folder / "history.csv", folder / "checkpoints", "timing")
         options = Options(device="cpu")
-        trainer = Trainer(model, store, store, segments, preset.training, 0, *files, options, preset.precision)
+        trainer = Trainer(model, store, store, segments, training, 0, *files, options, preset.precision)
         compiling = {}
         for p in patch_sizes:
             started = processor_seconds()

@@ -51,7 +51,7 @@ def train(preset_name: str, run_id: str, precision: str, options: Options) -> No
         show = iter if processes.rank else functools.partial(progress, label=run.id)
         with trainer.running() as steps:
             for step in show(steps):
-                trainer.train_step(step, trainer.segment(step).patch_size)
+                trainer.train_step(step, trainer.patch_size(step))
                 trainer.after(step)
 
 

@@ -36,13 +36,17 @@ class Processes:
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
-    def replicate(self, model: nn.Module, shard: bool = False) -> nn.Module:
-        """The model with gradients averaged over the processes (DDP, or FSDP to `shard` it); alone, the model itself."""
+    def replicate(self, model: nn.Module, shard: bool = False, partial: bool = False) -> nn.Module:
+        """The model with gradients averaged over the processes (DDP, or FSDP to `shard` it); alone, the model itself.
+
+        partial: some steps leave parameters out.
+        """
         if self.size == 1:
             return model
         if shard:
             return _sharded(model, self.size)
-        return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        options = dict(gradient_as_bucket_view=True, find_unused_parameters=partial)
+        return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False, **options)
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, whole and on the CPU, in the first process; all must ask. One after the other: two may not fit a GPU."""

@@ -107,7 +107,8 @@ def shade_segments(axes: Axes, segments: tuple[Segment, ...], labels: bool = Tru
         axes.axvspan(segment.start, segment.end, color="0.5", alpha=0.12 * (i % 2), linewidth=0)
         if labels:
             middle, above = (segment.start + segment.end) / 2, axes.get_xaxis_transform()
-            axes.text(middle, 1, f"p = {segment.patch_size}", transform=above, ha="center", va="bottom")
+            drawn = " or 1, drawn" * (segment.coarse < 1)
+            axes.text(middle, 1, f"p = {segment.patch_size}{drawn}", transform=above, ha="center", va="bottom")
 
 
 def code_colours(rows: Tensor) -> ListedColormap:

@@ -162,7 +162,8 @@ def histories(preset: Preset, run: Run) -> pd.DataFrame:
         folder = run_dir(preset, replace(run, seed=seed))
         frame, counted = pd.read_csv(folder / "history.csv"), read_json(folder / "train_metrics.json")["flops_per_step"]
         steps = frame["step"].diff().fillna(frame["step"])
-        flops = (steps * frame["patch_size"].astype(str).map(counted)).cumsum()
+        flops, coarse = frame["patch_size"].astype(str).map(counted), frame.get("coarse", 1.0)
+        flops = (steps * (coarse * flops + (1 - coarse) * counted["1"])).cumsum()
         frames.append(frame.assign(seed=seed, point=frame["step"], flops=flops, cpu=frame["cpu_seconds"].cumsum()))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

@@ -3,11 +3,19 @@
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import get_args
 
 from nppkit.errors import NppkitError
-from nppkit.schedule import Segment, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
+from nppkit.schedule import (
+    Segment,
+    drawn_segments,
+    multi_scale_segments,
+    ntp_segments,
+    parse_lambda,
+    single_scale_segments,
+)
 from nppkit.study.presets import Preset
-from nppkit.training.config import TrainingConfig
+from nppkit.training.config import Patch, TrainingConfig
 from nppkit.window import patches
 
 LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
@@ -15,6 +23,7 @@ RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Z
 RECIPE = re.compile(
     r"(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+))"
     r"(?:_epochs(?P<epochs>[1-9]\d*))?(?:_lr(?P<lr>(?:[1-9]\d*)?[1-9]e-[1-9]))?(?P<constant>_constant)?(?P<reset>_reset)?"
+    rf"(?:_(?P<patch>{'|'.join(get_args(Patch)[1:])}))?(?P<drawn>_drawn)?"
 )
 
 
@@ -23,7 +32,9 @@ class Run:
     """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1. Of a text a side is K.
 
     Variants: `epochs` other than the preset's (0), a learning rate `lr` other than the preset's (as text: 15e-4), the rate
-    `constant` as LlamaGen trained, the optimiser's state `reset` at each segment.
+    `constant` as LlamaGen trained, the optimiser's state `reset` at each segment, another `patch` than the mean
+    (nppkit/patches.py), each step's level `drawn` in place of two hard ones (`schedule.drawn_segments`). NppkitError for a
+    variant of patches without patches, and for levels that are drawn from more than two.
 
     >>> [(s.patch_size, s.end) for s in Run.parse("GPT-B_npp_p2_lambda2-3_seed0").segments(epochs=300)]
     [(2, 200), (1, 300)]
@@ -39,6 +50,8 @@ class Run:
     lr: str = ""
     constant: bool = False
     reset: bool = False
+    patch: str = "mean"
+    drawn: bool = False
 
     def __post_init__(self):
         if self.levels == 2:  # #L = 2 is p = 2: one run
@@ -46,15 +59,23 @@ class Run:
             object.__setattr__(self, "patch_size", 2)
         if self.lam is not None:
             object.__setattr__(self, "lam", parse_lambda(self.lam))
+        if self.lam is None and self._better:
+            raise NppkitError(f"run {self.id}: next-token prediction has no patches: take {self._better} away")
+        if self.drawn and self.levels > 1:
+            raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
 
     @property
     def recipe(self) -> str:
         variant = f"_epochs{self.epochs}" * bool(self.epochs) + f"_lr{self.lr}" * bool(self.lr)
-        variant += "_constant" * self.constant + "_reset" * self.reset
+        variant += "_constant" * self.constant + "_reset" * self.reset + self._better
         if self.lam is None:
             return f"ntp{variant}"
         scale = f"L{self.levels}" if self.levels > 1 else f"p{self.patch_size}"
         return f"npp_{scale}_lambda{self.lam.numerator}-{self.lam.denominator}{variant}"
+
+    @property
+    def _better(self) -> str:
+        return f"_{self.patch}" * (self.patch != "mean") + "_drawn" * self.drawn
 
     @property
     def id(self) -> str:
@@ -74,7 +95,7 @@ class Run:
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
         run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
         run |= dict(epochs=int(recipe["epochs"] or 0), lr=recipe["lr"] or "")
-        run |= dict(constant=bool(recipe["constant"]), reset=bool(recipe["reset"]))
+        run |= {key: bool(recipe[key]) for key in ("constant", "reset", "drawn")} | dict(patch=recipe["patch"] or "mean")
         if recipe["kind"]:
             run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
             run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
@@ -84,14 +105,16 @@ class Run:
         """The preset's training with what this variant changes."""
         schedule = "constant" if self.constant else preset.training.lr_schedule
         epochs, reset = self.epochs or preset.training.epochs, self.reset or preset.training.reset_optimizer
-        lr = float(self.lr or preset.training.lr)
-        return replace(preset.training, epochs=epochs, lr=lr, lr_schedule=schedule, reset_optimizer=reset)
+        lr, patch = float(self.lr or preset.training.lr), preset.training.patch if self.patch == "mean" else self.patch
+        return replace(preset.training, epochs=epochs, lr=lr, lr_schedule=schedule, reset_optimizer=reset, patch=patch)
 
     def segments(self, epochs: int) -> tuple[Segment, ...]:
         """The run's segments in schedule epochs, of which there are `epochs` unless the run has its own number."""
         epochs = self.epochs or epochs
         if self.lam is None:
             return ntp_segments(epochs)
+        if self.drawn:
+            return drawn_segments(epochs, self.patch_size, self.lam)
         if self.levels > 1:
             return multi_scale_segments(epochs, self.levels, self.lam)
         return single_scale_segments(epochs, self.patch_size, self.lam)

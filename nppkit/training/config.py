@@ -4,6 +4,8 @@ from typing import Literal
 
 from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
 
+Patch = Literal["mean", "offset", "attention", "linear", "heads"]
+
 
 @section
 class TrainingConfig:
@@ -25,6 +27,7 @@ class TrainingConfig:
     # segments: warm-up and decay in each; constant: none, as LlamaGen trained
     lr_schedule: Literal["segments", "constant"] = "segments"
     reset_optimizer: Bool = False  # AdamW's state at each new segment: carried over, or begun again
+    patch: Patch = "mean"  # how the tokens of a window become one, and are predicted (nppkit/patches.py)
     log_every: Count = 0  # steps; 0: once a schedule epoch
     heldout_every: Count = 0  # schedule epochs between two held-out likelihoods; 0: at the end of each segment
     compile: Bool = False

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,12 +31,13 @@ from nppkit.machine.guard import Interrupted, StopRequest, exclusive
 from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE, Processes, part_of, whole
 from nppkit.model import GPT, GPTConfig
-from nppkit.schedule import Segment, learning_rate, segment_at
+from nppkit.patches import make_windows
+from nppkit.schedule import Segment, is_coarse, learning_rate, patch_size_at, segment_at
 from nppkit.training.batches import batch_at
 from nppkit.training.config import TrainingConfig
 from nppkit.training.events import Events
 from nppkit.training.graphs import StepGraph
-from nppkit.window import Grid, Window, of_side, patches
+from nppkit.window import Grid, Window, area, of_side, patches
 
 
 def make_optimizer(model: GPT, config: TrainingConfig, graphs: bool = False) -> torch.optim.AdamW:
@@ -82,15 +84,16 @@ class Trainer:
     processes: Processes = ALONE
 
     def __post_init__(self):
-        for segment in self.segments:
-            patches(self.grid, self.window(segment.patch_size))
+        for p in self.sizes():
+            patches(self.grid, self.window(p))
         self._check_options()
         self.device = pick_device(self.options.device)
         self.replays = self.options.graphs and self.processes == ALONE and self.device.type == "cuda"
+        self.model.windows = self.make_windows()
         self.model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
-        self.replica = self.processes.replicate(self.model, self.options.shard)
+        self.replica = self.processes.replicate(self.model, self.options.shard, partial=len(self.model.windows) > 0)
         self.optimizer = make_optimizer(self.model, self.config, self.replays)  # of what this process holds of the weights
         self.loss_fn = compiled(npp_loss, self.device) if self.config.compile else npp_loss
         self.step, self.losses, self.norms, self.spent, self.history = 0, [], [], [0.0, 0.0], []
@@ -106,6 +109,21 @@ class Trainer:
     def window(self, patch_size: Window) -> Window:
         """What a segment's patch side is on this grid: the same along every axis."""
         return of_side(patch_size, self.grid)
+
+    def sizes(self, step: int = 0) -> list[Window]:
+        """The patch sizes of the segments that are not over at a step, in their order."""
+        left = [s.shares for s in self.segments if s.end * self.config.steps_per_epoch > step]
+        return list(dict.fromkeys(p for shares in left for p in shares))
+
+    def make_windows(self) -> nn.ModuleDict:
+        """What takes the mean's place at each size, as it begins."""
+        return make_windows(self.config.patch, map(self.window, self.sizes()), self.model.config.dim).to(self.device)
+
+    def drop_windows(self) -> None:
+        """Forget it where its size comes no more: what is left at p = 1 are the released parameters, and their moments."""
+        for K in set(self.model.windows) - {str(area(self.window(p))) for p in self.sizes(self.step)}:
+            for p in self.model.windows.pop(K).parameters():
+                self.optimizer.state.pop(p, None)
 
     @property
     def total_steps(self) -> int:
@@ -138,14 +156,20 @@ class Trainer:
             yield range(self.step, self.total_steps)
 
     def segment(self, step: int) -> Segment:
-        """The segment that a step belongs to, with its patch side."""
+        """The segment that a step belongs to."""
         return self.segments[segment_at(step, self.segments, self.config.steps_per_epoch)]
+
+    def patch_size(self, step: int) -> Window:
+        """The patch side of a step: its segment's, or, where that draws it, this step's."""
+        return patch_size_at(step, self.segments, self.config.steps_per_epoch, self.seed)
 
     def after(self, step: int) -> None:
         """Log and save where it is time; when asked to stop, save and raise Interrupted."""
         segment, per_epoch, self.step = self.segment(step), self.config.steps_per_epoch, step + 1
         per_row, per_likelihood = self.config.log_every or per_epoch, self.config.heldout_every * per_epoch
         boundary = self.step == segment.end * per_epoch
+        if boundary:
+            self.drop_windows()
         measured = boundary or (per_likelihood and self.step % per_likelihood == 0)
         if measured or self.step % per_row == 0:
             self.log(segment, measured)
@@ -216,7 +240,7 @@ class Trainer:
         self.model.train()
         if self.loss_fn is npp_loss and not self.replays:
             return
-        for p in patch_sizes or {s.patch_size: None for s in self.segments if s.end * self.config.steps_per_epoch > self.step}:
+        for p in patch_sizes or self.sizes(self.step):
             if self.replays:
                 self.record_graph(p)
                 continue
@@ -261,6 +285,8 @@ class Trainer:
         steps = len(self.losses)
         row = {"step": self.step, "epoch": self.step / self.config.steps_per_epoch, "segment": self.segments.index(segment)}
         row |= {"patch_size": segment.patch_size, "lr": self.learning_rate(self.step - 1)}
+        if segment.coarse < 1:
+            row["coarse"] = sum(self.patch_size(step) != 1 for step in range(self.step - steps, self.step)) / steps
         row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps}
         row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
         row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
@@ -319,11 +345,21 @@ class Trainer:
         tensors, state = found
         if state["data"] != self.data_digest:
             raise NppkitError(f"checkpoints in {self.checkpoint_folder} were trained on other codes: remove them")
+        self.step = step
+        self.drop_windows()
         own = self.model.state_dict()
         self.model.load_state_dict({name: part_of(value, own[name]) for name, value in tensors["model"].items()})
         load_optimizer(self.optimizer, self.model, tensors["optimizer"])
-        for key in ("step", "losses", "norms", "spent", "history"):
+        for key in ("losses", "norms", "spent", "history"):
             setattr(self, key, state[key])
+
+    def steps_of_sizes(self) -> Counter[Window]:
+        """How many of all steps are made at each patch size."""
+        found, per_epoch = Counter(), self.config.steps_per_epoch
+        for s in self.segments:
+            coarse = is_coarse(np.arange(s.start * per_epoch, s.end * per_epoch), s, per_epoch, self.seed)
+            found += Counter({s.patch_size: int(coarse.sum())}) + Counter({1: int((~coarse).sum())})
+        return found
 
     def measured_cost(self) -> dict[str, float]:
         """Seconds so far, from the history, without compilation; FLOPs of all steps, counted on this run's real ones.
@@ -331,10 +367,9 @@ class Trainer:
         cpu_seconds are this process's own, summed over its threads: on a shared machine the steadier figure of the two.
         """
         codes, labels = (part[:1] for part in self.batch(0))  # no FLOP is shared by images: those of one, times the batch
-        flops = {p: step_flops(self.model, codes, labels, self.window(p)) for p in {s.patch_size for s in self.segments}}
-        flops = {p: count * self.config.batch_size for p, count in flops.items()}
-        steps = {s: (s.end - s.start) * self.config.steps_per_epoch for s in self.segments}
-        total = sum(flops[s.patch_size] * n for s, n in steps.items())
+        left, self.model.windows = self.model.windows, self.make_windows()  # as they were while they were used
+        flops = {p: step_flops(self.model, codes, labels, self.window(p)) * self.config.batch_size for p in self.sizes()}
+        self.model.windows, total = left, sum(flops[p] * n for p, n in self.steps_of_sizes().items())
         seconds = {key: sum(row[key] for row in self.history) for key in ("seconds", "cpu_seconds")}
         return {**seconds, "flops": total, "flops_per_step": flops}
 

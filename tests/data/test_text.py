@@ -82,7 +82,7 @@ def trained(tmp_path):
     made = trainer.Trainer(model, store, store, single_scale_segments(3, 4, "2/3"), config, 0, *places, Options(device="cpu"))
     with made.running() as steps:
         for step in steps:
-            made.train_step(step, made.segment(step).patch_size)
+            made.train_step(step, made.patch_size(step))
             made.after(step)
     return made
 

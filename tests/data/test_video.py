@@ -110,7 +110,7 @@ def test_windows_of_two_by_two_by_two(tmp_path, store):
     made = trainer.Trainer(model, found, found, segments, config, 0, *places, Options(device="cpu"))
     with made.running() as steps:
         for step in steps:
-            made.train_step(step, made.segment(step).patch_size)
+            made.train_step(step, made.patch_size(step))
             made.after(step)
     assert [row["patch_size"] for row in made.history] == [2, 1]
     counted = made.measured_cost()["flops_per_step"]

@@ -9,7 +9,7 @@ import pytest
 
 from nppkit import files
 from nppkit.errors import NppkitError
-from nppkit.jobs import targets
+from nppkit.jobs import plan, targets
 from nppkit.study import graph, records, runs
 from nppkit.study.presets import FOLDER, load_preset, preset_names
 from nppkit.study.published import published, row_run, table_runs
@@ -23,6 +23,9 @@ IDS = {
     "GPT-B_ntp_epochs188_seed0": Run("B", epochs=188),
     "GPT-B_ntp_constant_seed0": Run("B", constant=True),
     "GPT-B_ntp_lr15e-4_constant_seed0": Run("B", lr="15e-4", constant=True),
+    "GPT-B_npp_p2_lambda1-2_attention_seed0": Run("B", patch_size=2, lam="1/2", patch="attention"),
+    "GPT-B_npp_L3_lambda1-2_epochs9_heads_seed1": Run("B", levels=3, lam="1/2", epochs=9, patch="heads", seed=1),
+    "GPT-B_npp_p4_lambda2-3_linear_drawn_seed0": Run("B", patch_size=4, lam="2/3", patch="linear", drawn=True),
     "GPT-L_npp_p2_lambda1-2_epochs480_reset_seed2": Run("L", patch_size=2, lam="1/2", seed=2, epochs=480, reset=True),
 }
 
@@ -50,6 +53,9 @@ def test_two_levels_and_patch_size_two_are_one_run():
         "GPT-../B_ntp_seed0",
         "GPT-B_ntp_seed0\n",
         "GPT-B_ntp_lr60e-4_seed0",
+        "GPT-B_npp_p2_lambda1-2_mean_seed0",
+        "GPT-B_npp_p2_lambda1-2_drawn_attention_seed0",
+        "GPT-B_npp_p2_lambda1-2_sum_seed0",
     ],
 )
 def test_bad_run_ids_are_refused(bad):
@@ -66,6 +72,43 @@ def test_variants_change_the_training_alone(smoke):
     changed = Run("B", patch_size=2, lam="1/2", epochs=480, reset=True)
     assert changed.training(smoke) == dataclasses.replace(smoke.training, epochs=480, reset_optimizer=True)
     assert [s.end for s in changed.segments(300)] == [240, 480] and [s.end for s in Run("B").segments(300)] == [300]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("ntp_attention", "next-token prediction has no patches: take _attention away"),
+        ("ntp_constant_heads_drawn", "next-token prediction has no patches: take _heads_drawn away"),
+        ("npp_L3_lambda1-2_drawn", "levels are drawn from one patch side and 1: write p in place of L"),
+    ],
+)
+def test_better_patches_need_patches(recipe, said):
+    """A variant that would change nothing, or that there is not, is one line with the run's name."""
+    with pytest.raises(NppkitError, match=f"run GPT-B_{recipe}_seed2: {said}"):
+        Run.parse(f"GPT-B_{recipe}_seed2")
+
+
+def test_better_patches_change_patches_alone(smoke, home):
+    """Patches reach the training's settings, a drawn schedule has one segment of the same expected cost, digests differ."""
+    mean = Run("B", patch_size=2, lam="1/2")
+    attention, drawn = mean.of("B", patch="attention"), mean.of("B", drawn=True)
+    assert attention.training(smoke) == dataclasses.replace(smoke.training, patch="attention")
+    assert drawn.training(smoke) == smoke.training and attention.segments(300) == mean.segments(300)
+    assert [(s.patch_size, s.start, s.end, s.coarse) for s in drawn.segments(300)] == [(2, 0, 300, 0.5)]
+    assert len({graph.train_job(smoke, run).digest for run in (mean, attention, drawn)}) == 3
+    assert plan.patch_steps(smoke, drawn) == plan.patch_steps(smoke, mean) == {2: 150, 1: 150}
+    assert targets.priority(smoke, graph.train_job(smoke, drawn)) == targets.priority(smoke, graph.train_job(smoke, mean))
+
+
+@pytest.mark.parametrize("name", ["patches", "solar_patches"])
+def test_shorter_runs_cost_what_the_mean_costs(name):
+    """The runs of fewer epochs have the mean's FLOPs within half a percent."""
+    preset = load_preset(name)
+    shorter = [run for run in runs.preset_runs(preset) if run.epochs]
+    for run in shorter:
+        mean = plan.train_flops(preset, dataclasses.replace(run, epochs=0, patch="mean"))
+        assert plan.train_flops(preset, run) == pytest.approx(mean, rel=0.005)
+    assert {run.patch for run in shorter} == {"heads"}
 
 
 def test_seeds_begin_where_the_preset_says(smoke):

@@ -22,7 +22,7 @@ from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
-RESULTS = (*STUDIES, "digits_rates", "digits", "text", "video")
+RESULTS = (*STUDIES, "digits_rates", "digits", "text", "video", "patches")
 
 
 @pytest.fixture(autouse=True)

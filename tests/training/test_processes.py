@@ -77,6 +77,27 @@ def test_weights_do_not_depend_on_the_number_of_processes(one, tmp_path, size, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, dict(micro_batch=1), dict(shard=True)], ids=["ddp", "pieces", "fsdp"])
+@pytest.mark.parametrize(("patch", "drawn"), [("attention", True), ("heads", False)])
+def test_better_patches_do_not_depend_on_processes(tmp_path, patch, drawn, options):
+    """What one window learns while another's rests, or while single tokens are drawn, is the same in one process and in two.
+
+    Both draw the same levels, are resumed, and end without it.
+    """
+    store, alike = write_store(tmp_path / "store", n=3), dict(patch=patch, drawn=drawn)
+    for size, changes in ((1, {}), (2, options)):
+        faults.train_together(size, store, tmp_path / str(size), 8, **alike, **changes)
+    (tensors, _), (expected, _) = (last(tmp_path / str(size)) for size in (2, 1))
+    assert any(key.startswith("windows.4.") for key in expected["model"])
+    for key, value in expected["model"].items():
+        torch.testing.assert_close(tensors["model"][key], value, **TOLERANCE)
+    for size, changes in ((1, {}), (2, options)):
+        faults.train_together(size, store, tmp_path / str(size), **alike, **changes)
+        assert not any(key.startswith("windows") for key in last(tmp_path / str(size))[0]["model"])
+    assert_same_run(last(tmp_path / "2"), last(tmp_path / "1"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
 def test_resume_on_another_number_of_processes(one, tmp_path, shard):
     """Two processes, then one, then two, stopped by SIGTERM to one of them, end where one process ends."""

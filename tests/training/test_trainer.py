@@ -17,7 +17,7 @@ from conftest import write_store
 from torch import nn
 
 from nppkit import cli, loss
-from nppkit.checkpoint import checkpoints, load_optimizer, optimizer_tensors
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_optimizer, optimizer_tensors
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import workers
@@ -25,7 +25,8 @@ from nppkit.machine import devices
 from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE
 from nppkit.model import GPT, GPTConfig
-from nppkit.schedule import learning_rate, multi_scale_segments
+from nppkit.patches import KINDS
+from nppkit.schedule import drawn_segments, is_coarse, learning_rate, multi_scale_segments
 from nppkit.study import models
 from nppkit.study.runs import Run
 from nppkit.training import batches, trainer
@@ -52,18 +53,18 @@ def stop_after(step):
     return progress
 
 
-def make_trainer(store, folder, config=CONFIG, precision="fp32", processes=ALONE, **options):
+def make_trainer(store, folder, config=CONFIG, precision="fp32", processes=ALONE, segments=SEGMENTS, **options):
     model = trainer.make_model(store, SIZES, config, seed=0)
     places = folder / "history.csv", folder / "ckpt", "digest"
     options = Options(**{"device": "cpu", **options})
-    return trainer.Trainer(model, store, store, SEGMENTS, config, 0, *places, options, precision, processes)
+    return trainer.Trainer(model, store, store, segments, config, 0, *places, options, precision, processes)
 
 
 def fit(trainer, progress=iter):
     """The loop of the train notebook."""
     with trainer.running() as steps:
         for step in progress(steps):
-            trainer.train_step(step, trainer.segment(step).patch_size)
+            trainer.train_step(step, trainer.patch_size(step))
             trainer.after(step)
 
 
@@ -126,6 +127,70 @@ def test_a_segment_boundary_compiles_nothing(store, tmp_path):
     before = graphs["unique_graphs"]
     fit(trainer)
     assert before == graphs["unique_graphs"] == len({segment.patch_size for segment in SEGMENTS})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mean"])
+def test_better_patches_are_resumed_and_dropped(store, tmp_path, kind):
+    """Each level's window learns and is resumed bit for bit; from its last step on it is neither in memory nor on disk.
+
+    The last checkpoint has the names of a model that has never seen it, and other weights.
+    """
+    config, folder = dataclasses.replace(CONFIG, patch=kind), tmp_path / "parts"
+    folder.mkdir()
+    names = {}
+    for step in (5, 8, 13):
+        with pytest.raises(Stopped):
+            fit(make_trainer(store, folder, config, save_minutes=0.0), stop_after(step))
+        tensors, _ = load_checkpoint(checkpoints(folder / "ckpt")[-1], "digest")
+        names[step] = {key.split(".")[1] for key in tensors["model"] if key.startswith("windows.")}
+        windows = {key: value for key, value in tensors["model"].items() if key.startswith("windows.4.")}
+        learned = [value.abs().sum() > 0 and f"exp_avg.{key}" in tensors["optimizer"] for key, value in windows.items()]
+        assert all(learned) or step == 5
+    assert names == {5: {"16", "4"}, 8: {"4"}, 13: set()}
+    whole, mean = run(store, tmp_path / "whole", config=config), run(store, tmp_path / "mean")
+    parts = make_trainer(store, folder, config)
+    fit(parts)
+    same(whole, parts)
+    (found, _), (plain, _) = (load_checkpoint(checkpoints(tmp_path / f / "ckpt")[-1], "digest") for f in ("parts", "mean"))
+    assert {group: tensors.keys() for group, tensors in found.items()} == {group: t.keys() for group, t in plain.items()}
+    assert not torch.equal(found["model"]["output.weight"], plain["model"]["output.weight"])
+    ours, theirs = whole.measured_cost()["flops_per_step"], mean.measured_cost()["flops_per_step"]
+    assert ours[1] == theirs[1] and (kind == "offset" or min(ours[2] - theirs[2], ours[4] - theirs[4]) > 0)
+    assert not whole.model.windows
+
+
+@pytest.mark.parametrize("patch", ["mean", "attention"])
+def test_drawn_levels(store, tmp_path, patch):
+    """Each step is made at the size that it draws, by whoever resumes; history and cost say how many were coarse."""
+    config, segments = dataclasses.replace(CONFIG, patch=patch), drawn_segments(8, 4, "1/2")
+    sizes, step = [], trainer.Trainer.train_step
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(trainer.Trainer, "train_step", lambda t, s, p: sizes.append(p) or step(t, s, p))
+        whole = run(store, tmp_path / "whole", config=config, segments=segments)
+        same(whole, run(store, tmp_path / "parts", (7, 13), config=config, segments=segments))
+    coarse = is_coarse(np.arange(24), segments[0], 3, 0)
+    assert sizes[:24] == sizes[24:] == [4 if c else 1 for c in coarse] and 6 < coarse.sum() < 18
+    history, cost = pd.DataFrame(whole.history), whole.measured_cost()
+    assert (history["coarse"] == coarse.reshape(12, 2).mean(1)).all() and (history["patch_size"] == 4).all()
+    assert cost["flops"] == sum(cost["flops_per_step"][p] for p in sizes[:24]) and not whole.model.windows
+
+
+@pytest.mark.slow
+def test_better_patches_compile_once(store, tmp_path):
+    """Windows that are dropped, and sizes that alternate, compile nothing after the start, and end near the eager weights."""
+    for name, segments in (("levels", SEGMENTS), ("drawn", drawn_segments(8, 4, "1/2"))):
+        torch.compiler.reset()
+        graphs = torch._dynamo.utils.counters["stats"]
+        graphs.clear()
+        config = dataclasses.replace(CONFIG, patch="attention", dropout=0.0)
+        made = make_trainer(store, tmp_path / name, dataclasses.replace(config, compile=True), segments=segments)
+        made.warm_up()
+        before = graphs["unique_graphs"]
+        fit(made)
+        assert before == graphs["unique_graphs"] == len(made.sizes())
+        eager = run(store, tmp_path / f"{name}_eager", config=config, segments=segments)
+        for key, value in eager.model.state_dict().items():
+            torch.testing.assert_close(made.model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_command_line_reaches_the_trainer(store, home, smoke, monkeypatch):
