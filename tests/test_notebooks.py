@@ -258,7 +258,7 @@ def test_the_whole_path_of_a_video(home):
     assert cli.call(["draw", preset.source, "GPT-B_ntp_seed0", "3", "2", str(home / "drawn"), "--device", "cpu"]) == 0
     with Image.open(home / "drawn/3_0001.gif") as drawn:
         assert drawn.size == (32, 32) and drawn.n_frames > 1
-    with pytest.raises(launch.NppkitError, match="runs of a text or of videos are not planned"):
+    with pytest.raises(launch.NppkitError, match="runs of texts, videos and names are not planned"):
         plan.report(preset, "", 1, 0.4)
 
 

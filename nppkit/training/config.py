@@ -22,6 +22,7 @@ class TrainingConfig:
     grad_clip: Above0 = 1.0
     dropout: Share = 0.1
     label_dropout: Share = 0.1
+    condition: Literal["class", "names"] = "class"  # what tells the transformer a class: a token, or the bytes of its name
     lr_schedule: Literal["segments", "constant"] = (
         "segments"  # segments: warm-up and decay in each; constant: none, as LlamaGen trained
     )
