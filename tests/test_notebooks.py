@@ -139,7 +139,7 @@ def test_reading_notebooks(smoke_home, name):
 @pytest.mark.parametrize(
     ("preset", "name"),
     [("study", name) for name in graph.reports(presets.load_preset("study"))]
-    + [("digits", "report"), ("text", "text"), ("video", "video")],
+    + [("digits", "report"), ("text", "text"), ("video", "video"), ("names", "names")],
 )
 def test_declared_figures_are_those_saved(preset, name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
@@ -262,6 +262,33 @@ def test_the_whole_path_of_a_video(home):
         plan.report(preset, "", 1, 0.4)
 
 
+def test_the_whole_path_of_names(home):
+    """Models that are told names are trained and scored beside those with class tokens; the page compares them; `nppkit draw` draws."""
+    content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
+    content["data"] |= {"heldout": 20, "limit": 120}
+    content |= {"tokenizer": content["tokenizer"] | {"steps": 2}, "extractor": {"steps": 2}}
+    content["training"] |= {"epochs": 6, "batch_size": 8}
+    content["evaluation"] |= {"samples": 20, "select_samples": 10, "batch_size": 20}
+    (home / "tokens.yaml").write_text(yaml.safe_dump({**content, "runs": {"B": ["ntp", "npp_p2_lambda1-2"]}}))
+    content["training"]["condition"] = "names"
+    content |= {"runs": {"B": ["ntp", "npp_p2_lambda1-2", "ntp_epochs3"]}, "seeds": {"B": 2}, "equal_flops": {"B": [3, 12]}}
+    (home / "mine.yaml").write_text(yaml.safe_dump({**content, "reports": ["names"]}))
+    preset, tokens = (presets.load_preset(str(home / f"{name}.yaml")) for name in ("mine", "tokens"))
+    assert [job.notebook for job in graph.graph(preset)] == ["tokenize", *["train"] * 6, *["evaluate"] * 6, "names"]
+    job = graph.report_job(preset, "names")
+    launch.ensure(job)
+    config = json.loads((job.folder / "runs/GPT-B_npp_p2_lambda1-2_seed0/config.json").read_text())
+    assert config["model"]["names"][3] == "three" and config["training"]["condition"] == "names"
+    table = pd.read_csv(job.folder / "names.csv").set_index(["told", "run"])
+    scores = [json.loads((job.folder / f"runs/GPT-B_ntp_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
+    mean = sum(score["heldout_nll"] for score in scores) / 2
+    assert float(table.loc[("a name", "NTP"), "held-out nats a token"].split()[0]) == pytest.approx(mean, abs=0.05)
+    assert cli.call(["draw", preset.source, "GPT-B_ntp_seed0", "3", "2", str(home / "drawn"), "--device", "cpu"]) == 0
+    assert len(list((home / "drawn").glob("3_*.png"))) == 2
+    with pytest.raises(launch.NppkitError, match="runs of texts, videos and names are not planned"):
+        plan.report(preset, "", 1, 0.4)
+
+
 def test_an_unreadable_image_stops_before_any_work(home):
     """A bad file in the image folder ends the tokenize job in one line that names it, before anything is trained or written."""
     folder = home / "images" / "digit"
@@ -281,7 +308,7 @@ def test_an_unreadable_image_stops_before_any_work(home):
 
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
-    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video"):
+    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video", "names"):
         shutil.copytree(NOTEBOOKS.parent / "results" / name, tmp_path / "results" / name)
     command = [
         sys.executable,
