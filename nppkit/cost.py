@@ -51,7 +51,7 @@ def parameters(c: GPTConfig) -> int:
 
 
 def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...]) -> float:
-    """Table 5's rule, GFLOPs an image: linear weights x (patches + 1), a multiply-add counted as one, mean over epochs."""
+    """Table 5's rule, GFLOPs an image: linear weights x (patches + prefix), a multiply-add counted as one, mean over epochs."""
     return linear_weights(c) * mean_cost(segments, lambda p: c.block_size // area(p) + c.prefix) / 1e9
 
 
