@@ -54,19 +54,25 @@ def patch_weights(c: GPTConfig, patch_size: Window, patch: str = "mean") -> int:
 
 def parameters(c: GPTConfig) -> int:
     """All of them: the linear layers, both tables, and the norms."""
-    return linear_weights(c) + (c.vocab_size + c.num_classes + 1 + 2 * c.n_layer + 1) * c.dim
+    return linear_weights(c) + (c.vocab_size + c.conditions + 1 + 2 * c.n_layer + 1) * c.dim
 
 
 def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...], patch: str = "mean") -> float:
-    """Table 5's rule, GFLOPs an image: linear weights x (patches + 1), a multiply-add counted as one, mean over epochs."""
+    """Table 5's rule, GFLOPs an image: linear weights x (patches + prefix), a multiply-add counted as one, mean over epochs."""
     weights = linear_weights(c)
-    return mean_cost(segments, lambda p: (weights + patch_weights(c, p, patch)) * (c.block_size // area(p) + 1)) / 1e9
+    return mean_cost(segments, lambda p: (weights + patch_weights(c, p, patch)) * (c.block_size // area(p) + c.prefix)) / 1e9
 
 
 def train_flops(c: GPTConfig, patch_size: Window, patch: str = "mean") -> int:
-    """FLOPs of the forward and backward pass of one image: linear layers, and attention over all pairs of positions."""
-    T, weights = c.block_size // area(patch_size), linear_weights(c) + patch_weights(c, patch_size, patch)
-    return 3 * 2 * (T * weights + c.n_layer * 2 * T**2 * c.dim)
+    """FLOPs of the forward and backward pass of one image: linear layers, and attention over all pairs of positions.
+
+    A prefix has as many positions at every patch size, and no logits but its last.
+    """
+    patches = c.block_size // area(patch_size)
+    T = c.prefix - 1 + patches
+    head = (c.prefix - 1) * c.dim * c.vocab_size  # not computed
+    window = patches * patch_weights(c, patch_size, patch)
+    return 3 * 2 * (T * linear_weights(c) - head + window + c.n_layer * 2 * T**2 * c.dim)
 
 
 def fixed_seconds(c: GPTConfig, gpu: GPU) -> float:
@@ -97,7 +103,8 @@ def layer_bytes(c: GPTConfig, precision: str) -> int:
 
 def activation_bytes(c: GPTConfig, patch_size: Window, precision: str) -> int:
     """The same of one image: all layers, and the head's logits in fp32 with the two parts of their gradient."""
-    return c.block_size // area(patch_size) * (c.n_layer * layer_bytes(c, precision) + 3 * 4 * c.vocab_size)
+    n = c.block_size // area(patch_size)
+    return (c.prefix - 1 + n) * c.n_layer * layer_bytes(c, precision) + n * 3 * 4 * c.vocab_size
 
 
 def largest_batch(c: GPTConfig, precision: str, memory: float, batch_size: int) -> int:
@@ -113,11 +120,11 @@ def sampling_seconds(c: GPTConfig, gpu: GPU, batch_size: int, guided: bool, util
     The traffic is the weights once, and every sequence's keys and values of the positions so far. Guidance doubles the
     sequences.
     """
-    sequences, mean_length = batch_size * (1 + guided), c.block_size / 2
+    sequences, mean_length = batch_size * (1 + guided), c.positions / 2
     cache = 2 * c.n_layer * c.kv_heads * c.head_dim * mean_length  # numbers a sequence
     flops = 2 * sequences * (linear_weights(c) + c.n_layer * 2 * mean_length * c.dim)
     traffic = 2 * (linear_weights(c) + sequences * cache)
-    return c.block_size * max(flops / gpu.flops, traffic / gpu.bandwidth) / utilisation
+    return c.positions * max(flops / gpu.flops, traffic / gpu.bandwidth) / utilisation
 
 
 def gpu_hours(c: GPTConfig, segments: tuple[Segment, ...], images: int, gpu: GPU, utilisation: float = UTILISATION) -> float:

@@ -1,7 +1,8 @@
 """LlamaGen's class-conditional transformer, trained on image tokens or on patch tokens.
 
 Shapes: B images, N = G * G image tokens (or those of another grid), T positions, C = dim, H heads, D = C / H, V = vocab_size.
-The sequence [class, token_0 ... token_{N-2}] predicts token_0 ... token_{N-1}; with patches likewise.
+The sequence [class, token_0 ... token_{N-2}] predicts token_0 ... token_{N-1}; with patches likewise. In place of the class
+token may stand the L bytes of the class's name: the last of them predicts token_0.
 Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
 """
 
@@ -25,6 +26,7 @@ MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the
     "XL": dict(n_layer=36, n_head=20, dim=1280),
     "XXL": dict(n_layer=48, n_head=24, dim=1536),
 }
+LONGEST, PADDING = 64, 256  # bytes of a name; what stands before shorter ones
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class GPTConfig:
     rope_base: float = 10000.0
     multiple_of: int = 256
     norm_eps: float = 1e-5
+    names: tuple[str, ...] = ()  # of the classes: read byte by byte in place of a class token
 
     def __post_init__(self):
         pairs = 2 * len(self.grid)
@@ -55,6 +58,8 @@ class GPTConfig:
             raise NppkitError(f"dim {self.dim} / n_head {self.n_head}: a head needs a multiple of {pairs} dimensions")
         if self.n_head % self.kv_heads:
             raise NppkitError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}")
+        if self.names and len(name_bytes(self.names)) != self.num_classes + 1:
+            raise NppkitError(f"{len(self.names)} names are not those of {self.num_classes} classes: give one a class")
 
     @property
     def head_dim(self) -> int:
@@ -75,15 +80,46 @@ class GPTConfig:
         return prod(self.grid)
 
     @property
+    def prefix(self) -> int:
+        """L, positions of the condition: one of a class token, as many as the longest name has bytes."""
+        return max((len(name.encode()) for name in self.names), default=1)
+
+    @property
+    def positions(self) -> int:
+        """Positions of an image at p = 1: the condition, and all tokens but the last."""
+        return self.prefix + self.block_size - 1
+
+    @property
+    def conditions(self) -> int:
+        """Classes or bytes that the condition's table has rows for, besides "unconditional" or padding."""
+        return PADDING if self.names else self.num_classes
+
+    @property
     def grid(self) -> Grid:
         """The lengths of the grid's axes."""
         return as_grid(self.grid_size)
 
 
-def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Rotary factors (1 + N, D / 2, 2) of cosines and sines on a grid: each axis turns an equal share of a head, rows first.
+def name_bytes(names: Iterable[str]) -> Tensor:
+    """Names as rows of UTF-8 bytes (n + 1, L) int64, padded in front as LlamaGen pads its texts; the last is padding alone.
 
-    Row 0 belongs to the class token and is all zeros: its query and key vanish, as the releases expect.
+    NppkitError for a name that is empty, longer than LONGEST bytes, or another's too.
+
+    >>> name_bytes(["two", "ten!"]).tolist()
+    [[256, 116, 119, 111], [116, 101, 110, 33], [256, 256, 256, 256]]
+    """
+    rows = [list(name.encode()) for name in names]
+    for name, row in zip(names, rows, strict=True):
+        if not 0 < len(row) <= LONGEST or rows.count(row) > 1:
+            raise NppkitError(f"class name {name!r}: a prefix needs names of 1 to {LONGEST} bytes, no two alike: rename it")
+    longest = max(map(len, rows))
+    return torch.tensor([[PADDING] * (longest - len(row)) + row for row in [*rows, []]])
+
+
+def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0, prefix: int = 1) -> Tensor:
+    """Rotary factors (L + N, D / 2, 2) of cosines and sines on a grid: each axis turns an equal share of a head, rows first.
+
+    The first L = prefix rows belong to the condition and are all zeros: its queries and keys vanish, as the releases expect.
     """
     grid = as_grid(grid)
     axis_dim = head_dim // len(grid)  # dimensions that an axis turns
@@ -91,7 +127,7 @@ def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0) -> Tens
     places = torch.cartesian_prod(*(torch.arange(n).float() for n in grid)).view(-1, len(grid))  # (N, axes)
     angles = (places[..., None] * frequency).flatten(1)  # (N, D / 2)
     table = torch.stack([angles.cos(), angles.sin()], -1)
-    return torch.cat([torch.zeros_like(table[:1]), table])
+    return torch.cat([table.new_zeros(prefix, *table.shape[1:]), table])
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
@@ -164,7 +200,7 @@ class TransformerBlock(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """Class table of num_classes + 1 rows; the last row is "unconditional"."""
+    """Class table of num_classes + 1 rows; the last row is "unconditional". Of names a table of bytes; the last is padding."""
 
     def __init__(self, num_classes: int, dim: int):
         super().__init__()
@@ -178,7 +214,7 @@ class KVCache:
     """Keys and values of one layer for every position so far."""
 
     def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
-        self.kv = torch.empty((2, batch_size, c.kv_heads, c.block_size, c.head_dim), device=device, dtype=dtype)
+        self.kv = torch.empty((2, batch_size, c.kv_heads, c.positions, c.head_dim), device=device, dtype=dtype)
         self.length = 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -191,19 +227,19 @@ class KVCache:
 
 
 class StaticKVCache(nn.Module):
-    """The same with static shapes, for a step that is compiled: attention reads all N positions, and masks."""
+    """The same with static shapes, for a step that is compiled: attention reads all positions, and masks."""
 
     def __init__(self, c: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
-        shape = (2, batch_size, c.kv_heads, c.block_size, c.head_dim)
+        shape = (2, batch_size, c.kv_heads, c.positions, c.head_dim)
         self.register_buffer("kv", torch.zeros(shape, device=device, dtype=dtype))
-        self.register_buffer("positions", torch.arange(c.block_size, device=device))
+        self.register_buffer("positions", torch.arange(c.positions, device=device))
         self.register_buffer("length", torch.zeros(1, dtype=torch.int64, device=device))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As in `KVCache`; what lies beyond the length, from an earlier batch, is masked."""
         self.kv.index_copy_(3, self.length, torch.stack([k, v]))
-        mask = (self.positions <= self.length)[None]  # (1, N)
+        mask = (self.positions <= self.length)[None]  # (1, positions)
         self.length += 1
         return F.scaled_dot_product_attention(q, *self.kv.unbind(), attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
@@ -220,24 +256,30 @@ class GPT(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
         self.config, self.recompute = c, False  # recompute: each block again in the backward pass, to save memory
-        self.cls_embedding = ClassEmbedding(c.num_classes, c.dim)
+        self.cls_embedding = ClassEmbedding(c.conditions, c.dim)
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
         self.tok_dropout = nn.Dropout(c.dropout)
         self.layers = nn.ModuleList(TransformerBlock(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
         self.windows = nn.ModuleDict()  # while training on patches: what takes the mean's place, by K (nppkit/patches.py)
-        self.register_buffer("rotary_tokens", rotary_table(c.grid, c.head_dim, c.rope_base), persistent=False)
+        self.register_buffer("rotary_tokens", rotary_table(c.grid, c.head_dim, c.rope_base, c.prefix), persistent=False)
+        if c.names:
+            self.register_buffer("names", name_bytes(c.names), persistent=False)
         self.apply(partial(_init_weights, std=0.02))
         nn.init.zeros_(self.output.weight)
 
     def rotary(self, patch_size: Window) -> Tensor:
-        """The rotary table (1 + T, D / 2, 2) of the grid of patches: the corner of the tokens' own."""
+        """The rotary table (L + T, D / 2, 2) of the grid of patches: the corner of the tokens' own."""
         if area(patch_size) == 1:
             return self.rotary_tokens
         corner = tuple(slice(n) for n in patches(self.config.grid, patch_size))
-        cells = self.rotary_tokens[1:].unflatten(0, self.config.grid)[corner].flatten(0, len(corner) - 1)
-        return torch.cat([self.rotary_tokens[:1], cells])
+        before, cells = self.rotary_tokens.split([self.config.prefix, self.config.block_size])
+        return torch.cat([before, cells.unflatten(0, self.config.grid)[corner].flatten(0, len(corner) - 1)])
+
+    def condition(self, labels: Tensor) -> Tensor:
+        """What labels (B,) say, embedded (B, L, C): the class token, or the name's bytes, which stay single tokens at every p."""
+        return self.cls_embedding(self.names[labels] if self.config.names else labels[:, None])
 
     def forward(self, codes: Tensor, labels: Tensor, patch_size: Window = 1) -> Tensor:
         """Logits (B, N / K, V) for codes (B, N) and labels (B,), where label num_classes is "unconditional".
@@ -255,16 +297,16 @@ class GPT(nn.Module):
             embedded = window.pool(group(embedded, patch_size, self.config.grid))  # (B, T, C)
         else:
             embedded = group_embeddings(embedded, patch_size, self.config.grid)
-        x = torch.cat([self.cls_embedding(labels)[:, None], embedded[:, :-1]], 1)
+        x = torch.cat([self.condition(labels), embedded[:, :-1]], 1)
         x = self.tok_dropout(x)
         rotary = self.rotary(patch_size)[: x.shape[1]]
         for layer in self.layers:
             x = checkpoint(layer, x, rotary, use_reentrant=False) if self.recompute else layer(x, rotary)
-        x = self.norm(x)
+        x = self.norm(x[:, self.config.prefix - 1 :])
         return self.output(window.spread(x) if window else x)
 
     def decode(self, x: Tensor, position: int | Tensor, caches: Iterable[KVCache | StaticKVCache]) -> Tensor:
-        """Logits (B, V) after one more embedding x (B, C) at `position`; position 0 is the class token."""
+        """Logits (B, V) after one more embedding x (B, C) at `position`; the condition has the first L."""
         x, rotary = x[:, None], self.rotary_tokens[position].view(1, -1, 2)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, rotary, cache)

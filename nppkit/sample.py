@@ -105,7 +105,7 @@ def compiled_decoder(model: GPT, batch_size: int, device: torch.device, dtype: t
     caches, decode = _compiled(model, batch_size, device, dtype)
     for cache in caches:
         cache.length.zero_()
-    positions = torch.arange(model.config.block_size, device=device)[:, None]
+    positions = torch.arange(model.config.positions, device=device)[:, None]
     return lambda x, position: decode(x, positions[position], caches)
 
 
@@ -114,6 +114,18 @@ def _compiled(model: GPT, *shape: int | torch.device | torch.dtype) -> tuple[nn.
     """Caches that stay where they are from batch to batch, as a CUDA graph needs them, and the step."""
     caches = nn.ModuleList(StaticKVCache(model.config, *shape) for _ in model.layers)
     return caches, torch.compile(model.decode, mode="reduce-overhead", dynamic=False)
+
+
+def _begin(model: GPT, labels: Tensor, compiled: bool) -> tuple[Callable[[Tensor, int], Tensor], Tensor]:
+    """The decoding step of a new batch that has seen all of its condition but the last embedding (B, C), which comes with it."""
+    dtype, kind = model.output.weight.dtype, labels.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    step = (compiled_decoder if compiled else decoder)(model, len(labels), labels.device, dtype)
+    *before, last = model.condition(labels).unbind(1)
+    for position, x in enumerate(before):
+        step(x, position)
+    return step, last
 
 
 @torch.inference_mode()
@@ -133,17 +145,13 @@ def decode_tokens(
     guided = config.cfg_scale != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, c.num_classes)])
-    dtype = model.output.weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    step = (compiled_decoder if config.compile else decoder)(model, len(labels), device, dtype)
-    x = model.cls_embedding(labels)
+    step, x = _begin(model, labels, config.compile)
     if index is not None:
         u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, index[:, None], np.arange(c.block_size))
         u = torch.from_numpy(u).to(device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for position in range(c.block_size):
-        logits = step(x, position).float()
+        logits = step(x, c.prefix - 1 + position).float()
         if guided:
             off = -1 < config.cfg_interval < position - 1  # LlamaGen counts from the second token
             logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)

@@ -171,13 +171,15 @@ def mean_cost(segments: tuple[Segment, ...], cost: Callable[[Window], float]) ->
     return sum((s.end - s.start) * share * cost(p) for s in segments for p, share in s.shares.items()) / segments[-1].end
 
 
-def cost_ratio(segments: tuple[Segment, ...]) -> float:
+def cost_ratio(segments: tuple[Segment, ...], before: float = 0.0) -> float:
     """Training cost relative to NTP with the segments' integer boundaries: sum of (share of epochs) / K, K = p**2 (Section 3.6).
 
-    >>> cost_ratio(multi_scale_segments(300, 2, "1/2"))
-    0.625
+    before: positions in front of the first token's (a prefix of L has L - 1) for each token; they cost the same at every p.
+
+    >>> cost_ratio(multi_scale_segments(300, 2, "1/2")), cost_ratio(multi_scale_segments(300, 2, "1/2"), before=64 / 256)
+    (0.625, 0.7)
     """
-    return mean_cost(segments, lambda p: 1 / area(p))
+    return mean_cost(segments, lambda p: 1 / area(p) + before) / (1 + before)
 
 
 def ideal_cost_ratio(patch_sizes: list[Window], lam: str | float | Fraction) -> float:

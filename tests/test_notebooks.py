@@ -139,7 +139,7 @@ def test_reading_notebooks(smoke_home, name):
 @pytest.mark.parametrize(
     ("preset", "name"),
     [("study", name) for name in graph.reports(presets.load_preset("study"))]
-    + [("digits", "report"), ("text", "text"), ("video", "video"), ("patches", "patches")],
+    + [("digits", "report"), ("text", "text"), ("video", "video"), ("patches", "patches"), ("names", "names")],
 )
 def test_declared_figures_are_those_saved(preset, name):
     """What makes a report complete names every figure that its notebook saves, and no other."""
@@ -258,7 +258,36 @@ def test_the_whole_path_of_a_video(home):
     assert cli.call(["draw", preset.source, "GPT-B_ntp_seed0", "3", "2", str(home / "drawn"), "--device", "cpu"]) == 0
     with Image.open(home / "drawn/3_0001.gif") as drawn:
         assert drawn.size == (32, 32) and drawn.n_frames > 1
-    with pytest.raises(launch.NppkitError, match="runs of a text or of videos are not planned"):
+    with pytest.raises(launch.NppkitError, match="runs of texts, videos and names are not planned"):
+        plan.report(preset, "", 1, 0.4)
+
+
+def test_the_whole_path_of_names(home):
+    """Models told names are trained and scored; the page has them beside one with a class token; `nppkit draw` draws."""
+    content = yaml.safe_load((presets.FOLDER / "smoke.yaml").read_text())
+    content["data"] |= {"heldout": 20, "limit": 120}
+    content |= {"tokenizer": content["tokenizer"] | {"steps": 2}, "extractor": {"steps": 2}}
+    content["training"] |= {"epochs": 6, "batch_size": 8}
+    content["evaluation"] |= {"samples": 20, "select_samples": 10, "batch_size": 20}
+    (home / "token.yaml").write_text(yaml.safe_dump({**content, "runs": {"B": ["ntp"]}}))
+    content["training"]["condition"] = "names"
+    content |= {"runs": {"B": ["ntp", "npp_p2_lambda1-2", "ntp_epochs3"]}, "equal_flops": {"B": [3, 12]}}
+    content |= {"reports": ["names"], "tokenizer_of": str(home / "token.yaml")}
+    (home / "mine.yaml").write_text(yaml.safe_dump(content))
+    preset, token = (presets.load_preset(str(home / f"{name}.yaml")) for name in ("mine", "token"))
+    assert [job.notebook for job in graph.graph(preset)] == ["tokenize", *["train"] * 3, *["evaluate"] * 3, "names"]
+    job, ntp = graph.report_job(preset, "names"), runs.find_run(preset, "GPT-B_ntp_seed0")
+    launch.ensure(graph.evaluate_job(token, ntp))
+    launch.ensure(job)
+    config = json.loads((job.folder / "runs/GPT-B_npp_p2_lambda1-2_seed0/config.json").read_text())
+    assert config["model"]["names"][3] == "three" and config["training"]["condition"] == "names"
+    table = pd.read_csv(job.folder / "names.csv", dtype={"held-out nats a token": float}).set_index(["told", "run"])
+    for told, of in (("a name", preset), ("a class token", token)):
+        metrics = json.loads((graph.run_dir(of, ntp) / "metrics.json").read_text())
+        assert table.loc[(told, "NTP"), "held-out nats a token"] == pytest.approx(metrics["heldout_nll"], abs=0.005)
+    assert cli.call(["draw", preset.source, ntp.id, "3", "2", str(home / "drawn"), "--device", "cpu"]) == 0
+    assert len(list((home / "drawn").glob("3_*.png"))) == 2
+    with pytest.raises(launch.NppkitError, match="runs of texts, videos and names are not planned"):
         plan.report(preset, "", 1, 0.4)
 
 
@@ -316,7 +345,7 @@ def test_an_unreadable_image_stops_before_any_work(home):
 
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
-    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video"):
+    for name in ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video", "names"):
         shutil.copytree(NOTEBOOKS.parent / "results" / name, tmp_path / "results" / name)
     command = [
         sys.executable,

@@ -7,6 +7,7 @@ the manifest last: a folder without one is not a store. A small store may be pac
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ REMEDIES = {
     "num_classes": "extract the images that the model was made for, or take a model of this many classes",
     "tokenizer_sha256": "extract with this tokenizer, or take the one that made the codes",
 }
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 UNKNOWN = "unknown"  # tokenizer_sha256 of an imported store whose tokenizer was not named
 Length = Annotated[StrictInt, Field(ge=1)]
 
@@ -137,6 +139,12 @@ class CodeStore:
         if self.codes.nbytes > CHECK_BYTES:
             self._check_range(codes)
         return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(self.labels[images].astype(np.int64))
+
+
+def prompts(class_names: Iterable[str]) -> tuple[str, ...]:
+    """What a transformer that is told names reads of each class: its name; of the ten digits the word."""
+    names = tuple(class_names)
+    return DIGITS if names == tuple("0123456789") else names
 
 
 def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.ndarray) -> None:

@@ -186,8 +186,8 @@ def text(table: pd.DataFrame, unit: float, name: str) -> str:
 
 def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> str:
     """All that the command prints."""
-    if preset.data.text or preset.data.frames > 1:
-        raise NppkitError(f"preset {preset.name}: runs of a text or of videos are not planned: its file says what they take")
+    if preset.beyond:
+        raise NppkitError(f"preset {preset.name}: runs of texts, videos and names are not planned: its file says what they take")
     gpu = find_gpu(gpu_name) if gpu_name else None
     table = plan(preset, gpu, devices, utilisation)
     total = table[["train", "evaluate"]].iloc[-1].sum()

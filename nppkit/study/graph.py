@@ -164,8 +164,8 @@ def report_runs(preset: Preset, report: str) -> list[Run]:
 
 
 def reports(preset: Preset) -> tuple[str, ...]:
-    """The reading notebooks of a preset: the paper's tables and Figure 1, which are about images, and what else it asks for."""
-    return tuple(dict.fromkeys((*(() if preset.data.text or preset.data.frames > 1 else REPORTS), *preset.reports)))
+    """The reading notebooks of a preset: the paper's tables and Figure 1, for runs like its own, and what else it asks for."""
+    return tuple(dict.fromkeys((*(() if preset.beyond else REPORTS), *preset.reports)))
 
 
 def graph(preset: Preset) -> list[Job]:

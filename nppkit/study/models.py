@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from nppkit.checkpoint import load_newest
-from nppkit.data.codes import CodeStore
+from nppkit.data.codes import CodeStore, prompts
 from nppkit.data.images import ImageSet
 from nppkit.data.prepare_tokenizer import load_tokenizer
 from nppkit.data.sources import study_images
@@ -14,7 +14,7 @@ from nppkit.files import home, located, npz_keys
 from nppkit.machine.devices import autocast, pick_device, rounded
 from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE, Processes
-from nppkit.model import GPT, GPTConfig
+from nppkit.model import GPT, GPTConfig, name_bytes
 from nppkit.releases import find, known_grid, load_weights, release_config
 from nppkit.sample import SamplingConfig
 from nppkit.scoring.config import NEIGHBOURS
@@ -28,8 +28,10 @@ from nppkit.training.trainer import Trainer, make_model
 
 
 def check_inputs(preset: Preset, side: int, training: ImageSet) -> None:
-    """NppkitError for what would stop a job only after trainings: grid, extractor's weights, reference, too few images."""
+    """NppkitError for what would stop a job only after trainings: grid, names, extractor's weights, reference, too few images."""
     preset.tokenizer.network.grid_size(side)
+    if preset.training.condition == "names":
+        name_bytes(prompts(training.class_names))
     e = preset.extractor
     if e.name != "digits":
         load_extractor(e.name, located(e.weights), e.sha256)

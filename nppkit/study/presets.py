@@ -78,10 +78,17 @@ class Preset:
             and self.data.source != "moving_mnist",
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,
             "evaluation.select_seed must differ from report_seed": e.report_seed == e.select_seed,
+            "weights are of models that are told class tokens: take them away, or training.condition": self.weights
+            and self.training.condition != "class",
             f"runs of model {', '.join(sorted(unknown))}, which models does not list": unknown,
         }
         if found := next((message for message, true in wrong.items() if true), ""):
             raise NppkitError(f"preset {self.name}: {found}")
+
+    @property
+    def beyond(self) -> bool:
+        """Whether its runs are none of the paper's, but of a text, of videos, or told names."""
+        return self.data.text or self.data.frames > 1 or self.training.condition != "class"
 
 
 def preset_names() -> list[str]:

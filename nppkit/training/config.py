@@ -24,6 +24,7 @@ class TrainingConfig:
     grad_clip: Above0 = 1.0
     dropout: Share = 0.1
     label_dropout: Share = 0.1
+    condition: Literal["class", "names"] = "class"  # what tells the transformer a class: a token, or the bytes of its name
     # segments: warm-up and decay in each; constant: none, as LlamaGen trained
     lr_schedule: Literal["segments", "constant"] = "segments"
     reset_optimizer: Bool = False  # AdamW's state at each new segment: carried over, or begun again

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nppkit import noise
 from nppkit.checkpoint import checkpoints, load_newest, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.cost import step_flops
-from nppkit.data.codes import CodeStore
+from nppkit.data.codes import CodeStore, prompts
 from nppkit.errors import Diverged, NppkitError
 from nppkit.files import check_space, write_atomic
 from nppkit.loss import npp_loss
@@ -53,6 +53,7 @@ def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int)
     """A new transformer for the codes of a store. Runs of one seed and size start from the same weights."""
     torch.manual_seed(noise.torch_seed(seed))
     shape = dict(vocab_size=store.vocab_size, num_classes=store.num_classes, grid_size=store.grid_size)
+    shape |= dict(names=prompts(store.manifest.class_names)) if config.condition == "names" else {}
     try:
         model = GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
     except TypeError as error:

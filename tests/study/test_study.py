@@ -22,7 +22,7 @@ from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
-RESULTS = (*STUDIES, "digits_rates", "digits", "text", "video", "patches")
+RESULTS = (*STUDIES, "digits_rates", "digits", "text", "video", "patches", "names")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_committed_records_are_valid(name):
     assert invalid_records(load_preset(name)) == {}
 
 
-@pytest.mark.parametrize("name", (*STUDIES, "text", "video"))
+@pytest.mark.parametrize("name", (*STUDIES, "text", "video", "names"))
 def test_committed_digests_are_todays(name):
     """Each job's configuration still has the digest that its record was written with: no refactoring invalidates a run."""
     pinned = json.loads((ROOT / "tests/golden/config_digests.json").read_text())[name]
