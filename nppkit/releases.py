@@ -250,7 +250,8 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
         model = GPT(config) if isinstance(config, GPTConfig) else VQModel(config)
     check_state(state, model, source)
     about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": type(model).__name__}
-    about |= {"config": dataclasses.asdict(config), "parameters": count_parameters(model)}
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "names"}  # releases have class tokens
+    about |= {"config": settings, "parameters": count_parameters(model)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         save_file({key: value.clone().contiguous() for key, value in state.items()}, temporary)  # tensors may share memory
