@@ -278,7 +278,7 @@ def test_browser_sorts_ticks_and_shows_samples(runs):
     assert ascending == sorted(ascending) and list(runs.table["NLL"]) == ascending[::-1]
     assert runs.curves.value == "" and runs.grid.value == "" and runs.form.controls["samples"].label == "none"
     runs.ticks[PAIR[0]].value = True
-    assert "<img" in runs.curves.value and "evaluated, step 1200 of 1200" in runs.running.value
+    assert "<img" in runs.curves.value and "evaluated, step 3000 of 3000" in runs.running.value
     runs.form.controls["samples"].value = PAIR[1]
     assert f"samples of {PAIR[1].name}" in runs.grid.value
 
@@ -314,12 +314,12 @@ def test_browser_follows_a_history_that_grows(tmp_path):
     (run / "history.csv").write_text("".join(lines[:4]))
     runs = browser.RunBrowser([tmp_path])
     runs.ticks[run].value = True
-    assert "running, step 12 of 1200" in runs.running.value
+    assert "running, step 30 of 3000" in runs.running.value
     runs.form.controls["seconds"].value = 1
     runs.task.start()
     (run / "history.csv").write_text("".join(lines[:9]))
     deadline = time.monotonic() + 30
-    while "step 32 of 1200" not in runs.running.value:
+    while "step 80 of 3000" not in runs.running.value:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     runs.task.stop()
