@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nppkit.cost import GPU, GPUS
 from nppkit.errors import NppkitError
+from nppkit.gpus import GPU, GPUS
 from nppkit.schedule import mean_cost, multi_scale_segments
 
 REPORTS = Path(__file__).parents[1] / "results" / "bench"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nppkit.errors import NppkitError
+from nppkit.gpus import GPUS, UTILISATION
 from nppkit.jobs.warm import command as command_of_a_warm_server
 
 parser = argparse.ArgumentParser(prog="nppkit", description="Next Patch Prediction: run a study, or a part of one.")
@@ -30,8 +31,6 @@ RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_s
 DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
 PRECISION = argument("--precision", default="", help="fp32 or bf16; default: the preset's")
 OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/machine/options.py")
-
-PLANNED = ("A100-40G", "A100-80G", "H100-80G", "H200-141G", "L40S-48G", "RTX4090-24G")  # GPUS of nppkit/cost.py, without torch
 
 
 def command(name: str, example: str, *arguments: tuple) -> Callable:
@@ -65,23 +64,22 @@ GROUPS = {
     "plan",
     "imagenet256 --gpu H100-80G --gpus 8",
     PRESET,
-    argument("--gpu", default="", help=f"{', '.join(PLANNED)}; default: the preset's, or this CPU, measured"),
+    argument("--gpu", default="", help=f"{', '.join(GPUS)}; default: the preset's, or this CPU, measured"),
     argument("--gpus", type=int, default=0, help="how many; default: the preset's number"),
-    argument("--utilisation", type=float, default=0.0, help="share of the GPU's peak, 0 to 1 (default 0.4)"),
+    argument("--utilisation", type=float, default=UTILISATION, help=f"share of the GPU's peak, 0 to 1 (default {UTILISATION})"),
 )
 def plan(a: argparse.Namespace) -> None:
     """Steps, FLOPs, memory, disk and hours of every run of a preset, before anything starts."""
-    from nppkit.cost import UTILISATION
     from nppkit.jobs.plan import report
     from nppkit.study.graph import outlook, stale
     from nppkit.study.presets import load_preset
 
-    preset, utilisation = load_preset(a.preset), a.utilisation or UTILISATION
-    if not 0 < utilisation <= 1 or a.gpus < 0:
+    preset = load_preset(a.preset)
+    if not 0 < a.utilisation <= 1 or a.gpus < 0:
         raise NppkitError(f"--utilisation {a.utilisation} and --gpus {a.gpus}: use a share in (0, 1], and 1 or more GPUs")
     for line in outlook(preset, stale(preset)):
         print(line)
-    print(report(preset, a.gpu or preset.gpu, a.gpus or preset.gpus, utilisation))
+    print(report(preset, a.gpu or preset.gpu, a.gpus or preset.gpus, a.utilisation))
 
 
 @command(

@@ -4,39 +4,18 @@ The one cost model: `make plan` adds it up, and whatever asks a scheduler for ti
 multiply-add counts as two FLOPs everywhere but in the paper's rule.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nppkit.gpus import GPU, UTILISATION
 from nppkit.loss import npp_loss
 from nppkit.model import GPT, GPTConfig
 from nppkit.schedule import Segment, mean_cost
 from nppkit.window import Window, area
 
-UTILISATION = 0.4  # share of a GPU's peak that a plan reckons with; docs/imagenet.md compares it with LlamaGen's reports
 BYTES = {"fp32": 4, "bf16": 2}
 FIXED_SECONDS, FIXED_BYTES = 2.4e-3, 80  # of a step whatever its patches, and a parameter: measured, docs/imagenet.md
-
-
-@dataclass(frozen=True)
-class GPU:
-    """Peak dense bf16 FLOP/s (TF32: half of it), memory in bytes and its bandwidth in bytes/s, by the maker's data sheet."""
-
-    flops: float
-    memory: float
-    bandwidth: float
-
-
-GPUS = {
-    "A100-40G": GPU(312e12, 40e9, 1.555e12),
-    "A100-80G": GPU(312e12, 80e9, 2.039e12),
-    "H100-80G": GPU(989e12, 80e9, 3.35e12),
-    "H200-141G": GPU(989e12, 141e9, 4.8e12),
-    "L40S-48G": GPU(362e12, 48e9, 0.864e12),
-    "RTX4090-24G": GPU(165e12, 24e9, 1.008e12),
-}
 
 
 def linear_weights(c: GPTConfig) -> int:

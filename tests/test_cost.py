@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nppkit import cost
+from nppkit import cost, gpus
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.schedule import multi_scale_segments, ntp_segments
 
@@ -69,10 +69,10 @@ def test_largest_batch():
 
 def test_sampling_is_bound_by_traffic_or_by_arithmetic():
     """One sequence reads the weights at every position; many cost their FLOPs; guidance never costs more than twice."""
-    gpu, c = cost.GPUS["A100-80G"], GPTConfig(**MODELS["L"])
+    gpu, c = gpus.GPUS["A100-80G"], GPTConfig(**MODELS["L"])
     one = cost.sampling_seconds(c, gpu, 1, False, utilisation=1)
     assert one == pytest.approx(256 * 2 * cost.linear_weights(c) / gpu.bandwidth, rel=0.05)
-    fast = cost.GPU(gpu.flops, gpu.memory, 1e20)
+    fast = gpus.GPU(gpu.flops, gpu.memory, 1e20)
     assert cost.sampling_seconds(c, fast, 64, True, 1) == pytest.approx(
         64 * 256 * 4 * cost.linear_weights(c) / gpu.flops, rel=0.05
     )
@@ -83,12 +83,12 @@ def test_llamagens_days():
     """At the default utilisation, 300 epochs of B and L on 8 A100-80G take within a third of LlamaGen's 1 and 2 days."""
     for size, days in (("B", 1), ("L", 2)):
         flops = 300 * 1_281_167 * cost.train_flops(GPTConfig(**MODELS[size]), 1)
-        assert flops / (8 * cost.GPUS["A100-80G"].flops * cost.UTILISATION) / 86400 == pytest.approx(days, rel=1 / 3)
+        assert flops / (8 * gpus.GPUS["A100-80G"].flops * gpus.UTILISATION) / 86400 == pytest.approx(days, rel=1 / 3)
 
 
 def test_gpu_hours_follow_the_flops():
     """An hour at the stated share of the peak is that many FLOPs; a coarse half costs what its shorter sequences cost."""
-    c, gpu = GPTConfig(**MODELS["B"]), cost.GPUS["A100-80G"]
+    c, gpu = GPTConfig(**MODELS["B"]), gpus.GPUS["A100-80G"]
     hours = cost.gpu_hours(c, ntp_segments(1), 1000, gpu, 0.5)
     assert hours * 3600 * gpu.flops * 0.5 == pytest.approx(1000 * cost.train_flops(c, 1))
     half = cost.gpu_hours(c, multi_scale_segments(2, 2, "1/2"), 1000, gpu, 0.5)

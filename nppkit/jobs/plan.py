@@ -15,9 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nppkit import cost
-from nppkit.cost import GPU, GPUS
 from nppkit.data.images import CROPS
 from nppkit.errors import NppkitError
+from nppkit.gpus import GPU, GPUS
 from nppkit.jobs import timing
 from nppkit.machine.progress import progress
 from nppkit.model import GPTConfig
@@ -207,5 +207,5 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
 def find_gpu(name: str) -> GPU:
     """The GPU of that name. NppkitError names the known ones."""
     if name not in GPUS:
-        raise NppkitError(f"GPU {name!r} is unknown: use one of {', '.join(GPUS)}, or add its data sheet to nppkit/cost.py")
+        raise NppkitError(f"GPU {name!r} is unknown: use one of {', '.join(GPUS)}, or add its data sheet to nppkit/gpus.py")
     return GPUS[name]

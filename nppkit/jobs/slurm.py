@@ -3,6 +3,7 @@
 import functools
 import math
 
+from nppkit.gpus import UTILISATION
 from nppkit.study.graph import options
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job
@@ -35,11 +36,10 @@ def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[
 @functools.lru_cache(maxsize=1)
 def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds of each job on one device, and the images that a device holds at once in each run's training."""
-    from nppkit import cost  # only here, because they bring torch
-    from nppkit.jobs import plan
+    from nppkit.jobs import plan  # only here, because it brings torch
 
     preset = load_preset(preset)
-    table = plan.plan(preset, plan.find_gpu(preset.gpu), preset.gpus, cost.UTILISATION).set_index("job")
+    table = plan.plan(preset, plan.find_gpu(preset.gpu), preset.gpus, UTILISATION).set_index("job")
     seconds = table["train"].to_dict()  # of the tokenize jobs
     for kind in ("train", "evaluate"):
         seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}

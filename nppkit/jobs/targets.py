@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
+from nppkit.schedule import cost_ratio
 from nppkit.study.presets import Preset
 from nppkit.study.records import Job
 from nppkit.study.runs import Run
-from nppkit.window import area
 
 
 def rule_name(job: Job) -> str:
@@ -29,7 +29,7 @@ def priority(preset: Preset, job: Job) -> int:
         return 0
     run = Run.parse(job.parameters["run"])
     segments = run.segments(preset.training.epochs)
-    length = sum((s.end - s.start) * share / area(p) for s in segments for p, share in s.shares.items())
+    length = cost_ratio(segments) * segments[-1].end
     cost = 100 * list(preset.models).index(run.size) + min(99, int(40 * length / preset.training.epochs))
     return 10_000 * (not run.large) + 1000 * max(0, 9 - (run.seed - preset.first_seed)) + min(cost, 999)
 

@@ -59,7 +59,7 @@ class Preset:
     tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used
     weights: dict[Name, str] = field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"  # of training and sampling: fp32, or bf16 autocast over fp32 weights
-    gpu: str = ""  # what make plan reckons with (nppkit/cost.py); empty: measure on this machine's CPU
+    gpu: str = ""  # what make plan reckons with (nppkit/gpus.py); empty: measure on this machine's CPU
     gpus: Positive = 1
     graphs: Bool = False  # training steps as CUDA graphs, where one process trains on a GPU
     reports: list[Report] = field(default_factory=list)  # reading notebooks besides the paper's tables and Figure 1

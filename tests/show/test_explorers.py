@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nppkit.cost import GPUS, gpu_hours
+from nppkit.cost import gpu_hours
 from nppkit.errors import NppkitError
+from nppkit.gpus import GPUS
 from nppkit.grouping import group_targets
 from nppkit.model import GPT, GPTConfig
 from nppkit.sample import SamplingConfig, sample_codes

@@ -7,9 +7,10 @@ from pathlib import Path
 import ipywidgets as w
 import numpy as np
 
-from nppkit.cost import GPUS, UTILISATION, gpu_hours
+from nppkit.cost import gpu_hours
 from nppkit.errors import NppkitError
 from nppkit.files import home
+from nppkit.gpus import GPUS, UTILISATION
 from nppkit.schedule import Segment, cost_ratio, ideal_cost_ratio, learning_rate, ntp_segments
 from nppkit.show import plots
 from nppkit.show.explorers.method import PAPER_SIZES
