@@ -166,7 +166,7 @@ class Task:
     @in_turn
     def start(self) -> None:
         """Prepare, and begin unless it was refused or is going on."""
-        if self.thread and self.thread.is_alive():
+        if self.start_button.disabled:
             return
         prepared = self.prepare()
         if prepared is None:
@@ -193,4 +193,5 @@ class Task:
             kind = "" if isinstance(error, NppkitError) else f"{type(error).__name__}: "
             self.status.value = explanation(f"{kind}{error}")
         finally:
-            self.start_button.disabled, self.stop_button.disabled, self.bar.layout.visibility = False, True, "hidden"
+            self.stop_button.disabled, self.bar.layout.visibility = True, "hidden"
+            self.start_button.disabled = False  # last: from here on it may begin again

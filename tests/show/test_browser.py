@@ -214,8 +214,12 @@ def keep(page, section, name):
 
 
 def press(section, label):
-    """Press the button of that text with the keyboard. Its accessible name begins with the icon's glyph: no role finds it."""
-    section.locator("button", has_text=re.compile(rf"^\s*{label}\s*$")).press("Enter")
+    """Press the button of that text with the keyboard, to start once it is on: a key on one that is off is lost.
+
+    Its accessible name begins with the icon's glyph: no role finds it.
+    """
+    on = "" if label == "Stop" else ":enabled"  # what is to stop may have ended
+    section.locator(f"button{on}", has_text=re.compile(rf"^\s*{label}\s*$")).press("Enter")
 
 
 CONTROLS = "input, select, textarea, button, .noUi-handle, [contenteditable='true']"  # the last: a slider's number

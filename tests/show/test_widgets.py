@@ -117,6 +117,23 @@ def test_task_stops_after_the_step_it_is_at():
     assert task.status.value == "stopped"
 
 
+def test_task_begins_again_as_soon_as_its_button_is_on():
+    """A click at the moment in which the button comes back is not lost."""
+    runs = []
+    task = Task("Go", lambda: (1, iter([runs.append(1)])))
+
+    def again(change):
+        if not change["new"] and len(runs) < 2:
+            task.start()
+
+    task.start_button.observe(again, "disabled")
+    task.start()
+    first = task.thread
+    first.join(10)
+    finish(task)
+    assert len(runs) == 2 and task.thread is not first
+
+
 def test_task_shows_errors_and_refusals():
     """A step's error is shown instead of lost in the thread; a refused preparation starts nothing."""
 
