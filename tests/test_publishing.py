@@ -162,3 +162,9 @@ def test_the_settings_for_your_own_pictures_are_a_preset(tmp_path):
     (tmp_path / "mine.yaml").write_text((ROOT / source).read_text())
     mine = load_preset(str(tmp_path / "mine.yaml"))
     assert mine.data.source == "folder" and {run.lam is None for run in preset_runs(mine)} == {True, False}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results/study").glob("table*.[mt][de]*")), ids=lambda path: path.name)
+def test_committed_tables_say_what_made_their_runs(path):
+    """Their Markdown in a line below, their LaTeX in a comment above."""
+    assert re.search(r"^(% )?Runs: made by \d+ trainings and evaluations; ", path.read_text(), re.M)

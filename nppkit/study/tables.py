@@ -149,11 +149,11 @@ def write_table(preset: Preset, name: str, table: pd.DataFrame) -> list[Path]:
     text = compact(table)
     caption = f"{name.replace('_', ' ')}, preset {preset.name}: {preset.description}"
     below = f"Ours: mean and standard deviation over seeds; {table.attrs['contract']}; {floors(preset)}."
-    how = f"{sizes(preset)}.\n\nRuns: {origins(preset, name)}.\n"
+    sized, runs = f"{sizes(preset)}.", f"Runs: {origins(preset, name)}."
     texts = {
         "csv": table.to_csv(index=False),
-        "md": f"{caption}\n\n{markdown(text)}\n\n{below}\n\n{how}",
-        "tex": text.to_latex(index=False, escape=True, caption=caption),
+        "md": f"{caption}\n\n{markdown(text)}\n\n{below}\n\n{sized}\n\n{runs}\n",
+        "tex": f"% {sized}\n% {runs}\n" + text.to_latex(index=False, escape=True, caption=caption),
     }
     for kind, content in texts.items():
         write_atomic(folder / f"{name}.{kind}", content)
