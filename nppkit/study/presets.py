@@ -52,6 +52,7 @@ class Preset:
     equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
     confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
     coarse: str = ""  # a preset of the same images on a coarser grid, for the report when_it_pays
+    tokens: list[str] = field(default_factory=list)  # presets of tokens that say less or more, for the report when_it_pays
     beside: str = ""  # a preset of other images with runs of the same kinds, for the report patches
     pilot: str = ""  # the preset that explored what this one is to confirm, for the report
     rate_trial: str = ""  # the preset that chose its learning rate, for the report

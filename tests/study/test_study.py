@@ -16,7 +16,7 @@ import torch
 from nppkit.cost import step_flops
 from nppkit.model import GPT, GPTConfig
 from nppkit.study import claims, graph, results, runs, tables
-from nppkit.study.presets import load_preset
+from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.records import why_incomplete
 from nppkit.study.runs import Run
 
@@ -113,15 +113,22 @@ def test_readme_shows_todays_verdicts():
     assert between.strip() == claims.for_readme(load_preset("study"))
 
 
-@pytest.mark.parametrize("size", ["B", "L"])
-def test_equal_compute_runs_cost_the_same(size):
-    """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step."""
-    preset = load_preset("study")
+EQUAL = [(name, size) for name in preset_names() for size in load_preset(name).equal_flops]
+
+
+@pytest.mark.parametrize(("name", "size"), EQUAL)
+def test_equal_compute_runs_cost_the_same(name, size):
+    """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step, and one of the two is there."""
+    preset = load_preset(name)
+    if preset.beyond:
+        pytest.skip("tests/data and tests/test_names.py have these")
     npp, ntp = Run(size, patch_size=2, lam="1/2"), Run(size)
-    theirs, ours = (replace(run, epochs=n) for run, n in zip((ntp, npp), load_preset("study").equal_flops[size], strict=True))
-    assert {ours, theirs} <= set(runs.preset_runs(preset))
-    model = GPT(GPTConfig(**preset.models[size], vocab_size=64, num_classes=10, grid_size=16))
-    codes, labels = torch.zeros(2, 256, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    theirs, ours = (replace(run, epochs=n) for run, n in zip((ntp, npp), preset.equal_flops[size], strict=True))
+    assert {ours, theirs} & {replace(run, seed=0) for run in runs.preset_runs(preset)}
+    side = preset.data.image_size // preset.tokenizer.network.downsampling
+    codebook = preset.tokenizer.network.codebook_size
+    model = GPT(GPTConfig(**preset.models[size], vocab_size=codebook, num_classes=10, grid_size=side))
+    codes, labels = torch.zeros(2, side * side, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     counted = {p: step_flops(model, codes, labels, p) for p in (1, 2)}
 
     def flops(run):
