@@ -230,7 +230,8 @@ def at_equal_flops(preset: Preset) -> str:
     name = "first study, exploratory, FID of NPP minus NTP's, with 95 % intervals"
     first = _say(name, {size: i for size, i in found.items() if i.n})
     confirmatory = load_preset(preset.confirmatory) if preset.confirmatory else preset
-    asked = equal_flops(confirmatory) if preset.confirmatory else []
+    size = confirmatory.questions.get("equal_flops")
+    asked = [equal_flops(confirmatory, size)] if size else []
     verdict = "".join(f"{_said(question, decisions(confirmatory)[question])}; " for question in asked)
     return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
 

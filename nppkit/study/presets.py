@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parents[1] / "presets"
 SECTIONS = ("data", "tokenizer", "extractor", "training", "evaluation")  # of a base: what a file does not set in them stays
 INHERITED = (*SECTIONS, "models", "precision")
 Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
+Question = Literal["equal_epochs", "equal_flops", "patches", "levels", "lambda", "schedule"]
 RUNNING = "tokenize|tokenize_text|train|evaluate"
 Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING})$)[a-z0-9_]+", "is no reading notebook's name"))]
 
@@ -51,6 +52,9 @@ class Preset:
     seeds: dict[Name, Positive] = field(default_factory=dict)
     equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
     confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
+    questions: dict[Question, Size] = field(default_factory=dict)  # of the protocol's, which it asks, and of which model size
+    metric: Literal["fid", "kid"] = "fid"  # that decides them
+    domains: list[str] = field(default_factory=list)  # confirmatory presets of other images, for the report
     coarse: str = ""  # a preset of the same images on a coarser grid, for the report when_it_pays
     tokens: list[str] = field(default_factory=list)  # presets of tokens that say less or more, for the report when_it_pays
     beside: str = ""  # a preset of other images with runs of the same kinds, for the report patches

@@ -1,4 +1,4 @@
-"""The confirmatory study as data: the six questions of docs/protocol.md, and what a preset's runs say to them.
+"""The confirmatory studies as data: the questions of docs/protocol.md, and what a preset's runs say to them.
 
 What these do not ask is exploratory: it has intervals, and no verdict.
 """
@@ -16,7 +16,9 @@ from nppkit.study.runs import Run, seeds
 from nppkit.study.stats import interval
 from nppkit.study.verdicts import Contrast, Decision, decide
 
-MARGIN = 1.0  # FID: the smallest difference worth knowing, the gain that the paper reports
+MARGIN = 1.0  # the smallest difference worth knowing, in FID (the gain that the paper reports) or in KID x 1,000
+SCALE = {"fid": 1, "kid": 1000}
+LABEL = {"fid": "FID", "kid": "KID x 1,000"}
 
 
 class Question(NamedTuple):
@@ -28,6 +30,10 @@ class Question(NamedTuple):
     baseline: Run
     sign: int
 
+    def of(self, size: str) -> "Question":
+        """The same, asked of another model size."""
+        return self._replace(run=self.run.of(size), baseline=self.baseline.of(size))
+
 
 NTP, NPP = Run("B"), Run("B", patch_size=2, lam="1/2")
 EQUAL_EPOCHS = Question("NPP - NTP, equal epochs", "FID improves", NPP, NTP, -1)
@@ -37,16 +43,21 @@ LAMBDA = Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.o
 SCHEDULE = Question("NTP, schedule - constant rate", "the schedule alone improves FID", NTP, NTP.of("B", constant=True), -1)
 
 
-def equal_flops(preset: Preset) -> list[Question]:
-    """The second question, of NPP for as many epochs as the preset says to cost NTP's FLOPs; none where it does not say so."""
-    text, claim = "NPP - NTP, equal FLOPs", "patches are worth their FLOPs"
-    longer = [NPP.of(size, epochs=epochs) for size, (_, epochs) in preset.equal_flops.items() if size == "L"]
-    return [Question(text, claim, run, NTP.of(run.size), -1) for run in longer]
+ASKED = {"equal_epochs": EQUAL_EPOCHS, "patches": PATCHES, "levels": LEVELS, "lambda": LAMBDA, "schedule": SCHEDULE}
+
+
+def equal_flops(preset: Preset, size: str) -> Question:
+    """NPP against next-token prediction at one cost: NPP for more epochs, or where the preset has no such run, NTP for fewer."""
+    fewer, more = preset.equal_flops[size]
+    longer = NPP.of(size, epochs=more)
+    run, baseline = (longer, NTP.of(size)) if longer.recipe in preset.runs[size] else (NPP.of(size), NTP.of(size, epochs=fewer))
+    return Question("NPP - NTP, equal FLOPs", "patches are worth their FLOPs", run, baseline, -1)
 
 
 def questions(preset: Preset) -> tuple[Question, ...]:
-    """The six, in the order of docs/protocol.md."""
-    return EQUAL_EPOCHS, *equal_flops(preset), PATCHES, LEVELS, LAMBDA, SCHEDULE
+    """What the preset asks, one family, in the order of docs/protocol.md."""
+    asked = preset.questions.items()
+    return tuple(equal_flops(preset, size) if name == "equal_flops" else ASKED[name].of(size) for name, size in asked)
 
 
 def decisions(preset: Preset) -> dict[Question, Decision]:
@@ -59,9 +70,9 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         if planned:
             lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
-            paired = differences(preset, q.run, q.baseline, "fid")
+            paired = differences(preset, q.run, q.baseline, preset.metric)
             asked.append(q)
-            counted = [x for seed, x in paired.items() if _one_processor(preset, q, seed)]
+            counted = [SCALE[preset.metric] * x for seed, x in paired.items() if _one_processor(preset, q, seed)]
             found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
 
@@ -79,7 +90,8 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
     """
     lines = []
     for number, (question, decision) in enumerate(decisions(preset).items(), 1):
-        before = interval(list(differences(first, question.run, question.baseline, "fid").values()))
+        seen = differences(first, question.run, question.baseline, preset.metric).values()
+        before = interval([SCALE[preset.metric] * x for x in seen])
         line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
         line |= {"seeds": decision.n, "planned": decision.contrast.planned, "diverged": decision.contrast.diverged}
         line |= {

@@ -25,7 +25,8 @@ def seeded(preset, differences, run, baseline, **values):
 @pytest.fixture
 def studies(home, smoke, monkeypatch):
     """A first study, and one of three seeds a run that is to confirm it."""
-    confirmatory = dataclasses.replace(smoke, name="later", runs=RUNS, seeds={"B": 3}, first_seed=100)
+    asked = dict.fromkeys(("equal_epochs", "patches", "levels", "lambda", "schedule"), "B")
+    confirmatory = dataclasses.replace(smoke, name="later", runs=RUNS, seeds={"B": 3}, first_seed=100, questions=asked)
     monkeypatch.setattr(claims, "load_preset", {"later": confirmatory}.get)
     return dataclasses.replace(smoke, runs=RUNS, seeds={"B": 3}, confirmatory="later"), confirmatory
 
@@ -112,6 +113,23 @@ def test_more_levels(studies, flops, verdict):
         finish(first, dataclasses.replace(NPP, seed=seed), fid=10.0, flops=0.6e12)
     found = claims.more_levels(first)
     assert found.verdict == verdict and f"FLOPs over those of 2 levels: B {flops / 0.6e12:.3f}" in found.numbers
+
+
+def test_photographs_are_decided_by_kid(studies):
+    """Two questions, a family of their own, in KID x 1,000; equal FLOPs are those of a shorter next-token training."""
+    first, digits = studies
+    asked = {"equal_epochs": "B", "equal_flops": "B"}
+    shorter = dataclasses.replace(NTP, epochs=181)
+    kept = {"equal_flops": {"B": (181, 498)}, "runs": {"B": [*RUNS["B"], shorter.recipe]}}
+    photographs = dataclasses.replace(digits, name="photographs", questions=asked, metric="kid", **kept)
+    assert [q.baseline for q in protocol.questions(photographs)] == [NTP, shorter]
+    for seed, better in enumerate((0.005, 0.0051, 0.0049), photographs.first_seed):
+        for run, kid in ((NTP, 0.02), (shorter, 0.02), (NPP, 0.02 - better)):
+            finish(photographs, dataclasses.replace(run, seed=seed), fid=10.0, kid=kid, flops=1e12)
+    shown = protocol.summary(photographs, first)
+    assert shown["mean"].tolist() == pytest.approx([-5.0, -5.0]) and shown["verdict"].tolist() == ["supported"] * 2
+    alone = protocol.decisions(dataclasses.replace(photographs, questions={"equal_epochs": "B"}))
+    assert shown["low"][0] < next(iter(alone.values())).low  # two intervals that hold together are wider than one
 
 
 def test_a_part_of_the_seeds_shows_no_numbers(studies):
