@@ -54,6 +54,7 @@ class Preset:
     confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
     questions: dict[Question, Size] = field(default_factory=dict)  # of the protocol's, which it asks, and of which model size
     metric: Literal["fid", "kid"] = "fid"  # that decides them
+    rates: dict[Literal["ntp", "npp"], str] = field(default_factory=dict)  # a method's, as in its recipes, where not training.lr
     domains: list[str] = field(default_factory=list)  # confirmatory presets of other images, for the report
     coarse: str = ""  # a preset of the same images on a coarser grid, for the report when_it_pays
     tokens: list[str] = field(default_factory=list)  # presets of tokens that say less or more, for the report when_it_pays

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from nppkit.errors import NppkitError
 from nppkit.study.graph import evaluate_job, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.records import has_diverged, processor
@@ -36,7 +37,7 @@ class Question(NamedTuple):
 
 
 NTP, NPP = Run("B"), Run("B", patch_size=2, lam="1/2")
-EQUAL_EPOCHS = Question("NPP - NTP, equal epochs", "FID improves", NPP, NTP, -1)
+EQUAL_EPOCHS = Question("NPP - NTP, equal epochs", "quality improves", NPP, NTP, -1)
 PATCHES = Question("p = 4 - p = 2", "larger patches transfer less well", NPP.of("B", patch_size=4), NPP, 1)
 LEVELS = Question("#L = 4 - #L = 2", "more levels trade quality for cost", Run("B", levels=4, lam="1/2"), NPP, 1)
 LAMBDA = Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.of("L", lam="4/5"), NPP.of("L"), 1)
@@ -50,14 +51,26 @@ def equal_flops(preset: Preset, size: str) -> Question:
     """NPP against next-token prediction at one cost: NPP for more epochs, or where the preset has no such run, NTP for fewer."""
     fewer, more = preset.equal_flops[size]
     longer = NPP.of(size, epochs=more)
-    run, baseline = (longer, NTP.of(size)) if longer.recipe in preset.runs[size] else (NPP.of(size), NTP.of(size, epochs=fewer))
+    recipes = {replace(Run.parse(f"GPT-{size}_{recipe}_seed0"), lr="") for recipe in preset.runs.get(size, [])}
+    run, baseline = (longer, NTP.of(size)) if longer in recipes else (NPP.of(size), NTP.of(size, epochs=fewer))
     return Question("NPP - NTP, equal FLOPs", "patches are worth their FLOPs", run, baseline, -1)
 
 
 def questions(preset: Preset) -> tuple[Question, ...]:
-    """What the preset asks, one family, in the order of docs/protocol.md."""
-    asked = preset.questions.items()
-    return tuple(equal_flops(preset, size) if name == "equal_flops" else ASKED[name].of(size) for name, size in asked)
+    """What the preset asks, one family, in the order of docs/protocol.md. NppkitError for one that its runs cannot answer."""
+    return tuple(_question(preset, name, size) for name, size in preset.questions.items())
+
+
+def _question(preset: Preset, name: str, size: str) -> Question:
+    """A question of a model size, each method at its rate."""
+    listed = preset.runs.get(size, [])
+    if name == "equal_flops" and size not in preset.equal_flops:
+        raise NppkitError(f"preset {preset.name}: question equal_flops of {size} needs equal_flops: {{{size}: [epochs, epochs]}}")
+    asked = equal_flops(preset, size) if name == "equal_flops" else ASKED[name].of(size)
+    run, baseline = (replace(r, lr=preset.rates.get("npp" if r.lam else "ntp", "")) for r in (asked.run, asked.baseline))
+    if missing := [r.recipe for r in (run, baseline) if r.recipe not in listed]:
+        raise NppkitError(f"preset {preset.name}: question {name} needs run {missing[0]} of {size}: add it, or do not ask")
+    return asked._replace(run=run, baseline=baseline)
 
 
 def decisions(preset: Preset) -> dict[Question, Decision]:
@@ -65,15 +78,13 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
 
     A seed counts where both of its runs were trained and scored on one kind of processor, which their records name.
     """
-    asked, found = [], {}
-    for q in questions(preset):
+    asked, found = questions(preset), {}
+    for q in asked:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
-        if planned:
-            lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
-            paired = differences(preset, q.run, q.baseline, preset.metric)
-            asked.append(q)
-            counted = [SCALE[preset.metric] * x for seed, x in paired.items() if _one_processor(preset, q, seed)]
-            found[Contrast(q.text, q.sign, len(planned), lost)] = counted
+        lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
+        paired = differences(preset, q.run, q.baseline, preset.metric)
+        counted = [SCALE[preset.metric] * x for seed, x in paired.items() if _one_processor(preset, q, seed)]
+        found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
 
 
@@ -90,7 +101,8 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
     """
     lines = []
     for number, (question, decision) in enumerate(decisions(preset).items(), 1):
-        seen = differences(first, question.run, question.baseline, preset.metric).values()
+        at_its_rate = (replace(run, lr="") for run in (question.run, question.baseline))
+        seen = differences(first, *at_its_rate, preset.metric).values()
         before = interval([SCALE[preset.metric] * x for x in seen])
         line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
         line |= {"seeds": decision.n, "planned": decision.contrast.planned, "diverged": decision.contrast.diverged}

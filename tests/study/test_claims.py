@@ -7,6 +7,7 @@ import pytest
 from test_tables import finish
 
 from nppkit import cli
+from nppkit.errors import NppkitError
 from nppkit.study import claims, graph, protocol, records, tables
 from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN
 from nppkit.study.protocol import NPP, NTP
@@ -25,7 +26,7 @@ def seeded(preset, differences, run, baseline, **values):
 @pytest.fixture
 def studies(home, smoke, monkeypatch):
     """A first study, and one of three seeds a run that is to confirm it."""
-    asked = dict.fromkeys(("equal_epochs", "patches", "levels", "lambda", "schedule"), "B")
+    asked = dict.fromkeys(("equal_epochs", "patches", "levels"), "B")
     confirmatory = dataclasses.replace(smoke, name="later", runs=RUNS, seeds={"B": 3}, first_seed=100, questions=asked)
     monkeypatch.setattr(claims, "load_preset", {"later": confirmatory}.get)
     return dataclasses.replace(smoke, runs=RUNS, seeds={"B": 3}, confirmatory="later"), confirmatory
@@ -130,6 +131,21 @@ def test_photographs_are_decided_by_kid(studies):
     assert shown["mean"].tolist() == pytest.approx([-5.0, -5.0]) and shown["verdict"].tolist() == ["supported"] * 2
     alone = protocol.decisions(dataclasses.replace(photographs, questions={"equal_epochs": "B"}))
     assert shown["low"][0] < next(iter(alone.values())).low  # two intervals that hold together are wider than one
+
+
+def test_each_method_at_its_rate(studies):
+    """Where the trial chose two rates, a question compares NPP at NPP's with NTP at NTP's; runs that are not there are named."""
+    _, confirmatory = studies
+    slow, fast = dataclasses.replace(NPP, lr="1e-3"), dataclasses.replace(NTP, lr="4e-3", epochs=181)
+    runs = {"B": [NTP.recipe, NPP.recipe, slow.recipe, fast.recipe]}
+    preset = dataclasses.replace(confirmatory, runs=runs, equal_flops={"B": (181, 498)}, questions={"equal_flops": "B"})
+    with pytest.raises(NppkitError, match="question equal_flops needs run ntp_epochs181 of B: add it"):
+        protocol.questions(preset)
+    (question,) = protocol.questions(dataclasses.replace(preset, rates={"npp": "1e-3", "ntp": "4e-3"}))
+    assert (question.run, question.baseline) == (slow, fast)
+    for asked, missing in (({"equal_flops": "L"}, "needs equal_flops: {L: "), ({"levels": "Z"}, "npp_L4_lambda1-2 of Z")):
+        with pytest.raises(NppkitError, match=missing):
+            protocol.decisions(dataclasses.replace(preset, questions=asked))
 
 
 def test_a_part_of_the_seeds_shows_no_numbers(studies):
