@@ -103,12 +103,16 @@ class GPTConfig:
 def name_bytes(names: Iterable[str]) -> Tensor:
     """Names as rows of UTF-8 bytes (n + 1, L) int64, padded in front as LlamaGen pads its texts; the last is padding alone.
 
-    NppkitError for a name that is empty, longer than LONGEST bytes, or another's too.
+    NppkitError for a name that is empty, longer than LONGEST bytes, another's too, or no text (a folder's in another encoding).
 
     >>> name_bytes(["two", "ten!"]).tolist()
     [[256, 116, 119, 111], [116, 101, 110, 33], [256, 256, 256, 256]]
     """
-    rows = [list(name.encode()) for name in names]
+    names = tuple(names)
+    try:
+        rows = [list(name.encode()) for name in names]
+    except UnicodeEncodeError as error:
+        raise NppkitError(f"class name {error.object!r} is not in UTF-8: rename it") from None
     for name, row in zip(names, rows, strict=True):
         if not 0 < len(row) <= LONGEST or rows.count(row) > 1:
             raise NppkitError(f"class name {name!r}: a prefix needs names of 1 to {LONGEST} bytes, no two alike: rename it")

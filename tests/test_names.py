@@ -157,6 +157,7 @@ def test_digits_are_words():
         (("x" * 65, "a", "b"), "class name 'xxx.*': a prefix needs names of 1 to 64 bytes"),
         (("a", "", "b"), "class name ''"),
         (("cat", "dog", "cat"), "class name 'cat': .* no two alike: rename it"),
+        (("a", "b", "caf\udce9"), "class name 'caf.udce9' is not in UTF-8: rename it"),
         (("cat", "dog"), "2 names are not those of 3 classes: give one a class"),
     ],
 )

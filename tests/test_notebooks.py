@@ -118,7 +118,8 @@ def test_notebooks_say_what_they_write_and_read(name):
     saved = re.findall(r'save_figure\(\w+, study, f?"([^"]*)"', source)
     if saved:
         assert says.get("figures", [""]) == [figure.removeprefix(name) for figure in saved]
-    through = {"confirmatory": "", "tokenizer_of": "tokenizer_preset(study)"}  # where not by load_preset
+    through = {"confirmatory": "", "tokenizer_of": "tokenizer_preset(study)"}  # where not by load_preset, or several
+    through |= {key: f"load_preset(name) for name in study.{key}]" for key in ("tokens", "domains")}
     assert all(through.get(key, f"load_preset(study.{key}") in source for key in says.get("reads", []))
 
 

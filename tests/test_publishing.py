@@ -150,6 +150,20 @@ def test_the_model_card_has_the_pairs_numbers():
         assert said["drawn digits that a classifier names as asked, at guidance 2"] == f"{at['agreement']:.3f}"
 
 
+def test_the_report_is_its_notebook():
+    """docs/report.md has what the committed notebook says, so that neither is older than the other."""
+    text = (ROOT / "docs/report.md").read_text()
+    cells = nbformat.read(ROOT / "notebooks/report.ipynb", nbformat.NO_CONVERT).cells
+    outputs = [
+        out["data"]["text/markdown"]
+        for cell in cells
+        for out in cell.get("outputs", ())
+        if "text/markdown" in out.get("data", {})
+    ]
+    said = [*outputs, *(cell.source for cell in cells if cell.cell_type == "markdown")]
+    assert len(outputs) > 5 and [part for part in said if part.strip() not in text] == []
+
+
 def test_what_pages_read_is_kept():
     """Runs of every preset that a page reads are not ignored; tokenizers of photographs are, which hold pictures."""
     read = {"study", *("text", "video", "names", "patches")}

@@ -61,6 +61,8 @@ class Run:
             object.__setattr__(self, "lam", parse_lambda(self.lam))
         if self.lam is None and self._better:
             raise NppkitError(f"run {self.id}: next-token prediction has no patches: take {self._better} away")
+        if self.lam is not None and self.levels == 1 and self.patch_size < 2:
+            raise NppkitError(f"run {self.id}: a patch has a side of 2 or more: write ntp for single tokens")
         if self.drawn and self.levels > 1:
             raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
 
