@@ -82,6 +82,8 @@ class Preset:
             and not (self.extractor.steps or self.data.text),
             f"data.frames {self.data.frames} are of a video: set data.source moving_mnist": self.data.frames > 1
             and self.data.source != "moving_mnist",
+            f"training.patch {self.training.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": self.training.patch
+            != "mean",
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,
             "evaluation.select_seed must differ from report_seed": e.report_seed == e.select_seed,
             "weights are of models that are told class tokens: take them away, or training.condition": self.weights

@@ -107,8 +107,8 @@ class Run:
         """The preset's training with what this variant changes."""
         schedule = "constant" if self.constant else preset.training.lr_schedule
         epochs, reset = self.epochs or preset.training.epochs, self.reset or preset.training.reset_optimizer
-        lr, patch = float(self.lr or preset.training.lr), preset.training.patch if self.patch == "mean" else self.patch
-        return replace(preset.training, epochs=epochs, lr=lr, lr_schedule=schedule, reset_optimizer=reset, patch=patch)
+        lr = float(self.lr or preset.training.lr)
+        return replace(preset.training, epochs=epochs, lr=lr, lr_schedule=schedule, reset_optimizer=reset, patch=self.patch)
 
     def segments(self, epochs: int) -> tuple[Segment, ...]:
         """The run's segments in schedule epochs, of which there are `epochs` unless the run has its own number."""

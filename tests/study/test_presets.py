@@ -84,6 +84,7 @@ def test_unknown_preset(name):
         (lambda c: c.pop("models"), "'models' is missing"),
         (lambda c: c.update(data=[1]), "data must be a mapping"),
         (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
+        (lambda c: c["training"].update(patch="heads"), "training.patch heads is a run's: name it in runs"),
         (lambda c: c["evaluation"].update(select_seed=0), "select_seed"),
         (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),
         (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
