@@ -8,7 +8,6 @@ import sys
 import pytest
 from test_notebooks import NOTEBOOKS, READING, TRAINING
 
-
 NBVAL = "import sys, pytest; from nppkit.jobs import kernels; kernels.use_forked_kernels(); sys.exit(pytest.main(sys.argv[1:]))"
 
 
