@@ -22,7 +22,9 @@ from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
-RESULTS = (*STUDIES, "digits_rates", "digits", "text", "video", "patches", "names")
+TOKENS = tuple(name for name in load_preset("study").tokens if "solar" not in name)
+UNKEPT = ("solar", *TOKENS)  # whose tokenizers are not committed, for lack of room or for their licence
+RESULTS = (*STUDIES, "digits_rates", "digits", "text", "video", "patches", "names", *UNKEPT)
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +43,13 @@ def invalid_records(preset):
 @pytest.mark.parametrize("name", RESULTS)
 def test_committed_records_are_valid(name):
     """Configuration, upstream and files of every committed record are today's; what is not is named."""
-    assert invalid_records(load_preset(name)) == {}
+    found = invalid_records(load_preset(name))
+    if name in UNKEPT:
+        found.pop("tokenize", None)
+    assert found == {} and any((ROOT / "results" / name / "runs").glob("*/train.record.json"))
 
 
-@pytest.mark.parametrize("name", (*STUDIES, "text", "video", "names"))
+@pytest.mark.parametrize("name", (*STUDIES, "text", "video", "names", "patches", *TOKENS))
 def test_committed_digests_are_todays(name):
     """Each job's configuration still has the digest that its record was written with: no refactoring invalidates a run."""
     pinned = json.loads((ROOT / "tests/golden/config_digests.json").read_text())[name]
