@@ -5,15 +5,11 @@ import shutil
 import subprocess
 import sys
 
-import pytest
 from test_notebooks import NOTEBOOKS, READING, TRAINING
 
 from nppkit.study import presets
 
-NBVAL = "import sys, pytest; from nppkit.jobs import kernels; kernels.use_forked_kernels(); sys.exit(pytest.main(sys.argv[1:]))"
 
-
-@pytest.mark.usefixtures("warm_kernels")
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
     kept = ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video", "names", "patches")
@@ -22,8 +18,8 @@ def test_committed_outputs_are_reproduced(tmp_path):
             shutil.copytree(folder, tmp_path / "results" / name)
     command = [
         sys.executable,
-        "-c",
-        NBVAL,
+        "-m",
+        "pytest",
         "--nbval",
         "-q",
         "-p",
