@@ -136,8 +136,16 @@ def _read(path: Path) -> dict:
         raise NppkitError(f"{path}: base {base!r} is unknown: use one of {', '.join(preset_names())}")
     below = _read(FOLDER / f"{base}.yaml")
     taken = {key: below[key] for key in INHERITED if key in below}
-    both = {key: {**taken[key], **own[key]} for key in SECTIONS if isinstance(own.get(key), dict) and key in taken}
+    both = {key: _merged(taken[key], own[key]) for key in SECTIONS if isinstance(own.get(key), dict) and key in taken}
     return {**taken, **own, **both}
+
+
+def _merged(below: dict, own: dict) -> dict:
+    """A section of the base with what a file sets in it, and in what it holds (tokenizer.vq)."""
+    nested = {
+        key: {**below[key], **value} for key, value in own.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **own, **nested}
 
 
 def save_preset(preset: Preset, path: Path) -> None:

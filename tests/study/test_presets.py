@@ -257,3 +257,11 @@ def test_preset_that_cannot_be_saved(tmp_path):
     """One line names the file, and what to do."""
     with pytest.raises(NppkitError, match=r"cannot be written.*choose another folder"):
         presets.save_preset(presets.load_preset("smoke"), tmp_path / "missing" / "mine.yaml")
+
+
+def test_a_setting_within_the_tokenizer_keeps_the_others(tmp_path):
+    """`tokenizer: {vq: {gray: true}}` on a base changes that alone; it once put the network's defaults in the place of all."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: own-images\ndescription: mine\nruns: {B: [ntp]}\ntokenizer: {vq: {gray: true}}\n")
+    base, mine = load_preset("own-images").tokenizer, load_preset(str(path)).tokenizer
+    assert mine.vq == {**base.vq, "gray": True} and mine.network.downsampling == base.network.downsampling
