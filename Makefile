@@ -84,7 +84,7 @@ site: env  ## these pages, the notebooks and the API as a web site: build/site/i
 	$(BIN)/python -m sphinx -c docs -b html -q -E -a . build/site
 
 crate: env  ## metadata (RO-Crate) of the committed results: results/*/ro-crate-metadata.json
-	$(BIN)/python docs/crate.py study study_8x8 digits digits_rates text video solar names patches tokens_8x8_8 tokens_8x8_32 tokens_8x8_256 tokens_16x16_8 tokens_16x16_32 tokens_16x16_256
+	$(BIN)/python docs/crate.py
 
 badges: env  ## for whoever hosts a copy: Binder and Colab badges; REPOSITORY=owner/name
 	$(BIN)/python docs/badges.py $(REPOSITORY)

@@ -6,7 +6,6 @@ Each run is a folder of its own here, with its completion records; these hold th
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -68,6 +67,11 @@ def how_made(run: Path, older: dict[str, str]) -> str:
     return said(origins) if all(origins) else f"its records name no commit; its files are of commit {older[run.name]}"
 
 
+def kept() -> list[str]:
+    """Presets of which runs are committed, or will be."""
+    return sorted(runs.parent.name for runs in (ROOT / "results").glob("*/runs") if committed(runs))
+
+
 def committed(folder: Path) -> list[Path]:
     """The folder's files that are in git, or will be: what a run leaves besides is ignored there."""
     command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -116,5 +120,5 @@ def add_file(crate: ROCrate, folder: Path, path: Path, parent: object, licence: 
 
 
 if __name__ == "__main__":
-    for preset in sys.argv[1:]:
+    for preset in kept():
         files.write_atomic(ROOT / "results" / preset / NAME, json.dumps(crate_of(preset), indent=1) + "\n")

@@ -5,21 +5,21 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from test_notebooks import NOTEBOOKS, READING, TRAINING
 
-from nppkit.study import presets
+NBVAL = "import sys, pytest; from nppkit.jobs import kernels; kernels.use_forked_kernels(); sys.exit(pytest.main(sys.argv[1:]))"
 
 
+@pytest.mark.usefixtures("warm_kernels")
 def test_committed_outputs_are_reproduced(tmp_path):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
-    kept = ("study", "study_8x8", "digits", "digits_rates", "solar", "text", "video", "names", "patches")
-    for name in (*kept, *presets.load_preset("study").tokens):
-        if (folder := NOTEBOOKS.parent / "results" / name).is_dir():  # not all of them have runs yet
-            shutil.copytree(folder, tmp_path / "results" / name)
+    for runs in (NOTEBOOKS.parent / "results").glob("*/runs"):
+        shutil.copytree(runs.parent, tmp_path / "results" / runs.parent.name)
     command = [
         sys.executable,
-        "-m",
-        "pytest",
+        "-c",
+        NBVAL,
         "--nbval",
         "-q",
         "-p",

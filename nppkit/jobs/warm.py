@@ -130,6 +130,8 @@ def ready() -> None:
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # a kernel's, read at matplotlib's import
     for name in MODULES.split():
         importlib.import_module(name)
+    if "pandas" in sys.modules:  # imported outside a kernel it takes its output for a terminal's, and leaves columns out
+        sys.modules["pandas"].set_option("display.max_columns", 20)
     gc.freeze()
 
 

@@ -152,8 +152,8 @@ def report_job(preset: Preset, report: str) -> Job:
     folder, config = results_dir(preset), {"report": report}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(result_job(preset, run) for run in report_runs(preset, report))
-    read = [getattr(preset, key) for key in says.get("reads", [])]  # a preset's name, or several
-    for name in filter(None, (name for names in read for name in (names if isinstance(names, list) else [names]))):
+    read = [getattr(preset, key) for key in says.get("reads", [])]  # a preset's name, or several, or none
+    for name in [name for names in read for name in ([names] if isinstance(names, str) else names) if name]:
         config[name] = {run.id: outputs_digest(evaluate_job(load_preset(name), run)) for run in preset_runs(load_preset(name))}
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
 

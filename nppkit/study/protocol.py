@@ -42,17 +42,15 @@ PATCHES = Question("p = 4 - p = 2", "larger patches transfer less well", NPP.of(
 LEVELS = Question("#L = 4 - #L = 2", "more levels trade quality for cost", Run("B", levels=4, lam="1/2"), NPP, 1)
 LAMBDA = Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.of("L", lam="4/5"), NPP.of("L"), 1)
 SCHEDULE = Question("NTP, schedule - constant rate", "the schedule alone improves FID", NTP, NTP.of("B", constant=True), -1)
-
-
 ASKED = {"equal_epochs": EQUAL_EPOCHS, "patches": PATCHES, "levels": LEVELS, "lambda": LAMBDA, "schedule": SCHEDULE}
 
 
 def equal_flops(preset: Preset, size: str) -> Question:
     """NPP against next-token prediction at one cost: NPP for more epochs, or where the preset has no such run, NTP for fewer."""
     fewer, more = preset.equal_flops[size]
-    longer = NPP.of(size, epochs=more)
-    recipes = {replace(Run.parse(f"GPT-{size}_{recipe}_seed0"), lr="") for recipe in preset.runs.get(size, [])}
-    run, baseline = (longer, NTP.of(size)) if longer in recipes else (NPP.of(size), NTP.of(size, epochs=fewer))
+    longer, listed = NPP.of(size, epochs=more), preset.runs.get(size, [])
+    is_there = _at_its_rate(preset, longer).recipe in listed
+    run, baseline = (longer, NTP.of(size)) if is_there else (NPP.of(size), NTP.of(size, epochs=fewer))
     return Question("NPP - NTP, equal FLOPs", "patches are worth their FLOPs", run, baseline, -1)
 
 
@@ -63,14 +61,17 @@ def questions(preset: Preset) -> tuple[Question, ...]:
 
 def _question(preset: Preset, name: str, size: str) -> Question:
     """A question of a model size, each method at its rate."""
-    listed = preset.runs.get(size, [])
     if name == "equal_flops" and size not in preset.equal_flops:
         raise NppkitError(f"preset {preset.name}: question equal_flops of {size} needs equal_flops: {{{size}: [epochs, epochs]}}")
     asked = equal_flops(preset, size) if name == "equal_flops" else ASKED[name].of(size)
-    run, baseline = (replace(r, lr=preset.rates.get("npp" if r.lam else "ntp", "")) for r in (asked.run, asked.baseline))
-    if missing := [r.recipe for r in (run, baseline) if r.recipe not in listed]:
+    run, baseline = (_at_its_rate(preset, r) for r in (asked.run, asked.baseline))
+    if missing := [r.recipe for r in (run, baseline) if r.recipe not in preset.runs.get(size, [])]:
         raise NppkitError(f"preset {preset.name}: question {name} needs run {missing[0]} of {size}: add it, or do not ask")
     return asked._replace(run=run, baseline=baseline)
+
+
+def _at_its_rate(preset: Preset, run: Run) -> Run:
+    return replace(run, lr=preset.rates.get("npp" if run.lam else "ntp", ""))
 
 
 def decisions(preset: Preset) -> dict[Question, Decision]:

@@ -120,10 +120,14 @@ def test_without_a_server(monkeypatch):
 
 
 def test_a_job_in_a_forked_kernel(tmp_path):
-    """The launcher's notebook runs in a kernel that the server forked, and leaves its record; its import is the server's."""
+    """The launcher's notebook runs in a kernel that the server forked, and leaves its record; its import is the server's.
+
+    Its tables have as many columns as a started kernel's.
+    """
     cells = [
         "preset: str = ''",
-        "import os, sys\nopen('../made.txt', 'w').write(f\"{os.getppid()} {'colorsys' in sys.modules}\")",
+        "import os, sys, pandas\ncolumns = pandas.get_option('display.max_columns')\n"
+        "open('../made.txt', 'w').write(f\"{os.getppid()} {'colorsys' in sys.modules} {columns}\")",
     ]
     cells = [nbformat.v4.new_code_cell(source) for source in cells]
     cells[0].metadata["tags"] = ["parameters"]
@@ -138,6 +142,6 @@ def test_a_job_in_a_forked_kernel(tmp_path):
     launch.execute(Job("make", "make", {}, Path.cwd(), ("made.txt",), (), {}), {})
     print(os.getppid(), Path("made.txt").read_text(), Path("make.record.json").exists())
     """
-    out, status, errors = served(tmp_path, script, modules="ipykernel.kernelapp colorsys")
+    out, status, errors = served(tmp_path, script, modules="ipykernel.kernelapp colorsys pandas")
     server, *said = out.split()
-    assert said == [server, "True", "True"] and status == 0, errors
+    assert said == [server, "True", "20", "True"] and status == 0, errors

@@ -68,7 +68,9 @@ def test_the_confirmatory_study_decides(studies, differences, verdict):
     seeded(first, [5.0, 5.1, 4.9], NPP, NTP)
     seeded(confirmatory, differences, NPP, NTP)
     finding = claims.fid(first)
-    assert finding.verdict == verdict and finding.numbers.startswith("first study, exploratory: ")
+    assert (
+        finding.verdict == verdict and finding.numbers == "first study, exploratory: FID minus NTP's: B 5.00 [4.75, 5.25] (n = 3)"
+    )
 
 
 def test_a_diverged_run_is_an_outcome(studies):

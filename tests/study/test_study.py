@@ -123,13 +123,14 @@ EQUAL = [(name, size) for name in preset_names() for size in load_preset(name).e
 
 @pytest.mark.parametrize(("name", "size"), EQUAL)
 def test_equal_compute_runs_cost_the_same(name, size):
-    """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step, and one of the two is there."""
+    """The runs that are called equal in FLOPs are so within 1 %, as counted on the real step; one is there, or both are."""
     preset = load_preset(name)
     if preset.beyond:
         pytest.skip("tests/data and tests/test_names.py have these")
     npp, ntp = Run(size, patch_size=2, lam="1/2"), Run(size)
     theirs, ours = (replace(run, epochs=n) for run, n in zip((ntp, npp), preset.equal_flops[size], strict=True))
-    assert {ours, theirs} & {replace(run, seed=0) for run in runs.preset_runs(preset)}
+    listed = {ours, theirs} & {replace(run, seed=0) for run in runs.preset_runs(preset)}
+    assert len(listed) == (2 if "equal_compute" in preset.reports else 1)
     side = preset.data.image_size // preset.tokenizer.network.downsampling
     codebook = preset.tokenizer.network.codebook_size
     model = GPT(GPTConfig(**preset.models[size], vocab_size=codebook, num_classes=10, grid_size=side))
