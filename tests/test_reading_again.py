@@ -1,4 +1,4 @@
-"""Reading notebooks, executed again on the committed results. A file of its own, so that it runs beside the other notebooks'."""
+"""Reading notebooks, executed again on the committed results."""
 
 import os
 import shutil
@@ -8,14 +8,17 @@ import sys
 import pytest
 from test_notebooks import NOTEBOOKS, READING, TRAINING
 
+PARTS = 4  # so that processes that test side by side share the work
 NBVAL = "import sys, pytest; from nppkit.jobs import kernels; kernels.use_forked_kernels(); sys.exit(pytest.main(sys.argv[1:]))"
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.usefixtures("warm_kernels")
-def test_committed_outputs_are_reproduced(tmp_path):
+def test_committed_outputs_are_reproduced(tmp_path, part):
     """nbval re-executes the reading notebooks on the committed results and compares what they show; it writes elsewhere."""
     for runs in (NOTEBOOKS.parent / "results").glob("*/runs"):
         shutil.copytree(runs.parent, tmp_path / "results" / runs.parent.name)
+    read = [name for name in READING if name not in TRAINING]
     command = [
         sys.executable,
         "-c",
@@ -24,7 +27,7 @@ def test_committed_outputs_are_reproduced(tmp_path):
         "-q",
         "-p",
         "no:cacheprovider",
-        *(f"{NOTEBOOKS / name}.ipynb" for name in READING if name not in TRAINING),
+        *(f"{NOTEBOOKS / name}.ipynb" for name in read[part::PARTS]),
     ]
     result = subprocess.run(command, env={**os.environ, "NPPKIT_HOME": str(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -32,7 +32,7 @@ from nppkit.tokenizer_config import VQConfig
 LOOK_EVERY = 50  # steps between two looks at the codebook and the losses
 REVIVE_UNTIL = 0.7  # of the steps: later, a moved code would stay untrained
 SAVE_EVERY = 200  # steps between two checkpoints
-FALLEN = 0.25  # of its best perplexity: the codebook has died
+FALLEN = 0.25  # of its best perplexity, twice running (once may be a flat ground that is first found): the codebook has died
 RISEN = 2.0  # times the lowest L1 without a discriminator: the discriminator has won
 
 
@@ -85,7 +85,7 @@ class TokenizerTraining:
         if s.start:
             load_weights(self.model, find(s.start))
         self.model = self.model.to(device, memory_format=torch.channels_last)  # a tenth faster on CPU
-        self.used, self.best, self.lowest = torch.zeros(config.codebook_size, device=device), 0.0, math.inf
+        self.used, self.lowest = torch.zeros(config.codebook_size, device=device), math.inf
         hidden = hidden_matrices(self.model) if s.muon else []
         self.muon = Muon(hidden, s.muon) if s.muon else None
         others = [p for p in self.model.parameters() if all(p is not matrix for matrix in hidden)]
@@ -175,12 +175,13 @@ class TokenizerTraining:
     def _check(self) -> None:
         """NppkitError where the codebook has died, the discriminator has won, or a loss is not finite."""
         recent, where = self.history[-LOOK_EVERY:], f"tokenizer, step {self.step}"
-        l1, found = float(np.mean([row["l1"] for row in recent])), recent[-1]["perplexity"]
+        l1 = float(np.mean([row["l1"] for row in recent]))
+        found = [row["perplexity"] for row in self.history if "perplexity" in row]
         if not math.isfinite(l1):
             raise NppkitError(f"{where}: the loss is {l1}: lower tokenizer.lr")
-        self.best = max(self.best, found)
-        if found < FALLEN * self.best:
-            raise NppkitError(f"{where}: the codebook died, perplexity {found:.1f} after {self.best:.1f}: lower tokenizer.lr")
+        if max(found[-2:]) < FALLEN * max(found):
+            said = f"the codebook died, perplexity {found[-1]:.1f} after {max(found):.1f}"
+            raise NppkitError(f"{where}: {said}: lower tokenizer.lr")
         if self.discriminator is None or self.step <= self.start:
             self.lowest = min(self.lowest, l1)
         elif l1 > RISEN * self.lowest:
@@ -194,7 +195,7 @@ class TokenizerTraining:
         groups |= {name: optimizer_tensors(*pair) for name, pair in self.optimizers.items()}
         if self.discriminator is not None:
             groups["discriminator"] = self.discriminator.state_dict()
-        state = {"config_digest": digest, "history": self.history, "best": self.best, "lowest": self.lowest}
+        state = {"config_digest": digest, "history": self.history, "lowest": self.lowest}
         save_checkpoint(folder, self.step, {name: group for name, group in groups.items() if group}, state)
 
     def resume(self, folder: Path, digest: str) -> None:
@@ -203,7 +204,7 @@ class TokenizerTraining:
         if found is None:
             return
         tensors, state = found
-        self.step, self.history, self.best, self.lowest = (state[key] for key in ("step", "history", "best", "lowest"))
+        self.step, self.history, self.lowest = (state[key] for key in ("step", "history", "lowest"))
         self.model.load_state_dict(tensors["model"])
         for name, pair in self.optimizers.items():
             load_optimizer(*pair, tensors.get(name, {}))

@@ -15,8 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nppkit import cost
-from nppkit.data.images import CROPS
+from nppkit.data.images import CROPS, count_images
 from nppkit.errors import NppkitError
+from nppkit.files import located
 from nppkit.gpus import GPU, GPUS
 from nppkit.jobs import timing
 from nppkit.machine.progress import progress
@@ -28,7 +29,7 @@ from nppkit.tokenizer import VQModel
 
 COLUMNS = ["job", "steps", "tokens", "FLOPs", "GB a device", "images a device", "disk GB", "train", "evaluate"]
 Seconds = dict[str, float]  # of a run's two jobs on one device: train, evaluate
-COUNTS = {"mnist": 5000, "npz": KEPT}  # images of a source; of others one visit is taken to be a schedule epoch
+COUNTS = {"mnist": 5000, "elpv": 2624, "npz": KEPT}  # images of a source
 
 
 def model_config(preset: Preset, run: Run) -> GPTConfig:
@@ -60,10 +61,22 @@ def sampled_images(preset: Preset) -> dict[bool, int]:
     return {True: (len(e.guidance) - plain) * images, False: plain * images}
 
 
+def images_of(preset: Preset) -> tuple[int, str]:
+    """How many images the preset's source holds, and where that is from: a folder is counted, its files are not opened.
+
+    Of others, and where the folder is not here, a schedule epoch is taken for one visit.
+    """
+    d, t = preset.data, preset.training
+    if d.source in COUNTS:
+        return COUNTS[d.source], d.source
+    if d.source == "folder" and located(d.path).is_dir():
+        return count_images(located(d.path)), f"{d.path}, counted"
+    return t.steps_per_epoch * t.batch_size, f"{d.path or d.source} not counted: as many as a schedule epoch has"
+
+
 def crops(preset: Preset) -> int:
     """Crops that are encoded once."""
-    t, d = preset.training, preset.data
-    images = COUNTS.get(d.source, t.steps_per_epoch * t.batch_size)
+    d, (images, _) = preset.data, images_of(preset)
     images = (min(images, d.limit) if d.limit else images) + d.heldout * bool(d.heldout_path)
     return images * CROPS[d.crops]
 
@@ -201,7 +214,8 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
         body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
         how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), processor time measured here"
         wall = f"about {wall_seconds(table, jobs) / 60:.0f} with {jobs} at a time, and some for tables and figures."
-    return f"{head}{body}\n\n{how}; {wall}"
+    images, source = images_of(preset)
+    return f"{head}{body}\n\n{images:,} images ({source}). {how}; {wall}"
 
 
 def find_gpu(name: str) -> GPU:

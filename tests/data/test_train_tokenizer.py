@@ -217,23 +217,29 @@ def test_vgg_from_a_file(tmp_path, monkeypatch):
         PerceptualLoss("alexnet")
 
 
-def failing(pixels, recipe, change):
-    """A training in whose third look `change(training)` has been at work."""
+def failing(pixels, recipe, change, looks=3):
+    """A training in whose third look, and those after it, `change(training)` has been at work."""
     training = TokenizerTraining(TINY, recipe)
-    for step in range(3):
-        training.history += [{"step": step, "l1": 0.1}] * 4
+    for step in range(looks):
+        training.history += [{"step": step, "l1": 0.1} for _ in range(4)]
         training.used += 1
         training.step = 4 * (step + 1)
-        if step == 2:
+        if step >= 2:
             change(training)
         training.look(to_model_range(pixels[:4, 0]))
 
 
 def test_a_dead_codebook_ends_with_words(pixels, monkeypatch):
-    """One code for all pictures where there were sixteen: one line names step, perplexity and setting."""
+    """One code for all pictures where there were sixteen, at two looks: one line names step, perplexity and setting.
+
+    At one look alone it may be the white ground of drawings, of which a tokenizer first learns that it is one thing: preset
+    own-images fell from 181.6 to 41.8 of 512 at step 100, and was at 156.1 again at step 150.
+    """
     monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
-    with pytest.raises(NppkitError, match=r"step 12: the codebook died, perplexity 1\.0 after 16\.0: lower tokenizer\.lr"):
-        failing(pixels, SHORT, lambda t: t.used.copy_(F.one_hot(torch.tensor(3), 16)))
+    flat = lambda t: t.used.copy_(F.one_hot(torch.tensor(3), 16))  # noqa: E731
+    with pytest.raises(NppkitError, match=r"step 16: the codebook died, perplexity 1\.0 after 16\.0: lower tokenizer\.lr"):
+        failing(pixels, SHORT, flat, looks=4)
+    failing(pixels, SHORT, flat)
     failing(pixels, SHORT, lambda t: None)
 
 

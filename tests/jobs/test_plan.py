@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nppkit import cli, cost, gpus
+from nppkit.data.images import CROPS
 from nppkit.jobs import plan, timing
 from nppkit.model import MODELS, GPTConfig
 from nppkit.study.presets import load_preset
@@ -145,6 +146,19 @@ def test_times_are_of_real_steps(smoke, monkeypatch):
     assert 0 < timing.image_seconds(smoke, Run("B"), True) < 60
     step, encode = timing.tokenizer_seconds(smoke)
     assert 0 <= step < 60 and 0 < encode < 60  # a step is a difference of two times, 0 where the machine was busier at the first
+
+
+def test_pictures_of_a_folder_are_counted(home):
+    """The plan of one's own pictures reckons with how many there are, and says so; before they are there, with an epoch's."""
+    preset = load_preset("own-images")
+    absent = plan.report(preset, "H100-80G", 1, 0.4)
+    assert "192 images (data/images not counted: as many as a schedule epoch has)" in absent
+    (home / "data" / "images" / "cats").mkdir(parents=True)
+    for number in range(300):
+        (home / "data" / "images" / "cats" / f"{number}.png").touch()
+    (home / "data" / "images" / "cats" / "notes.txt").touch()
+    assert "300 images (data/images, counted)" in plan.report(preset, "H100-80G", 1, 0.4)
+    assert plan.crops(preset) == 2 * 300 and plan.crops(load_preset("solar")) == CROPS["flips"] * 2624
 
 
 def test_command_line(capsys):
