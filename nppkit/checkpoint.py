@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nppkit.errors import NppkitError
-from nppkit.files import remedy, sha256
+from nppkit.files import noted, remedy, sha256
 from nppkit.machine.processes import part_of
 
 
@@ -87,11 +87,8 @@ def _discard_leftovers(folder: Path) -> None:
 
 
 def _score(path: Path) -> float:
-    try:
-        score = json.loads((path / "state.json").read_text())["score"]
-        return score if math.isfinite(score) else math.inf
-    except (OSError, ValueError, KeyError, TypeError):
-        return math.inf
+    score = noted(path / "state.json").get("score")
+    return score if isinstance(score, int | float) and math.isfinite(score) else math.inf
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -117,13 +114,10 @@ def load_checkpoint(path: Path, config_digest: str) -> tuple[dict[str, dict[str,
 
 
 def _read_state(path: Path) -> dict:
-    try:
-        state = json.loads(path.read_text())
-        digest = state.pop("digest", None)  # checkpoints of the first days have none
-        intact = digest in (None, _state_digest(state)) and isinstance(state["files"], dict) and isinstance(state["step"], int)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
+    state = noted(path)
+    digest = state.pop("digest", None)  # checkpoints of the first days have none
+    whole = isinstance(state.get("files"), dict) and isinstance(state.get("step"), int)
+    if not whole or digest not in (None, _state_digest(state)):
         raise NppkitError(f"checkpoint {path} is missing or damaged: remove {path.parent}")
     return state
 

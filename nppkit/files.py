@@ -62,11 +62,13 @@ def remedy(error: Exception) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut.
+    """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut. Its
+    folder is made if it is not there.
 
     NppkitError says why it could not be written, e.g. a full disk; nothing half written is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -82,6 +84,15 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def noted(path: Path) -> dict:
+    """What a JSON file says; nothing where it is missing, damaged or of another kind."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def npz_keys(path: str | Path) -> list[str]:

@@ -252,7 +252,6 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
     about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": type(model).__name__}
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "names"}  # releases have class tokens
     about |= {"config": settings, "parameters": count_parameters(model)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         save_file({key: value.clone().contiguous() for key, value in state.items()}, temporary)  # tensors may share memory
     write_atomic(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
@@ -263,6 +262,5 @@ def export(checkpoint: str | Path, out: str | Path) -> None:
     """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them."""
     checkpoint, out = Path(checkpoint), Path(out)
     state, _ = read_state(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         torch.save({"model": state}, temporary)

@@ -40,7 +40,4 @@ class VQConfig:
         return image_size // self.downsampling
 
 
-TOKENIZERS = {
-    "VQ-16": VQConfig(),
-    "VQ-8": VQConfig(ch_mult=(1, 2, 2, 4)),
-}
+TOKENIZERS = {"VQ-16": VQConfig(), "VQ-8": VQConfig(ch_mult=(1, 2, 2, 4))}

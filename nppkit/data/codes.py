@@ -149,7 +149,6 @@ def prompts(class_names: Iterable[str]) -> tuple[str, ...]:
 
 def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.ndarray) -> None:
     """Codes (images, crops, N) and labels (images,) as a store, in place of what was there; the manifest last."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("manifest.json", "codes.npz"):
         (folder / name).unlink(missing_ok=True)
     for name, array in (("codes", codes.astype(np.uint16)), ("labels", labels)):

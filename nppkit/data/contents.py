@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.files import home, sha256, write_atomic
+from nppkit.files import home, noted, sha256, write_atomic
 
 READERS = 8  # files read at a time: a network's disk answers slowly, but many at once
 AHEAD = 64  # files whose digests are taken before they are looked at
@@ -32,7 +32,7 @@ def digests(root: Path, files: Iterable[tuple[str, os.stat_result]], look: Calla
     look(path) is empty if the file is good; it comes soon after the digest, while what was read is still in memory.
     """
     note, now, found, bad = notes(str(root.resolve())), time.time() - SETTLED, {}, {}
-    known = _read(note)
+    known = noted(note)
     states = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in files}
     unread = [name for name, state in states.items() if known.get(name, [])[:3] != state]
     with ThreadPoolExecutor(READERS) as pool:
@@ -67,7 +67,7 @@ def digest_of(contents: dict[str, str]) -> str:
 
 def difference(digest: str, contents: dict[str, str]) -> str:
     """What has changed since the state of that digest, e.g. `1 added (cat/7.png)`."""
-    before = _read(notes(digest))
+    before = noted(notes(digest))
     if not before:
         return "it held other files"
     both = before.keys() & contents.keys()
@@ -84,14 +84,6 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
-def _read(note: Path) -> dict:
-    try:
-        return json.loads(note.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _write(note: Path, content: dict) -> None:
     with contextlib.suppress(OSError, NppkitError):  # without a note the files are read once more
-        note.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(note, json.dumps(content))

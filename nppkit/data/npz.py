@@ -25,7 +25,6 @@ def read_npz(path: str | Path) -> Tensor:
 
 def write_npz(path: Path, pixels: Tensor) -> None:
     """Write uint8 images (n, 3, H, W) as ADM's evaluation script reads them: `arr_0`, NHWC."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, arr_0=pixels.permute(0, 2, 3, 1).contiguous().numpy())
 
 

@@ -49,7 +49,6 @@ def prepare_tokenizer(
         model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
     else:
         raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(weights) as temporary:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
     write_atomic(folder / "tokenizer.json", json.dumps(asdict(config)) + "\n")

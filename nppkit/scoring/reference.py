@@ -44,7 +44,6 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write an npz file without pickles, so that the file is either whole or absent."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_arrays(path, **{**vars(self), "features": self.features.numpy()})
 
 

@@ -226,7 +226,7 @@ def at_equal_flops(preset: Preset) -> str:
     found = {size: paired(preset, run, NTP.of(size), "fid") for size, run in longer.items()}
     if not any(interval.n for interval in found.values()):
         return ""
-    name = "first study, exploratory, FID of NPP minus NTP's, with 95 % intervals"
+    name = "first study, exploratory and at another learning rate, FID of NPP minus NTP's, 95 % intervals"
     first = _say(name, {size: i for size, i in found.items() if i.n})
     confirmatory = load_preset(preset.confirmatory) if preset.confirmatory else preset
     size = confirmatory.questions.get("equal_flops")

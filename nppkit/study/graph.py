@@ -223,7 +223,6 @@ def claim(preset: Preset) -> None:
     owner = note.read_text() if note.is_file() else preset.source
     if owner != preset.source and (owner in preset_names() or Path(owner).is_file()):
         raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
-    note.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(note, preset.source)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from nppkit.data.contents import difference, digest_of
 from nppkit.data.images import source_contents
 from nppkit.errors import NppkitError
-from nppkit.files import located, sha256, write_atomic
+from nppkit.files import located, noted, sha256, write_atomic
 from nppkit.study.provenance import made
 
 
@@ -85,11 +85,7 @@ def write_diverged(job: Job, reason: str) -> None:
 
 def has_diverged(job: Job) -> bool:
     """Whether this training, in today's configuration, was tried and diverged, and never came through."""
-    try:
-        noted = json.loads(_diverged(job).read_text())["config_digest"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return noted == job.digest and why_incomplete(job, needed=False) != ""
+    return noted(_diverged(job)).get("config_digest") == job.digest and why_incomplete(job, needed=False) != ""
 
 
 def _diverged(job: Job) -> Path:
@@ -113,11 +109,8 @@ def outputs_digest(job: Job) -> str:
 
 
 def _read_record(job: Job) -> dict | None:
-    try:
-        record = json.loads((job.record if job.record.is_file() else job.stale).read_text())
-        return record if {"config_digest", "outputs", "upstream"} <= record.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    record = noted(job.record if job.record.is_file() else job.stale)
+    return record if {"config_digest", "outputs", "upstream"} <= record.keys() else None
 
 
 def why_incomplete(job: Job, needed: bool = True) -> str:

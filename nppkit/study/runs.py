@@ -6,14 +6,7 @@ from fractions import Fraction
 from typing import get_args
 
 from nppkit.errors import NppkitError
-from nppkit.schedule import (
-    Segment,
-    drawn_segments,
-    multi_scale_segments,
-    ntp_segments,
-    parse_lambda,
-    single_scale_segments,
-)
+from nppkit.schedule import Segment, drawn_segments, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
 from nppkit.study.presets import Preset
 from nppkit.training.config import Patch, TrainingConfig
 from nppkit.window import patches

@@ -39,6 +39,8 @@ from nppkit.training.events import Events
 from nppkit.training.graphs import StepGraph
 from nppkit.window import Grid, Window, area, of_side, patches
 
+HELDOUT_BATCH = 100  # images whose held-out likelihood one process takes at a time
+
 
 def make_optimizer(model: GPT, config: TrainingConfig, graphs: bool = False) -> torch.optim.AdamW:
     """AdamW with weight decay on every parameter of two or more dimensions (Section 3.1)."""
@@ -328,8 +330,7 @@ class Trainer:
         """Keep others from this run, and see that its checkpoints fit on the disk."""
         if self.processes.rank > 0:
             return nullcontext()
-        for folder in (self.checkpoint_folder, self.history_path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's two moments
         missing = self.options.keep_last + self.options.keep_best - len(checkpoints(self.checkpoint_folder))
         check_space(self.checkpoint_folder, size * (max(missing, 0) + 1), "the run's checkpoints")
@@ -377,12 +378,7 @@ class Trainer:
 
 @torch.inference_mode()
 def heldout_nll(
-    model: GPT,
-    store: CodeStore,
-    device: torch.device,
-    precision: str = "fp32",
-    batch_size: int = 100,
-    processes: Processes = ALONE,
+    model: GPT, store: CodeStore, device: torch.device, precision: str = "fp32", processes: Processes = ALONE
 ) -> float:
     """Negative log-likelihood per token in nats at p = 1 over every image's first crop: eval mode, no label dropout.
 
@@ -390,8 +386,8 @@ def heldout_nll(
     """
     was_training, total = model.training, 0.0
     model.eval()
-    for start in range(0, len(store), batch_size * processes.size):
-        together = np.arange(start, min(start + batch_size * processes.size, len(store)))
+    for start in range(0, len(store), HELDOUT_BATCH * processes.size):
+        together = np.arange(start, min(start + HELDOUT_BATCH * processes.size, len(store)))
         index = together[processes.share(len(together))]
         some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
         codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
