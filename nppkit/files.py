@@ -68,8 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
     NppkitError says why it could not be written, e.g. a full disk; nothing half written is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -77,7 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
         raise NppkitError(f"{path} could not be written ({' '.join(str(error).split())}): {remedy(error)}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_atomic(path: Path, text: str) -> None:

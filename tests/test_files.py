@@ -63,6 +63,16 @@ def test_a_failed_write_says_its_cause(tmp_path, error, says):
         raise error
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    """A file stands where the folder should be: one line, and the file is left as it is; a folder that is missing is made."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NppkitError, match=r"file/below could not be written"):
+        files.write_atomic(tmp_path / "file" / "below", "")
+    assert (tmp_path / "file").read_text() == "mine"
+    files.write_atomic(tmp_path / "some" / "folder" / "below", "new")
+    assert (tmp_path / "some" / "folder" / "below").read_text() == "new"
+
+
 def test_files_are_utf8_in_any_locale(tmp_path):
     """A preset with umlauts is read under a locale that knows none."""
     text = (Path(files.__file__).parent / "presets/smoke.yaml").read_text(encoding="utf-8")

@@ -90,7 +90,6 @@ def source_contents(path: Path) -> dict[str, str] | None:
     return contents.digests(path.parent, [(path.name, path.stat())])[0] if path.is_file() else None
 
 
-@functools.cache
 def count_images(root: Path) -> int:
     """How many images a folder of class folders holds, by their endings. NppkitError as of folder_images."""
     return len(_listed(root)[1])

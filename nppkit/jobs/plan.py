@@ -29,6 +29,7 @@ from nppkit.tokenizer import VQModel
 
 COLUMNS = ["job", "steps", "tokens", "FLOPs", "GB a device", "images a device", "disk GB", "train", "evaluate"]
 Seconds = dict[str, float]  # of a run's two jobs on one device: train, evaluate
+Times = tuple[Callable[[Run], Seconds], dict[bool, float]]  # of any run, and of the tokenize jobs
 COUNTS = {"mnist": 5000, "elpv": 2624, "npz": KEPT}  # images of a source
 
 
@@ -104,8 +105,8 @@ def grids(preset: Preset) -> list[bool]:
     return sorted({False} | {run.large for run in preset_runs(preset)})
 
 
-def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int) -> tuple[Callable[[Run], Seconds], dict[bool, float]]:
-    """Seconds of a run, and of the tokenize jobs, by the cost model. fp32 runs at TF32's rate, half of bf16's.
+def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int, encoded: int) -> Times:
+    """Seconds of a run, and of the tokenize jobs, by the cost model; encoded: crops. fp32 runs at TF32's rate, half of bf16's.
 
     A training step has a fixed cost on each of the devices. The tokenizer is fp32 in any case.
     """
@@ -121,10 +122,10 @@ def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int) -> tuple[
         return {"train": train_flops(preset, run) / rate + fixed, "evaluate": sampling + decoding}
 
     steps = {large: 3 * preset.tokenizer.batch_size * tokenizer_steps(preset, large) for large in coding}
-    return seconds, {large: (crops(preset) * e + steps[large] * (e + d)) / slow for large, (e, d) in coding.items()}
+    return seconds, {large: (encoded * e + steps[large] * (e + d)) / slow for large, (e, d) in coding.items()}
 
 
-def on_this_machine(preset: Preset) -> tuple[Callable[[Run], Seconds], dict[bool, float]]:
+def on_this_machine(preset: Preset, encoded: int) -> Times:
     """The same, measured here: every model size at every patch side it trains, its sampling, and the tokenizer."""
     torch.set_num_threads(preset.threads)
     start, images = timing.start_seconds(), {guided: n for guided, n in sampled_images(preset).items() if n}
@@ -145,7 +146,7 @@ def on_this_machine(preset: Preset) -> tuple[Callable[[Run], Seconds], dict[bool
     step, encode = timing.tokenizer_seconds(preset)
     area = {large: (image_size(preset, large) / preset.data.image_size) ** 2 for large in grids(preset)}
     training = {large: tokenizer_steps(preset, large) * step for large in area}
-    return seconds, {large: training[large] + crops(preset) * encode * area[large] + start for large in area}
+    return seconds, {large: training[large] + encoded * encode * area[large] + start for large in area}
 
 
 def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices: int) -> dict:
@@ -168,11 +169,12 @@ def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices:
 
 def plan(preset: Preset, gpu: GPU | None, devices: int, utilisation: float) -> pd.DataFrame:
     """A line for every tokenize job and run of the preset, and their sum; `train` and `evaluate` in seconds on one device."""
-    seconds, tokenize = on_gpu(preset, gpu, utilisation, devices) if gpu else on_this_machine(preset)
+    encoded = crops(preset)
+    seconds, tokenize = on_gpu(preset, gpu, utilisation, devices, encoded) if gpu else on_this_machine(preset, encoded)
     memory = gpu.memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     vq, lines = preset.tokenizer.network, []
     for large, time in tokenize.items():
-        disk = 2 * crops(preset) * vq.grid_size(image_size(preset, large)) ** 2 / 1e9
+        disk = 2 * encoded * vq.grid_size(image_size(preset, large)) ** 2 / 1e9
         steps = tokenizer_steps(preset, large)
         lines.append({"job": f"tokenize{LARGE if large else ''}", "steps": steps, "disk GB": disk, "train": time})
     lines += [run_line(preset, run, seconds(run), memory, devices) for run in preset_runs(preset)]

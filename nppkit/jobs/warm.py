@@ -30,10 +30,10 @@ from pathlib import Path
 WARM, FORKED = "NPPKIT_WARM", "NPPKIT_FORKED"
 MODULES = """
 torch._dynamo torch._inductor.compile_fx torch._inductor.async_compile torch._inductor.codegen.cpp torch.utils.flop_counter
-papermill nbclient ipykernel.kernelapp matplotlib_inline.backend_inline matplotlib.backends.backend_pdf
+papermill nbclient ipykernel.kernelapp matplotlib.backends.backend_agg matplotlib.backends.backend_pdf
 nppkit.jobs.launch nppkit.jobs.torchrun nppkit.study.models nppkit.study.tables nppkit.scoring.probe nppkit.scoring.sampling
 nppkit.show.figures nppkit.show.pages
-"""
+"""  # not matplotlib_inline's backend, which a kernel has to import itself to be told when a cell ends, and to show its figure
 LOOK_SECONDS = 0.1  # between two looks whether the command has ended
 
 

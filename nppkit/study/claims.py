@@ -226,9 +226,10 @@ def at_equal_flops(preset: Preset) -> str:
     found = {size: paired(preset, run, NTP.of(size), "fid") for size, run in longer.items()}
     if not any(interval.n for interval in found.values()):
         return ""
-    name = "first study, exploratory and at another learning rate, FID of NPP minus NTP's, 95 % intervals"
-    first = _say(name, {size: i for size, i in found.items() if i.n})
     confirmatory = load_preset(preset.confirmatory) if preset.confirmatory else preset
+    rate = " and at another learning rate" * (confirmatory.training.lr != preset.training.lr)
+    name = f"first study, exploratory{rate}, FID of NPP minus NTP's, 95 % intervals"
+    first = _say(name, {size: i for size, i in found.items() if i.n})
     size = confirmatory.questions.get("equal_flops")
     asked = [equal_flops(confirmatory, size)] if size else []
     verdict = "".join(f"{_said(question, decisions(confirmatory)[question])}; " for question in asked)

@@ -217,6 +217,11 @@ def test_vgg_from_a_file(tmp_path, monkeypatch):
         PerceptualLoss("alexnet")
 
 
+def flat(training):
+    """All pictures so far needed one code alone."""
+    training.used.copy_(F.one_hot(torch.tensor(3), 16))
+
+
 def failing(pixels, recipe, change, looks=3):
     """A training in whose third look, and those after it, `change(training)` has been at work."""
     training = TokenizerTraining(TINY, recipe)
@@ -236,7 +241,6 @@ def test_a_dead_codebook_ends_with_words(pixels, monkeypatch):
     own-images fell from 181.6 to 41.8 of 512 at step 100, and was at 156.1 again at step 150.
     """
     monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
-    flat = lambda t: t.used.copy_(F.one_hot(torch.tensor(3), 16))  # noqa: E731
     with pytest.raises(NppkitError, match=r"step 16: the codebook died, perplexity 1\.0 after 16\.0: lower tokenizer\.lr"):
         failing(pixels, SHORT, flat, looks=4)
     failing(pixels, SHORT, flat)

@@ -3,19 +3,21 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from nppkit.cost import step_flops
 from nppkit.model import GPT, GPTConfig
-from nppkit.study import claims, graph, results, runs, tables
+from nppkit.study import claims, graph, protocol, results, runs, tables
 from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.records import why_incomplete
 from nppkit.study.runs import Run
@@ -116,6 +118,21 @@ def test_readme_shows_todays_verdicts():
     """README's table is what the committed results say: `make study-report` writes it."""
     between = (ROOT / "README.md").read_text().split(claims.MARK)[1]
     assert between.strip() == claims.for_readme(load_preset("study"))
+
+
+def test_readme_says_todays_numbers():
+    """The FIDs, differences and corrected p that its first screen tells of the decided questions are the study's."""
+    study = load_preset("digits")
+    told = " ".join((ROOT / "README.md").read_text().split("**Found so far")[1].split("\n- **")[0].split())
+    decided = {question.claim: (question, d) for question, d in protocol.decisions(study).items() if d.complete}
+    gain, decision = decided.pop("quality improves")
+    ours, theirs = (np.mean([row["fid"] for row in results.results(study, run)]) for run in (gain.run, gain.baseline))
+    assert f"is {ours:.1f} with NPP and {theirs:.1f} without, over {decision.n} repeats" in told
+    assert f"corrected p {decision.adjusted:.3f}" in told
+    assert {question.claim: f"{d.mean:.1f}" for question, d in decided.values()} == {
+        "larger patches transfer less well": re.search(r"in place of 2 x 2 cost ([\d.]+) of FID", told)[1],
+        "more levels trade quality for cost": re.search(r"four patch sizes in place of two ([\d.]+),", told)[1],
+    }
 
 
 EQUAL = [(name, size) for name in preset_names() for size in load_preset(name).equal_flops]
