@@ -1,6 +1,7 @@
 """Fixtures: a results home of its own for every test session, and tiny stores and presets."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 from nppkit.data import codes
 from nppkit.data.codes import CodeStore, Manifest
-from nppkit.jobs import kernels, warm
+from nppkit.jobs import environment, kernels, warm
 from nppkit.study.presets import load_preset
 
 torch.set_num_threads(1)
@@ -69,7 +70,9 @@ def warm_socket():
 @pytest.fixture(scope="module")
 def warm_kernels(warm_socket):
     """Jobs and kernels of a module's tests start as under `make reproduce`, their imports done."""
+    paths = [str(environment.PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]  # as a launcher sets it
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys(filter(None, paths))))
         patch.setenv(warm.WARM, warm_socket)
         kernels.use_forked_kernels()
         yield

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
 import nbformat
 import numpy as np
 import pandas as pd
@@ -87,6 +88,16 @@ def smoke_home(tmp_path_factory, warm_kernels):
         preset = presets.load_preset("smoke")
         launch.ensure(graph.evaluate_job(preset, runs.find_run(preset, "GPT-B_npp_p2_lambda1-2_seed0")))
         yield folder
+
+
+def test_a_figure_is_shown_when_its_cell_ends():
+    """In a forked kernel as in a started one, without a word of the notebook's."""
+    asks = "import os\nprint(os.environ.get('NPPKIT_FORKED') == str(os.getpid()))"
+    cells = [nbformat.v4.new_code_cell(source) for source in (asks, "import matplotlib.pyplot as plt\nplt.plot([1]);")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.execute(notebook, kernel_name="python3")
+    assert notebook.cells[0].outputs[0].text == "True\n"
+    assert [list(out.data) for out in notebook.cells[1].outputs] == [["text/plain", "image/png"]]
 
 
 def test_running_notebooks(smoke_home):
