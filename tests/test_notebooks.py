@@ -18,7 +18,7 @@ from PIL import Image
 from nppkit import cli, files, releases
 from nppkit.jobs import launch, plan
 from nppkit.show import widgets
-from nppkit.study import graph, presets, published, runs
+from nppkit.study import graph, presets, published, results, runs
 
 pytestmark = pytest.mark.usefixtures("warm_kernels")
 
@@ -335,6 +335,21 @@ def test_the_whole_path_of_better_patches(smoke_home, better):
     assert len(table) == 2 * len(better) and table.loc[("equal FLOPs", "p = 2 heads"), "cost / mean's"] < 1
     said = str([cell.outputs for cell in code(nbformat.read(job.folder / "patches.ipynb", 4))])
     assert f"planned {len(recipes) + 1}, done {len(recipes)}.** Not in yet: npp_p2_lambda1-2 1;" in said
+
+
+def test_the_models_of_another_preset_are_scored_again(smoke_home):
+    """Nothing is trained: the other preset's checkpoint is sampled as this one says, and its cost is the other's."""
+    content = {"base": "smoke", "description": "again", "models_of": "smoke", "tokenizer_threads": 1}
+    content["evaluation"] = {"temperature": 0.5}
+    run = runs.find_run(presets.load_preset("smoke"), "GPT-B_npp_p2_lambda1-2_seed0")
+    (smoke_home / "again.yaml").write_text(yaml.safe_dump(content | {"runs": {run.size: [run.recipe]}}))
+    preset, other = presets.load_preset(str(smoke_home / "again.yaml")), presets.load_preset("smoke")
+    launch.ensure(graph.evaluate_job(preset, run))
+    again, before = results.run_result(preset, run), results.run_result(other, run)
+    same = [key for key in again if again[key] == before[key]]
+    assert {"heldout_nll", "flops", "seconds", "parameters"} <= set(same) and not {"fid", "kid", "contract"} & set(same)
+    assert sorted(path.name for path in graph.run_dir(preset, run).glob("*.json")) == ["evaluate.record.json", "metrics.json"]
+    pd.testing.assert_frame_equal(results.histories(preset, run), results.histories(other, run))
 
 
 def test_an_unreadable_image_stops_before_any_work(home):

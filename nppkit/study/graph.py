@@ -34,14 +34,23 @@ def run_dir(preset: Preset, run: Run) -> Path:
 
 def tokenizer_preset(preset: Preset) -> Preset:
     """The preset whose tokenizer, extractor and codes this one uses: its own, or those of `tokenizer_of`."""
-    if not preset.tokenizer_of:
-        return preset
-    other = load_preset(preset.tokenizer_of)
-    for section in ("data", "tokenizer", "extractor"):
-        if getattr(preset, section) != getattr(other, section):
-            raise NppkitError(
-                f"preset {preset.name}: {section} differs from that of {other.name}: make it equal, or own a tokenizer"
-            )
+    if preset.models_of:
+        return tokenizer_preset(models_preset(preset))
+    return _lender(preset, preset.tokenizer_of, ("data", "tokenizer", "extractor"), "own a tokenizer")
+
+
+def models_preset(preset: Preset) -> Preset:
+    """The preset whose trained runs this one scores: its own, or those of `models_of`."""
+    trained_here = ("extractor",) if preset.extractor.name == "digits" else ()
+    alike = ("data", "tokenizer", *trained_here, "models", "training", "precision")
+    return _lender(preset, preset.models_of, alike, "take models_of away")
+
+
+def _lender(preset: Preset, name: str, alike: tuple[str, ...], remedy: str) -> Preset:
+    """The preset itself, or that of the name, which must be like it in those settings."""
+    other = load_preset(name) if name else preset
+    if unlike := [setting for setting in alike if getattr(preset, setting) != getattr(other, setting)]:
+        raise NppkitError(f"preset {preset.name}: {unlike[0]} differs from that of {other.name}: make it equal, or {remedy}")
     return other
 
 
@@ -53,7 +62,7 @@ def checkpoint_dir(preset: Preset, run: Run) -> Path:
     """Outside git, keyed by the configuration's digest and the codes': a changed preset or data never resume an old run."""
     codes = tokenizer_dir(preset, run.large) / "train/manifest.json"
     key = f"{train_job(preset, run).digest[:12]}{'-' + sha256(codes)[:8] if codes.is_file() else ''}"
-    return home() / "checkpoints" / preset.name / run.id / key
+    return home() / "checkpoints" / models_preset(preset).name / run.id / key
 
 
 def tokenize_job(preset: Preset, large: bool = False) -> Job:
@@ -96,6 +105,7 @@ def store_files(preset: Preset) -> list[str]:
 
 def train_job(preset: Preset, run: Run) -> Job:
     """Train one run."""
+    preset = models_preset(preset)
     config = {"model": preset.models[run.size], "training": settings(run.training(preset)), "run": run.id}
     outputs = ("config.json", "history.csv", "train_metrics.json")
     config, parameters = {**config, **_precision(preset)}, _parameters(preset, run)
@@ -124,11 +134,13 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
     """Sample and score one run, as it was trained here or from released weights."""
     outputs = ("metrics.json", "samples.png")
     config, upstream = {"evaluation": settings(preset.evaluation), **_precision(preset)}, (train_job(preset, run),)
+    if preset.models_of:  # elsewhere the extractor is that of the tokenize job
+        config["extractor"] = settings(preset.extractor)
     if run.id in preset.weights:
         config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
     folder, parameters = run_dir(preset, run), _parameters(preset, run)
     spared = ("samples.png",)  # a study of many seeds keeps the grids of a few
-    inputs = (preset.evaluation.reference, preset.weights.get(run.id, ""))
+    inputs = (preset.evaluation.reference, preset.weights.get(run.id, ""), preset.extractor.weights * bool(preset.models_of))
     return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config, spared, inputs)
 
 

@@ -63,6 +63,7 @@ class Preset:
     rate_trial: str = ""  # the preset that chose its learning rate, for the report
     first_seed: Count = 0  # confirmatory runs use seeds that no earlier study has seen
     tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used
+    models_of: str = ""  # another preset with the same data, tokenizer, models and training, whose runs are scored in another way
     weights: dict[Name, str] = field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"  # of training and sampling: fp32, or bf16 autocast over fp32 weights
     gpu: str = ""  # what make plan reckons with (nppkit/gpus.py); empty: measure on this machine's CPU

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nppkit.files import read_json
 from nppkit.scoring.contract import check_one_contract
-from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, tokenizer_dir
+from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.provenance import said
 from nppkit.study.published import PUBLISHED
@@ -29,7 +29,7 @@ def run_result(preset: Preset, run: Run) -> dict | None:
     if preset.data.text:
         return {**identity, **_text_result(preset, folder)}
     metrics = read_json(folder / "metrics.json")
-    train = metrics["weights"] if run.id in preset.weights else read_json(folder / "train_metrics.json")
+    train = metrics["weights"] if run.id in preset.weights else read_json(train_job(preset, run).folder / "train_metrics.json")
     scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
     best = best_guidance(metrics["guidance"])
     at_best = {f"best_{key}": value for key, value in scales[best].items()}
@@ -159,7 +159,7 @@ def histories(preset: Preset, run: Run) -> pd.DataFrame:
     """
     frames = []
     for seed in (result["seed"] for result in results(preset, run) if result["run"] not in preset.weights):
-        folder = run_dir(preset, replace(run, seed=seed))
+        folder = train_job(preset, replace(run, seed=seed)).folder
         frame, counted = pd.read_csv(folder / "history.csv"), read_json(folder / "train_metrics.json")["flops_per_step"]
         steps = frame["step"].diff().fillna(frame["step"])
         flops, coarse = frame["patch_size"].astype(str).map(counted), frame.get("coarse", 1.0)

@@ -130,6 +130,29 @@ def test_a_tokenizer_of_another_preset(smoke, home):
         graph.tokenize_job(other)
 
 
+def test_models_of_another_preset(smoke, home):
+    """A preset that scores another's models trains none; its evaluations say what is other in them."""
+    again = dataclasses.replace(smoke, name="mine", models_of="smoke")
+    run = runs.preset_runs(smoke)[0]
+    train, evaluate = graph.train_job(again, run), graph.evaluate_job(again, run)
+    assert train == graph.train_job(smoke, run) and train.folder.parts[-3] == "smoke"
+    assert evaluate.upstream == (train,) and evaluate.folder.parts[-3] == "mine"
+    assert graph.checkpoint_dir(again, run) == graph.checkpoint_dir(smoke, run)
+    weights = dataclasses.replace(smoke.extractor, name="inception-v3-compat", weights="weights/inception.pth")
+    other = graph.evaluate_job(dataclasses.replace(again, extractor=weights), run)
+    assert other.digest != evaluate.digest and "weights/inception.pth" in other.inputs
+    assert other.upstream == (train,)
+    for setting, value in {
+        "training": dataclasses.replace(smoke.training, lr=0.5),
+        "models": {size: {**shape, "n_layer": 7} for size, shape in smoke.models.items()},
+        "precision": "bf16",
+        "tokenizer": dataclasses.replace(smoke.tokenizer, steps=7),
+        "extractor": dataclasses.replace(smoke.extractor, steps=7),  # trained by the other one's tokenize job
+    }.items():
+        with pytest.raises(NppkitError, match=f"{setting} differs from that of smoke: make it equal, or take models_of away"):
+            graph.train_job(dataclasses.replace(again, **{setting: value}), run)
+
+
 def test_jobs_of_an_own_file_find_it_again(tmp_path, home):
     """The notebooks of a preset that is a file are given the file, from whatever folder they run in."""
     path = tmp_path / "mine.yaml"
