@@ -13,7 +13,7 @@ import pandas as pd
 from nppkit.files import write_atomic
 from nppkit.model import MODELS
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import EQUAL_EPOCHS, LAMBDA, LEVELS, NPP, NTP, PATCHES, Question, decisions, equal_flops
+from nppkit.study.protocol import EQUAL_EPOCHS, LAMBDA, LEVELS, NPP, NTP, PATCHES, SCHEDULE, Question, decisions, equal_flops
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
@@ -217,7 +217,7 @@ def for_readme(preset: Preset) -> str:
     text = markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
     studies = [preset, *([load_preset(preset.confirmatory)] if preset.confirmatory else [])]
     complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of preset {study.name}" for study in studies)
-    return f"{text}\n\n{at_equal_flops(preset)}Complete runs: {complete}."
+    return f"{text}\n\n{at_equal_flops(preset)}{schedule_alone(preset)}Complete runs: {complete}."
 
 
 def at_equal_flops(preset: Preset) -> str:
@@ -234,6 +234,13 @@ def at_equal_flops(preset: Preset) -> str:
     asked = [equal_flops(confirmatory, size)] if size else []
     verdict = "".join(f"{_said(question, decisions(confirmatory)[question])}; " for question in asked)
     return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
+
+
+def schedule_alone(preset: Preset) -> str:
+    """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
+    asked = decisions(load_preset(preset.confirmatory)) if preset.confirmatory else {}
+    said = [_said(question, decision) for question, decision in asked.items() if question.text == SCHEDULE.text]
+    return f"Warm-up and decay of the learning rate, which the paper's NPP has and its baseline lacks: {said[0]}. " if said else ""
 
 
 def write_verdicts(preset: Preset, path: Path) -> None:
