@@ -334,7 +334,8 @@ def test_the_whole_path_of_better_patches(smoke_home, better):
         assert found == pytest.approx(nll[recipe] - nll[mean], rel=0.01, abs=1e-4) and row["seeds"] == 1
     assert len(table) == 2 * len(better) and table.loc[("equal FLOPs", "p = 2 heads"), "cost / mean's"] < 1
     said = str([cell.outputs for cell in code(nbformat.read(job.folder / "patches.ipynb", 4))])
-    assert f"planned {len(recipes) + 1}, done {len(recipes)}.** Not in yet: npp_p2_lambda1-2 1;" in said
+    assert f"{len(recipes)} of {len(recipes) + 1} runs are done; with fewer than 2 seeds" in said
+    assert "seeds that are not in yet: npp_p2_lambda1-2 1" in said
 
 
 def test_the_models_of_another_preset_are_scored_again(smoke_home):

@@ -227,20 +227,20 @@ def at_equal_flops(preset: Preset) -> str:
     if not any(interval.n for interval in found.values()):
         return ""
     confirmatory = load_preset(preset.confirmatory) if preset.confirmatory else preset
-    rate = " and at another learning rate" * (confirmatory.training.lr != preset.training.lr)
-    name = f"first study, exploratory{rate}, FID of NPP minus NTP's, 95 % intervals"
-    first = _say(name, {size: i for size, i in found.items() if i.n})
     size = confirmatory.questions.get("equal_flops")
-    asked = [equal_flops(confirmatory, size)] if size else []
-    verdict = "".join(f"{_said(question, decisions(confirmatory)[question])}; " for question in asked)
-    return f"Beyond the claims, at equal training FLOPs: {verdict}{first} ([equal_compute](notebooks/equal_compute.ipynb)). "
+    if size:
+        question = equal_flops(confirmatory, size)
+        said = f"{_said(question, decisions(confirmatory)[question])}; what the first study saw"
+    else:
+        said = _say("exploratory, FID of NPP minus NTP's, 95 % intervals", {size: i for size, i in found.items() if i.n})
+    return f"Beyond the claims, at equal training FLOPs: {said} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 
 def schedule_alone(preset: Preset) -> str:
     """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
     asked = decisions(load_preset(preset.confirmatory)) if preset.confirmatory else {}
     said = [_said(question, decision) for question, decision in asked.items() if question.text == SCHEDULE.text]
-    return f"Warm-up and decay of the learning rate, which the paper's NPP has and its baseline lacks: {said[0]}. " if said else ""
+    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks: {said[0]}. " if said else ""
 
 
 def write_verdicts(preset: Preset, path: Path) -> None:

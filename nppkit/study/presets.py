@@ -1,6 +1,7 @@
 """Presets: every number that decides a study, in one YAML file, checked before any work is done."""
 
 import dataclasses
+import functools
 import os
 import re
 import unicodedata
@@ -120,10 +121,19 @@ def load_preset(name: str) -> Preset:
     own_file = name.endswith((".yaml", ".yml"))
     if (not own_file and path.parent != FOLDER) or not path.is_file():
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
-    source = {"source": str(path.resolve()) if own_file else name}
+    return _load(path, str(path.resolve())) if own_file else _packaged(name)
+
+
+@functools.cache  # a study asks for those of its runs thousands of times, and the package's do not change
+def _packaged(name: str) -> Preset:
+    return _load(FOLDER / f"{name}.yaml", name)
+
+
+def _load(path: Path, source: str) -> Preset:
+    """The preset in a file; source is how it is found again."""
     plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()  # "größe 2" is results/groe_2
     named = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)}
-    preset = build(Preset, {**named, **_read(path), **source}, path.name)
+    preset = build(Preset, {**named, **_read(path), "source": source}, path.name)
     if preset.name in preset_names() and path.resolve().parent != FOLDER:
         raise NppkitError(f"{path} has the name of the packaged preset {preset.name}, and would take its results: rename it")
     return preset

@@ -126,7 +126,8 @@ def finding(
         said[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
     words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in said.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
-    decides = " ([the report](report.ipynb) asks six questions of that kind with more seeds)" if preset.confirmatory else ""
+    decides = " ([the report](report.ipynb) decides such questions, with more seeds, at another learning rate)"
+    decides *= bool(preset.confirmatory)
     return (
         f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
         f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure or HINT + decides}."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 SPANS_ZERO = "spans zero"
@@ -65,12 +65,12 @@ def plus_minus(mean: float, spread: float) -> str:
     return f"{rounded(mean, decimals(spread))} ± {rounded(spread, decimals(spread))}"
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Mean of the values and its interval: mean +- t * s / sqrt(n), t of n - 1 degrees of freedom."""
     x = np.asarray(values, float)
     if not len(x):
         return Interval(0, *[float("nan")] * 3)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * deviation(x) / len(x) ** 0.5 if len(x) > 1 else float("nan")
+    half = special.stdtrit(len(x) - 1, (1 + confidence) / 2) * deviation(x) / len(x) ** 0.5 if len(x) > 1 else float("nan")
     return Interval(len(x), x.mean(), x.mean() - half, x.mean() + half)
 
 

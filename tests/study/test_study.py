@@ -130,9 +130,9 @@ def test_readme_says_todays_numbers():
     assert f"is {ours:.1f} with NPP and {theirs:.1f} without, over {decision.n} repeats" in told
     assert f"corrected p {decision.adjusted:.3f}" in told
     assert {question.claim: f"{d.mean:.1f}" for question, d in decided.values()} == {
-        "larger patches transfer less well": re.search(r"in place of 2 x 2 cost ([\d.]+) of FID", told)[1],
-        "more levels trade quality for cost": re.search(r"four patch sizes in place of two ([\d.]+),", told)[1],
-        "the schedule alone improves FID": "-" + re.search(r"are worth ([\d.]+) without any patches", told)[1],
+        "larger patches transfer less well": re.search(r"in place of 2 x 2 make FID worse by ([\d.]+),", told)[1],
+        "more levels trade quality for cost": re.search(r"four patch sizes in place of two by ([\d.]+),", told)[1],
+        "the schedule alone improves FID": "-" + re.search(r"improve FID by ([\d.]+) without any patches", told)[1],
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nppkit.study.verdicts import NO_MATTER, REFUTED, SUPPORTED, UNDECIDED, Contrast, decide, holm
 
@@ -62,6 +63,17 @@ def test_no_verdict_before_all_seeds():
     assert together[1].low < alone[0].low
     assert decide({FAMILY[0]: []}, 1.0)[0].verdict == "planned 20, done 0"
     assert decide({FAMILY[0]: [2.0]}, 1.0)[0].verdict == "planned 20, done 1"
+
+
+def test_the_test_is_students():
+    """p and interval are those of scipy's own t test; equal differences are as sure as can be, and zeros show nothing."""
+    x = np.random.default_rng(3).normal(0.4, 1.0, 20)
+    (found,) = decide({FAMILY[0]: x}, 1.0)
+    theirs = stats.ttest_1samp(x, 0.0)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)), rel=1e-12)
+    ones, zeros = decide({FAMILY[0]: [2.0] * 20, FAMILY[2]: [0.0] * 20}, 1.0)
+    assert (ones.p, ones.verdict, zeros.p, zeros.verdict) == (0.0, REFUTED, 1.0, NO_MATTER)
 
 
 def test_undecided():
