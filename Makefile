@@ -28,12 +28,13 @@ help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "PRESET=$(PRESET) of: $$(ls nppkit/presets | sed 's/\.yaml//' | tr '\n' ' ')   CORES=$(CORES)   VENV=$(VENV)"
 
-$(BIN)/.installed: pyproject.toml constraints.txt
+INSTALLED := $(BIN)/.installed$(if $(filter-out file,$(origin EXTRAS)),-$(EXTRAS))
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
-env: $(BIN)/.installed  ## create the environment in VENV
+env: $(INSTALLED)  ## create the environment in VENV
 
 reproduce: env  ## everything a preset holds: tokenizer, trainings, tables, figure; stop it at any time, type it again
 	$(SNAKEMAKE) $(CONFIG)

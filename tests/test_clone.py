@@ -42,7 +42,7 @@ def environment(clone):
 
 def own_environment():
     """The variables of a shell in which no clone, no environment and no `make` (which may run these tests) is at work."""
-    others = ("NPPKIT_HOME", "PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    others = ("NPPKIT_HOME", "PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "EXTRAS")
     return {key: value for key, value in os.environ.items() if key not in others}
 
 

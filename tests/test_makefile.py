@@ -27,6 +27,20 @@ def recipe(target):
     return [sys.executable, "-m", "snakemake", *words[last + 1 :]]
 
 
+def test_other_extras_are_installed_into_an_environment(tmp_path):
+    """An environment that is there gets what `make env EXTRAS=` asks for, once; without EXTRAS nothing is done again."""
+    env = {key: value for key, value in os.environ.items() if key not in ("EXTRAS", "MAKEFLAGS", "MAKEOVERRIDES")}
+    (tmp_path / "bin").mkdir()
+    for stamp in (".installed", ".installed-dev,hub"):
+        (tmp_path / "bin" / stamp).touch()
+
+    def installs(*words):
+        command = ["make", "-n", "env", f"VENV={tmp_path}", *words]
+        return "pip install" in subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+
+    assert not installs() and not installs("EXTRAS=dev,hub") and installs("EXTRAS=dev,photos")
+
+
 @pytest.mark.parametrize(
     ("target", "reports", "needed"), [("reproduce", {r.split("_")[0] for r in REPORTS}, 5), ("table3", {"table3"}, 1)]
 )

@@ -353,6 +353,18 @@ def test_the_models_of_another_preset_are_scored_again(smoke_home):
     pd.testing.assert_frame_equal(results.histories(preset, run), results.histories(other, run))
 
 
+def test_the_example_of_a_trained_model_in_ones_own_code(smoke_home):
+    """What docs/your_images.md shows draws pictures of the class, with the names of another preset in it."""
+    example = re.search(r"```python\n(.*?)```", (graph.NOTEBOOKS.parent / "docs/your_images.md").read_text(), re.S)[1]
+    for ours, theirs in {"mine.yaml": "smoke", "cats": "3"}.items():
+        assert example.count(f'"{ours}"') == 1
+        example = example.replace(f'"{ours}"', f'"{theirs}"')
+    launch.ensure(graph.train_job(presets.load_preset("smoke"), runs.Run.parse("GPT-B_npp_p2_lambda1-2_seed0")))
+    found = {}
+    exec(example, found)
+    assert found["pixels"].shape == (12, 3, 32, 32) and found["pixels"].dtype.itemsize == 1 and found["pixels"].float().std() > 1
+
+
 def test_an_unreadable_image_stops_before_any_work(home):
     """A bad file in the image folder ends the tokenize job in one line that names it, before anything is trained or written."""
     folder = home / "images" / "digit"

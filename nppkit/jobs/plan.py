@@ -72,7 +72,8 @@ def images_of(preset: Preset) -> tuple[int, str]:
         return COUNTS[d.source], d.source
     if d.source == "folder" and located(d.path).is_dir():
         return count_images(located(d.path)), f"{d.path}, counted"
-    return t.steps_per_epoch * t.batch_size, f"{d.path or d.source} not counted: as many as a schedule epoch has"
+    absent = f"{located(d.path)} is not there, so not counted" if d.source == "folder" else f"{d.path or d.source} not counted"
+    return t.steps_per_epoch * t.batch_size, f"{absent}: as many as a schedule epoch has"
 
 
 def crops(preset: Preset) -> int:

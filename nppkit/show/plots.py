@@ -26,7 +26,7 @@ plt.style.use(["default", Path(__file__).parent / "style.mplstyle"])  # and noth
 
 
 GAP = 2  # white pixels between tiled images
-CURVES = {"loss": "loss (nats)", "lr": "learning rate", "images_per_second": "images / s"}  # of a history, and their axes
+CURVES = {"loss": "loss (nats)", "heldout_nll": "held-out loss", "lr": "learning rate", "images_per_second": "images / s"}  # axes
 VEIL = ListedColormap([(1, 1, 1, 0), (1, 1, 1, 0.6)])  # over what a position does not see
 
 
@@ -245,13 +245,14 @@ def design(segments: tuple[Segment, ...], rates: np.ndarray, num_tokens: int) ->
 
 
 def run_curves(histories: dict[str, pd.DataFrame], against: str = "epoch") -> Figure:
-    """Loss, learning rate and throughput of several runs over schedule epochs, or over another column."""
-    figure = Figure(figsize=(7, 4.8))
-    rows = figure.subplots(3, 1, sharex=True)
+    """Loss, held-out loss, learning rate and throughput of several runs over schedule epochs, or over another column."""
+    figure = Figure(figsize=(7, 6.2))
+    rows = figure.subplots(len(CURVES), 1, sharex=True)
     styles = ("-", "--", ":", "-.")
     for axes, (column, label) in zip(rows, CURVES.items(), strict=True):
         for i, (name, frame) in enumerate(histories.items()):
-            axes.plot(frame[against], frame[column], styles[i % 4], color=f"C{i % 7}", linewidth=1.2, label=name)
+            known = frame.reindex(columns=[against, column]).dropna()
+            axes.plot(known[against], known[column], styles[i % 4], color=f"C{i % 7}", linewidth=1.2, label=name)
         axes.set_ylabel(label)
     if histories:
         rows[0].legend(fontsize=7)

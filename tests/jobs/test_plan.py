@@ -152,7 +152,7 @@ def test_pictures_of_a_folder_are_counted(home):
     """The plan of one's own pictures reckons with how many there are, and says so; before they are there, with an epoch's."""
     preset = load_preset("own-images")
     absent = plan.report(preset, "H100-80G", 1, 0.4)
-    assert "192 images (data/images not counted: as many as a schedule epoch has)" in absent
+    assert f"192 images ({home}/data/images is not there, so not counted: as many as a schedule epoch has)" in absent
     (home / "data" / "images" / "cats").mkdir(parents=True)
     for number in range(300):
         (home / "data" / "images" / "cats" / f"{number}.png").touch()
