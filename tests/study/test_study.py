@@ -136,6 +136,13 @@ def test_readme_says_todays_numbers():
     }
 
 
+    seen, arms = load_preset(study.second_look), (gain.run, gain.baseline)
+    look, schedule = (results.paired(seen, *pair, "fid") for pair in (arms, (protocol.SCHEDULE.run, protocol.SCHEDULE.baseline)))
+    shown = [np.mean([row["agreement"] for row in results.results(study, run)]) for run in arms]
+    assert f"sees that ({-schedule.mean:.1f}) but no gain of patches ({look.mean:.1f}, from {look.low:.1f} to {look.high:.1f};" in told
+    assert "({:.0%} against {:.0%})".format(*shown).replace("%", " %") in told
+
+
 EQUAL = [(name, size) for name in preset_names() for size in load_preset(name).equal_flops]
 
 
