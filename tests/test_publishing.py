@@ -74,7 +74,7 @@ def test_codemeta_says_what_the_citation_says():
     assert code["programmingLanguage"]["version"] == project["requires-python"]
 
 
-RECORDS = subprocess.check_output(["git", "ls-files", "results/*/runs/*/train.record.json"], cwd=ROOT, text=True).split()
+RECORDS = subprocess.check_output(["git", "ls-files", "results/*/runs/*/*.record.json"], cwd=ROOT, text=True).split()
 CRATES = sorted({path.split("/")[1] for path in RECORDS})
 
 
