@@ -24,6 +24,7 @@ QUIET = [
     "--allow-file-access-from-files",
 ]
 LOOKED_AT = ("start_here", "table1_main")
+HANGS = 1_200_000  # ms; reached by nothing but a hang
 WIDTHS = (1300, 400)  # a desk, a telephone
 RULES = {
     "resultTypes": ["violations"],
@@ -128,6 +129,7 @@ def test_pages_can_be_read(site, browser, scheme):
     """
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make env EXTRAS=dev,site installs axe").Axe()
     page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(HANGS)
     every = sorted([*site.glob("docs/*.html"), *site.glob("notebooks/*.html"), site / "search.html"])
     paths = [path for path in every if scheme == "light" or path.stem in ("index", "method", "api", *LOOKED_AT)]
     found = {path.name: wrong for path in paths if (wrong := faults(page, axe, path))}
@@ -138,6 +140,7 @@ def test_pages_can_be_read(site, browser, scheme):
 def test_a_figure_is_enlarged(site, browser):
     """A click on a figure fills the window with it, and Escape closes it; the search finds a word."""
     page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(HANGS)
     page.goto((site / "docs/index.html").as_uri())
     small = page.locator("button.enlarge img").first
     width = small.bounding_box()["width"]
