@@ -252,7 +252,8 @@ def run_curves(histories: dict[str, pd.DataFrame], against: str = "epoch") -> Fi
     for axes, (column, label) in zip(rows, CURVES.items(), strict=True):
         for i, (name, frame) in enumerate(histories.items()):
             known = frame.reindex(columns=[against, column]).dropna()
-            axes.plot(known[against], known[column], styles[i % 4], color=f"C{i % 7}", linewidth=1.2, label=name)
+            look = {"color": f"C{i % 7}", "linewidth": 1.2, "marker": "." if column == "heldout_nll" else ""}  # which are few
+            axes.plot(known[against], known[column], styles[i % 4], label=name, **look)
         axes.set_ylabel(label)
     if histories:
         rows[0].legend(fontsize=7)
