@@ -54,6 +54,7 @@ study: env  ## the first study's runs on CPU, in hours; stop it at any time, typ
 study-report: env  ## the study's tables, figures, report and reading notebooks from the committed results, in minutes
 	(echo report; echo photographs; echo text; echo video; echo patches; echo names; $(BIN)/python -m nppkit where study --notebooks) | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
+	rm -rf docs/report_files  # its pictures are numbered by cell
 	$(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN --output-dir docs notebooks/report.ipynb
 	$(BIN)/python -m nppkit verdicts study README.md
 	$(MAKE) crate
