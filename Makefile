@@ -17,7 +17,7 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000
 
 SNAKEMAKE = $(BIN)/python -m nppkit warm $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
-WORKERS ?= -n 2 --dist worksteal
+WORKERS ?= -n 3 --dist worksteal
 CONFIG = --config "preset=$$PRESET" $(RUN)  # comes last: it takes every word after it
 BENCH := step patches training memory breakdown loss sampling store launcher fixed
 

@@ -35,6 +35,7 @@ nppkit.jobs.launch nppkit.jobs.torchrun nppkit.study.models nppkit.study.tables 
 nppkit.show.figures nppkit.show.pages
 """  # not matplotlib_inline's backend, which a kernel has to import itself to be told when a cell ends, and to show its figure
 LOOK_SECONDS = 0.1  # between two looks whether the command has ended
+ASK_SECONDS = 5  # for a client to say what it wants
 
 
 def environment(variables: dict[str, str]) -> str:
@@ -110,17 +111,18 @@ def serve(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="nppkit-") as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/warm")
         listener.listen(64)
-        with subprocess.Popen(words, env={**os.environ, WARM: f"{folder}/warm"}) as process:
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # the command's to answer; we end with it
-            signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-            jobs, asked = {}, False
-            while process.poll() is None or jobs:
-                if process.returncode is not None and not asked:  # it was killed: its jobs save, and end
-                    asked = True
-                    for left in multiprocessing.active_children():
-                        left.terminate()
-                answer(listener, jobs)
+        # not in a with statement, which would wait for it if we failed, while it waited for us
+        process = subprocess.Popen(words, env={**os.environ, WARM: f"{folder}/warm"})
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the command's to answer; we end with it
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        jobs, asked = {}, False
+        while process.poll() is None or jobs:
+            if process.returncode is not None and not asked:  # it was killed: its jobs save, and end
+                asked = True
+                for left in multiprocessing.active_children():
+                    left.terminate()
+            answer(listener, jobs)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -160,9 +162,7 @@ def answer(listener: socket.socket, jobs: dict[int, tuple]) -> None:
 def accept(listener: socket.socket, jobs: dict[int, tuple], others: list[socket.socket]) -> None:
     """Fork a process for whoever asks. The server has no threads and runs nothing, so that a fork is safe."""
     connection, _ = listener.accept()
-    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
-    with connection.makefile("rb") as file:
-        request = json.loads(file.readline() or "{}")
+    request, streams = hear(connection)
     if request.get("environment") == environment(dict(os.environ)):
         ready()
         fork = multiprocessing.get_context("fork")
@@ -173,6 +173,20 @@ def accept(listener: socket.socket, jobs: dict[int, tuple], others: list[socket.
         connection.close()
     for stream in streams:
         os.close(stream)
+
+
+def hear(connection: socket.socket) -> tuple[dict, list[int]]:
+    """What a client wants, and its three streams; nothing from one that was killed or stopped while it asked."""
+    streams = []
+    try:
+        connection.settimeout(ASK_SECONDS)
+        _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+        with connection.makefile("rb") as file:
+            request = json.loads(file.readline())
+        connection.settimeout(None)
+    except (OSError, ValueError):
+        return {}, streams
+    return request, streams
 
 
 def become(connection: socket.socket, streams: list[int], others: list[socket.socket], request: dict) -> None:

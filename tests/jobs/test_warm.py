@@ -77,6 +77,27 @@ def test_signals_arrive_and_are_told(tmp_path):
     assert (tmp_path / "said").read_text().splitlines() == ["-15 -9", "gone"] and status == 0, errors
 
 
+def test_whoever_asks_for_half_disturbs_nobody(tmp_path):
+    """A client that is killed, or stopped, in the middle of asking: those who come after it are served."""
+    script = """
+    import json, socket
+
+    def half(words):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(os.environ[warm.WARM])
+        socket.send_fds(connection, [words[:1]], [0, 1, 2])
+        connection.sendall(words[1:])
+        return connection
+
+    half(b"{").close()
+    half(b"not a request\\n").close()
+    silent = half(b'{"program"')
+    print(warm.Process(["one", "0"], dict(os.environ), ".").wait())
+    """
+    out, status, errors = served(tmp_path, script)
+    assert out.splitlines()[-1:] == ["7"] and status == 0, errors
+
+
 def test_a_command_that_is_killed_takes_its_jobs_along(tmp_path):
     """They are asked to stop, and waited for until they have saved; the status is the killed command's."""
     (tmp_path / "slow.py").write_text(
