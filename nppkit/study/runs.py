@@ -16,6 +16,7 @@ RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Z
 RECIPE = re.compile(
     r"(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+))"
     r"(?:_epochs(?P<epochs>[1-9]\d*))?(?:_lr(?P<lr>(?:[1-9]\d*)?[1-9]e-[1-9]))?(?P<constant>_constant)?(?P<reset>_reset)?"
+    r"(?P<restart>_restart)?"
     rf"(?:_(?P<patch>{'|'.join(get_args(Patch)[1:])}))?(?P<drawn>_drawn)?"
 )
 
@@ -25,9 +26,10 @@ class Run:
     """One training run. levels 1 means a single patch side: patch_size until lambda * T, then 1. Of a text a side is K.
 
     Variants: `epochs` other than the preset's (0), a learning rate `lr` other than the preset's (as text: 15e-4), the rate
-    `constant` as LlamaGen trained, the optimiser's state `reset` at each segment, another `patch` than the mean
-    (nppkit/patches.py), each step's level `drawn` in place of two hard ones (`schedule.drawn_segments`). NppkitError for a
-    variant of patches without patches, and for levels that are drawn from more than two.
+    `constant` as LlamaGen trained, the optimiser's state `reset` at each segment, `restart` of the rate's warm-up and decay
+    after half of the epochs without any patches, another `patch` than the mean (nppkit/patches.py), each step's level `drawn`
+    in place of two hard ones (`schedule.drawn_segments`). NppkitError for a variant of patches without patches, a restart
+    with them, and for levels that are drawn from more than two.
 
     >>> [(s.patch_size, s.end) for s in Run.parse("GPT-B_npp_p2_lambda2-3_seed0").segments(epochs=300)]
     [(2, 200), (1, 300)]
@@ -43,6 +45,7 @@ class Run:
     lr: str = ""
     constant: bool = False
     reset: bool = False
+    restart: bool = False
     patch: str = "mean"
     drawn: bool = False
 
@@ -56,13 +59,15 @@ class Run:
             raise NppkitError(f"run {self.id}: next-token prediction has no patches: take {self._better} away")
         if self.lam is not None and self.levels == 1 and self.patch_size < 2:
             raise NppkitError(f"run {self.id}: a patch has a side of 2 or more: write ntp for single tokens")
+        if self.lam is not None and self.restart:
+            raise NppkitError(f"run {self.id}: with patches the rate begins again anyway: take _restart away")
         if self.drawn and self.levels > 1:
             raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
 
     @property
     def recipe(self) -> str:
         variant = f"_epochs{self.epochs}" * bool(self.epochs) + f"_lr{self.lr}" * bool(self.lr)
-        variant += "_constant" * self.constant + "_reset" * self.reset + self._better
+        variant += "_constant" * self.constant + "_reset" * self.reset + "_restart" * self.restart + self._better
         if self.lam is None:
             return f"ntp{variant}"
         scale = f"L{self.levels}" if self.levels > 1 else f"p{self.patch_size}"
@@ -90,7 +95,9 @@ class Run:
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
         run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
         run |= dict(epochs=int(recipe["epochs"] or 0), lr=recipe["lr"] or "")
-        run |= {key: bool(recipe[key]) for key in ("constant", "reset", "drawn")} | dict(patch=recipe["patch"] or "mean")
+        run |= {key: bool(recipe[key]) for key in ("constant", "reset", "restart", "drawn")} | dict(
+            patch=recipe["patch"] or "mean"
+        )
         if recipe["kind"]:
             run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
             run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
@@ -106,6 +113,8 @@ class Run:
     def segments(self, epochs: int) -> tuple[Segment, ...]:
         """The run's segments in schedule epochs, of which there are `epochs` unless the run has its own number."""
         epochs = self.epochs or epochs
+        if self.restart:
+            return single_scale_segments(epochs, 1, "1/2")
         if self.lam is None:
             return ntp_segments(epochs)
         if self.drawn:

@@ -22,6 +22,7 @@ IDS = {
     "GPT-B_npp_L3_lambda1-2_seed1": Run("B", levels=3, lam=Fraction(1, 2), seed=1),
     "GPT-B_ntp_epochs188_seed0": Run("B", epochs=188),
     "GPT-B_ntp_constant_seed0": Run("B", constant=True),
+    "GPT-B_ntp_epochs9_restart_seed0": Run("B", epochs=9, restart=True),
     "GPT-B_ntp_lr15e-4_constant_seed0": Run("B", lr="15e-4", constant=True),
     "GPT-B_npp_p2_lambda1-2_attention_seed0": Run("B", patch_size=2, lam="1/2", patch="attention"),
     "GPT-B_npp_L3_lambda1-2_epochs9_heads_seed1": Run("B", levels=3, lam="1/2", epochs=9, patch="heads", seed=1),
@@ -64,13 +65,16 @@ def test_bad_run_ids_are_refused(bad):
         Run.parse(bad)
 
 
-def test_variants_change_the_training_alone(smoke):
+def test_variants_change_the_training_alone(smoke, home):
     """A variant has its own epochs, learning rate or optimiser reset; the rest is the preset's."""
     assert Run("B").training(smoke) == smoke.training
     assert Run("B", constant=True).training(smoke) == dataclasses.replace(smoke.training, lr_schedule="constant")
     assert Run("B", lr="6e-3").training(smoke) == dataclasses.replace(smoke.training, lr=6e-3)
     changed = Run("B", patch_size=2, lam="1/2", epochs=480, reset=True)
     assert changed.training(smoke) == dataclasses.replace(smoke.training, epochs=480, reset_optimizer=True)
+    assert [(s.patch_size, s.start, s.end) for s in Run("B", restart=True).segments(300)] == [(1, 0, 150), (1, 150, 300)]
+    assert Run("B", restart=True).training(smoke) == smoke.training
+    assert graph.train_job(smoke, Run("B", restart=True)).digest != graph.train_job(smoke, Run("B")).digest
     assert [s.end for s in changed.segments(300)] == [240, 480] and [s.end for s in Run("B").segments(300)] == [300]
 
 
@@ -80,6 +84,7 @@ def test_variants_change_the_training_alone(smoke):
         ("ntp_attention", "next-token prediction has no patches: take _attention away"),
         ("ntp_constant_heads_drawn", "next-token prediction has no patches: take _heads_drawn away"),
         ("npp_p1_lambda1-2_heads", "a patch has a side of 2 or more: write ntp for single tokens"),
+        ("npp_p2_lambda1-2_restart", "with patches the rate begins again anyway: take _restart away"),
         ("npp_p0_lambda1-2", "a patch has a side of 2 or more"),
         ("npp_L3_lambda1-2_drawn", "levels are drawn from one patch side and 1: write p in place of L"),
     ],
