@@ -12,7 +12,7 @@ from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, t
 from nppkit.study.presets import Preset
 from nppkit.study.provenance import said
 from nppkit.study.published import PUBLISHED
-from nppkit.study.records import origin, why_incomplete
+from nppkit.study.records import origin, processor, why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import SPANS_ZERO, Interval, interval, pooled_deviation
 
@@ -99,10 +99,18 @@ def mean(rows: list[dict], key: str) -> float | None:
 
 
 def differences(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> dict[int, float]:
-    """The difference of a metric between two runs (or what else `combine` makes of it), by the seeds that both have."""
+    """The difference of a metric between two runs (or what else `combine` makes of it), by the seeds that both have.
+
+    Not of a seed whose records name two kinds of processor, which move a metric as much as another seed does.
+    """
     ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
     shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
-    return {seed: combine(ours[seed], theirs[seed]) for seed in shared}
+    alike = [s for s in shared if len(_processors(preset, replace(run, seed=s), replace(baseline, seed=s))) < 2]
+    return {seed: combine(ours[seed], theirs[seed]) for seed in alike}
+
+
+def _processors(preset: Preset, *runs: Run) -> set[str]:
+    return {processor(job(preset, run)) for run in runs for job in (train_job, result_job)} - {""}
 
 
 def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> Interval:

@@ -8,7 +8,7 @@ from test_tables import finish
 
 from nppkit import cli
 from nppkit.errors import NppkitError
-from nppkit.study import claims, graph, protocol, records, tables
+from nppkit.study import claims, graph, protocol, records, results, tables
 from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN
 from nppkit.study.protocol import NPP, NTP
 from nppkit.study.runs import Run
@@ -85,9 +85,9 @@ def test_a_diverged_run_is_an_outcome(studies):
     assert not records.has_diverged(graph.train_job(other, dataclasses.replace(NPP, seed=102)))  # at another rate it may not
 
 
-@pytest.mark.parametrize("processors", [["another"], []], ids=["another processor", "none named"])
-def test_a_pair_counts_on_one_processor(studies, processors):
-    """A seed whose two runs come from two kinds of processor, or from one that no record names, is not done."""
+@pytest.mark.parametrize(("processors", "seeds"), [(["another"], 2), ([], 3)], ids=["another processor", "none named"])
+def test_a_pair_counts_on_one_processor(studies, processors, seeds):
+    """A seed whose two runs come from two kinds of processor is none anywhere; for a verdict both records have to name it."""
     first, confirmatory = studies
     seeded(confirmatory, [-5.0, -5.1, -4.9], NPP, NTP)
     path = graph.evaluate_job(confirmatory, dataclasses.replace(NPP, seed=101)).record
@@ -95,6 +95,7 @@ def test_a_pair_counts_on_one_processor(studies, processors):
     record["made"]["machine"]["processor"] = processors
     path.write_text(json.dumps(record))
     assert claims.fid(first).verdict == "no verdict yet: planned 3, done 2 seeds"
+    assert results.paired(confirmatory, NPP, NTP, "fid").n == seeds
 
 
 def test_cost_is_arithmetic(studies):
