@@ -320,6 +320,7 @@ def call(words: list[str]) -> int:
         else:
             a = parser.parse_args(words)
             a.function(a)
+            sys.stdout.flush()  # here, where an error of the output is still answered
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status

@@ -1,6 +1,7 @@
 """The launcher: parameters are checked data, records are written last."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -172,10 +173,11 @@ def test_where_results_are(home, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "samples: results/smoke/runs/*/samples.png"
 
 
-def test_whoever_has_read_enough_gets_no_error():
-    """`nppkit where demo | head -1` ends in silence."""
-    words = [sys.executable, "-m", "nppkit", "where", "demo"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_whoever_has_read_enough_gets_no_error(unbuffered):
+    """`nppkit where demo | head -1` ends in silence, whether Python writes at once or at the end."""
+    words, env = [sys.executable, "-m", "nppkit", "where", "demo"], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         process.stdout.close()
         assert process.wait(120) == 128 + signal.SIGPIPE and not process.stderr.read()
 
