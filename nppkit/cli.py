@@ -1,6 +1,7 @@
 """The command line: nppkit COMMAND, or python -m nppkit COMMAND. A command's work begins with its imports, not before."""
 
 import argparse
+import contextlib
 import json
 import locale
 import logging
@@ -9,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -312,15 +313,28 @@ def torchrun(a: argparse.Namespace) -> None:
     start(a.words)
 
 
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """What a block prints is written at its end, where an error of that can still be answered, and not when Python ends."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again when it ends
+            raise
+
+
 def call(words: list[str]) -> int:
     """Run a command and return its exit status; an error that a user can mend becomes one line on standard error."""
     try:
-        if words[:1] in (["torchrun"], ["warm"]) and words[1:] not in ([], ["-h"], ["--help"]):  # whose options are their own
-            {"torchrun": torchrun, "warm": warm}[words[0]](argparse.Namespace(words=words[1:]))
-        else:
-            a = parser.parse_args(words)
-            a.function(a)
-            sys.stdout.flush()  # here, where an error of the output is still answered
+        with written():
+            if words[:1] in (["torchrun"], ["warm"]) and words[1:] not in ([], ["-h"], ["--help"]):  # whose options are their own
+                {"torchrun": torchrun, "warm": warm}[words[0]](argparse.Namespace(words=words[1:]))
+            else:
+                a = parser.parse_args(words)
+                a.function(a)
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
@@ -328,7 +342,6 @@ def call(words: list[str]) -> int:
         print("error: stopped before anything was under way; the same command begins again", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has read enough, e.g. head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:  # a folder of somebody else's, a file that is none, a full disk
         from nppkit.files import remedy

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from nppkit.errors import NppkitError
-from nppkit.study.graph import evaluate_job, train_job
+from nppkit.study.graph import train_job
 from nppkit.study.presets import Preset
-from nppkit.study.records import has_diverged, processor
-from nppkit.study.results import differences
+from nppkit.study.records import has_diverged
+from nppkit.study.results import differences, processors
 from nppkit.study.runs import Run, seeds
 from nppkit.study.stats import interval
 from nppkit.study.verdicts import Contrast, Decision, decide
@@ -84,15 +84,11 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
         paired = differences(preset, q.run, q.baseline, preset.metric)
-        counted = [SCALE[preset.metric] * x for seed, x in paired.items() if _one_processor(preset, q, seed)]
+        counted = [
+            SCALE[preset.metric] * x for seed, x in paired.items() if "" not in processors(preset, seed, q.run, q.baseline)
+        ]
         found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
-
-
-def _one_processor(preset: Preset, question: Question, seed: int) -> bool:
-    runs = [replace(run, seed=seed) for run in (question.run, question.baseline)]
-    named = {processor(job(preset, run)) for run in runs for job in (train_job, evaluate_job)}
-    return len(named) == 1 and "" not in named
 
 
 def summary(preset: Preset, first: Preset) -> pd.DataFrame:

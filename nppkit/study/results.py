@@ -105,12 +105,13 @@ def differences(preset: Preset, run: Run, baseline: Run, key: str, combine: Call
     """
     ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
     shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
-    alike = [s for s in shared if len(_processors(preset, replace(run, seed=s), replace(baseline, seed=s))) < 2]
+    alike = [seed for seed in shared if len(processors(preset, seed, run, baseline) - {""}) < 2]
     return {seed: combine(ours[seed], theirs[seed]) for seed in alike}
 
 
-def _processors(preset: Preset, *runs: Run) -> set[str]:
-    return {processor(job(preset, run)) for run in runs for job in (train_job, result_job)} - {""}
+def processors(preset: Preset, seed: int, *runs: Run) -> set[str]:
+    """The kinds of processor that a seed's runs were trained and scored on; an empty one where a record names none."""
+    return {processor(job(preset, replace(run, seed=seed))) for run in runs for job in (train_job, result_job)}
 
 
 def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> Interval:

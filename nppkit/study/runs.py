@@ -61,6 +61,8 @@ class Run:
             raise NppkitError(f"run {self.id}: a patch has a side of 2 or more: write ntp for single tokens")
         if self.lam is not None and self.restart:
             raise NppkitError(f"run {self.id}: with patches the rate begins again anyway: take _restart away")
+        if self.constant and self.restart:
+            raise NppkitError(f"run {self.id}: a constant rate has nothing to begin again: take _restart away")
         if self.drawn and self.levels > 1:
             raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
 
@@ -95,9 +97,8 @@ class Run:
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
         run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
         run |= dict(epochs=int(recipe["epochs"] or 0), lr=recipe["lr"] or "")
-        run |= {key: bool(recipe[key]) for key in ("constant", "reset", "restart", "drawn")} | dict(
-            patch=recipe["patch"] or "mean"
-        )
+        run |= {key: bool(recipe[key]) for key in ("constant", "reset", "restart", "drawn")}
+        run["patch"] = recipe["patch"] or "mean"
         if recipe["kind"]:
             run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
             run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])

@@ -173,13 +173,25 @@ def test_where_results_are(home, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "samples: results/smoke/runs/*/samples.png"
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_whoever_has_read_enough_gets_no_error(unbuffered):
+NPPKIT = [sys.executable, "-m", "nppkit"]
+
+
+@pytest.mark.parametrize(("words", "unbuffered"), [("where demo", ""), ("where demo", "1"), ("--help", "")])
+def test_whoever_has_read_enough_gets_no_error(words, unbuffered):
     """`nppkit where demo | head -1` ends in silence, whether Python writes at once or at the end."""
-    words, env = [sys.executable, "-m", "nppkit", "where", "demo"], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    env, pipe = {**os.environ, "PYTHONUNBUFFERED": unbuffered}, subprocess.PIPE
+    with subprocess.Popen([*NPPKIT, *words.split()], stdout=pipe, stderr=pipe, text=True, env=env) as process:
         process.stdout.close()
         assert process.wait(120) == 128 + signal.SIGPIPE and not process.stderr.read()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_a_disk_has_no_room_for_is_one_line(unbuffered):
+    """`nppkit where demo > file` on a full disk."""
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([*NPPKIT, "where", "demo"], stdout=full, stderr=subprocess.PIPE, text=True, env=env, timeout=120)
+    assert (found.returncode, found.stderr) == (1, "error: where: No space left on device: free some space\n")
 
 
 def test_a_full_disk_is_one_line_wherever_it_is_met(capsys, monkeypatch):

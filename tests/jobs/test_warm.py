@@ -98,6 +98,18 @@ def test_whoever_asks_for_half_disturbs_nobody(tmp_path):
     assert out.splitlines()[-1:] == ["7"] and status == 0, errors
 
 
+def test_a_server_that_fails_leaves_its_command_alone(tmp_path):
+    """Whoever asks it is told, and does its work by itself; they do not wait for each other."""
+    script = """
+    try:
+        warm.Process(["one", "0"], dict(os.environ), ".")
+    except ConnectionError:
+        print("alone")
+    """
+    out, status, errors = served(tmp_path, script, modules="no_such_module")
+    assert out == "alone\n" and status == 1 and "No module named 'no_such_module'" in errors
+
+
 def test_a_command_that_is_killed_takes_its_jobs_along(tmp_path):
     """They are asked to stop, and waited for until they have saved; the status is the killed command's."""
     (tmp_path / "slow.py").write_text(

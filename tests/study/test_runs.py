@@ -85,6 +85,7 @@ def test_variants_change_the_training_alone(smoke, home):
         ("ntp_constant_heads_drawn", "next-token prediction has no patches: take _heads_drawn away"),
         ("npp_p1_lambda1-2_heads", "a patch has a side of 2 or more: write ntp for single tokens"),
         ("npp_p2_lambda1-2_restart", "with patches the rate begins again anyway: take _restart away"),
+        ("ntp_constant_restart", "a constant rate has nothing to begin again: take _restart away"),
         ("npp_p0_lambda1-2", "a patch has a side of 2 or more"),
         ("npp_L3_lambda1-2_drawn", "levels are drawn from one patch side and 1: write p in place of L"),
     ],
