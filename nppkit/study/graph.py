@@ -79,7 +79,7 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     config["image_size"] = image_size(preset, large)
     parameters = {"preset": preset.source, "large": large, "options": str(Options(threads=preset.tokenizer_threads))}
     folder = tokenizer_dir(preset, large)
-    spared = tuple(store_files(preset)) if large else ()  # a clone of the study has room for the other codes only
+    spared = tuple(store_files(preset))  # a clone has room for the codes of a few studies
     name, inputs = f"tokenize{LARGE if large else ''}", tokenizer_inputs(preset)
     return Job(name, "tokenize", parameters, folder, tuple(outputs), upstream, config, spared, inputs)
 

@@ -367,20 +367,22 @@ def test_a_checkpoint_that_is_needed_and_gone_is_trained_again(chain, smoke):
     assert [line.split(" ")[0] for line in graph.set_aside_stale(smoke)] == ["train", "evaluate"]
 
 
-def test_larger_codes_may_be_gone_until_they_are_needed(home, smoke):
-    """Without the codes of 1.5 times the side, what was made of them counts; when a run needs them they are made first."""
+@pytest.mark.parametrize("size", ["B", "B-384"])
+def test_codes_may_be_gone_until_they_are_needed(home, smoke, size):
+    """Without its codes what was made of them counts; when a run needs them they are made first. What is there must be right."""
     preset = dataclasses.replace(smoke, runs={"B": ["ntp"], "B-384": ["ntp"]}, reports=[])
     for job in (job for job in graph.graph(preset) if job.notebook in ("tokenize", "train", "evaluate")):
         complete(job)
-    large, run = graph.tokenize_job(preset, True), Run("B", large=True)
-    for path in (large.folder / name for name in large.spared):
+    run = runs.find_run(preset, f"GPT-{size}_ntp_seed0")
+    tokenize = graph.tokenize_job(preset, run.large)
+    for path in (tokenize.folder / name for name in tokenize.spared):
         path.unlink()
-    assert graph.set_aside_stale(preset) == [] and "codes.npy is missing" in records.why_incomplete(large)
+    assert graph.set_aside_stale(preset) == [] and "codes.npy is missing" in records.why_incomplete(tokenize)
     (graph.run_dir(preset, run) / "history.csv").unlink()
-    assert [line.split(" will")[0] for line in graph.set_aside_stale(preset)] == ["tokenize-384", f"train {run.id}"]
-    complete(large)
-    (large.folder / large.spared[0]).write_text("other")
-    assert graph.set_aside_stale(preset)[0].startswith("tokenize-384 will run again")  # what is there must be right
+    assert [line.split(" will")[0] for line in graph.set_aside_stale(preset)] == [tokenize.name, f"train {run.id}"]
+    complete(tokenize)
+    (tokenize.folder / tokenize.spared[0]).write_text("other")
+    assert graph.set_aside_stale(preset)[0].startswith(f"{tokenize.name} will run again")
 
 
 def test_record_needs_every_output(home, smoke):
