@@ -64,7 +64,7 @@ def _by_protocol(preset: Preset, question: Question, name: str, run: Run, baseli
 def _said(question: Question, decision: Decision) -> str:
     """The verdict on the contrast that was asked: one size, on the preset's pictures, which says nothing of others."""
     if not decision.complete:
-        return f"no verdict yet: {decision.verdict} seeds"
+        return f"no verdict yet ({decision.verdict} seeds)"
     difference = Interval(decision.n, decision.mean, decision.low, decision.high)
     return f"{question.text}, {question.run.size}: {decision.said}, FID {difference}"
 
@@ -107,7 +107,7 @@ def parameters(preset: Preset) -> Finding:
         return Finding(NOT_RUN, "")
     verdict = HOLDS if all(len(set(counts)) == 1 for counts in counted.values()) else FAILS
     numbers = "weights, with and without NPP: " + ", ".join(f"{size} {counts[0]:,}" for size, counts in counted.items())
-    return Finding(f"{verdict}, for the weights; positions are those of the patches", numbers)
+    return Finding(f"{verdict}, for the weights; on patches, positions are counted on their smaller grid", numbers)
 
 
 def _published(metric: str = "fid") -> dict[Run | str, float]:
@@ -230,7 +230,7 @@ def at_equal_flops(preset: Preset) -> str:
     size = confirmatory.questions.get("equal_flops")
     if size:
         question = equal_flops(confirmatory, size)
-        said = f"{_said(question, decisions(confirmatory)[question])}; what the first study saw"
+        said = f"{_said(question, decisions(confirmatory)[question])}; the first study's hint"
     else:
         said = _say("exploratory, FID of NPP minus NTP's, 95 % intervals", {size: i for size, i in found.items() if i.n})
     return f"Beyond the claims, at equal training FLOPs: {said} ([equal_compute](notebooks/equal_compute.ipynb)). "

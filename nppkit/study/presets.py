@@ -63,6 +63,7 @@ class Preset:
     pilot: str = ""  # the preset that explored what this one is to confirm, for the report
     rate_trial: str = ""  # the preset that chose its learning rate, for the report
     control: str = ""  # a preset with a run that none of the questions has, for the report
+    same_rate: str = ""  # a preset with other seeds of its first question at the same rate, for the report
     second_look: str = ""  # a preset that scores its runs with another network, for the report
     first_seed: Count = 0  # confirmatory runs use seeds that no earlier study has seen
     tokenizer_of: str = ""  # another preset with the same data, tokenizer and extractor, whose files are used

@@ -45,7 +45,7 @@ def test_a_first_study_decides_nothing(studies):
     seeded(first, [-5.0, -5.1, -4.9], NPP, NTP)
     finding = claims.fid(first)
     assert (
-        finding.verdict == "no verdict yet: planned 3, done 0 seeds"
+        finding.verdict == "no verdict yet (planned 3, done 0 seeds)"
         and "first study, exploratory: FID minus NTP's: B -5.00" in finding.numbers
     )
     alone = dataclasses.replace(first, confirmatory="")
@@ -59,7 +59,7 @@ def test_a_first_study_decides_nothing(studies):
         ([5.0, 5.1, 4.9], "NPP - NTP, equal epochs, B: refuted, FID 5.00 [4.56, 5.44]"),
         ([0.1, 0.11, 0.12], "NPP - NTP, equal epochs, B: no difference that matters, FID 0.110 [0.066, 0.154]"),
         ([9.0, -9.0, 1.0], "NPP - NTP, equal epochs, B: not decided before the others (1 of 3 complete), FID 0 [-39, 40]"),
-        ([-5.0, -5.1], "no verdict yet: planned 3, done 2 seeds"),
+        ([-5.0, -5.1], "no verdict yet (planned 3, done 2 seeds)"),
     ],
 )
 def test_the_confirmatory_study_decides(studies, differences, verdict):
@@ -94,7 +94,7 @@ def test_a_pair_counts_on_one_processor(studies, processors, seeds):
     record = json.loads(path.read_text())
     record["made"]["machine"]["processor"] = processors
     path.write_text(json.dumps(record))
-    assert claims.fid(first).verdict == "no verdict yet: planned 3, done 2 seeds"
+    assert claims.fid(first).verdict == "no verdict yet (planned 3, done 2 seeds)"
     assert results.paired(confirmatory, NPP, NTP, "fid").n == seeds
 
 

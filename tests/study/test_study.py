@@ -123,7 +123,7 @@ def test_readme_shows_todays_verdicts():
 def test_readme_says_todays_numbers():
     """The FIDs, differences and corrected p that its first screen tells of the decided questions are the study's."""
     study = load_preset("digits")
-    told = " ".join((ROOT / "README.md").read_text().split("**Found so far")[1].split("![Figure 1")[0].split())
+    told = " ".join((ROOT / "README.md").read_text().split("**Found so far")[1].split("\n![")[0].split())
     decided = {question.claim: (question, d) for question, d in protocol.decisions(study).items() if d.complete}
     gain, decision = decided.pop("quality improves")
     ours, theirs = (np.mean([row["fid"] for row in results.results(study, run)]) for run in (gain.run, gain.baseline))
@@ -131,16 +131,22 @@ def test_readme_says_todays_numbers():
     assert f"corrected p {decision.adjusted:.3f}" in told
     assert {question.claim: f"{d.mean:.1f}" for question, d in decided.values()} == {
         "larger patches transfer less well": re.search(r"in place of 2 x 2 make FID worse by ([\d.]+),", told)[1],
-        "more levels trade quality for cost": re.search(r"four patch sizes in place of two by ([\d.]+),", told)[1],
+        "more levels trade quality for cost": re.search(r"four patch sizes in place of two by ([\d.]+):", told)[1],
         "the schedule alone improves FID": "-" + re.search(r"improve FID by ([\d.]+) without any patches", told)[1],
     }
 
     seen, arms = load_preset(study.second_look), (gain.run, gain.baseline)
     look, schedule = (results.paired(seen, *pair, "fid") for pair in (arms, (protocol.SCHEDULE.run, protocol.SCHEDULE.baseline)))
-    shown = [np.mean([row["agreement"] for row in results.results(study, run)]) for run in arms]
+    shown = [np.mean([row["agreement"] for row in results.results(seen, run)]) for run in arms]
     assert f"sees no gain of patches** ({look.mean:.1f}, from {look.low:.1f} to {look.high:.1f};" in told
     assert f"but it sees the schedule's ({-schedule.mean:.1f})" in told
     assert "({:.0%} against {:.0%})".format(*shown).replace("%", " %") in told
+
+    few = [results.paired(load_preset(name), protocol.NPP, protocol.NTP, "fid") for name in (study.same_rate, study.pilot)]
+    said = [f"{i.mean:.1f} (from {i.low:.1f} to {i.high:.1f}) at" for i in few]
+    worse = results.paired(study, protocol.PATCHES.run, protocol.NTP, "fid")
+    assert all(text in told for text in said)
+    assert f"it is worse by {worse.mean:.1f} ({worse.low:.1f} to {worse.high:.1f};" in told
 
 
 EQUAL = [(name, size) for name in preset_names() for size in load_preset(name).equal_flops]
