@@ -44,9 +44,8 @@ def command(name: str, example: str, *arguments: tuple) -> Callable:
             groups[group] = of.add_subparsers(metavar="COMMAND", required=True)
         text = function.__doc__.splitlines()[0]
         layout = argparse.RawDescriptionHelpFormatter
-        own = groups[group].add_parser(
-            last, help=text, description=text, epilog=f"example:\n  nppkit {name} {example}", formatter_class=layout
-        )
+        own = groups[group].add_parser(last, help=text, description=text, formatter_class=layout)
+        own.epilog = f"example:\n  nppkit {name} {example}"
         for names, settings in arguments:
             own.add_argument(*names, **settings)
         own.set_defaults(function=function)
@@ -73,14 +72,12 @@ def plan(a: argparse.Namespace) -> None:
     """Steps, FLOPs, memory, disk and hours of every run of a preset, before anything starts."""
     from nppkit.jobs.plan import report
     from nppkit.study.graph import outlook, stale
-    from nppkit.study.presets import load_preset
 
-    preset = load_preset(a.preset)
     if not 0 < a.utilisation <= 1 or a.gpus < 0:
         raise NppkitError(f"--utilisation {a.utilisation} and --gpus {a.gpus}: use a share in (0, 1], and 1 or more GPUs")
-    for line in outlook(preset, stale(preset)):
+    for line in outlook(a.preset, stale(a.preset)):
         print(line)
-    print(report(preset, a.gpu or preset.gpu, a.gpus or preset.gpus, a.utilisation))
+    print(report(a.preset, a.gpu or a.preset.gpu, a.gpus or a.preset.gpus, a.utilisation))
 
 
 @command(
@@ -132,11 +129,9 @@ def train(a: argparse.Namespace) -> None:
 def draw(a: argparse.Namespace) -> None:
     """Draw new pictures of a class with a trained run, as PNG files."""
     from nppkit.study.models import draw_pictures
-    from nppkit.study.presets import load_preset
     from nppkit.study.runs import find_run
 
-    preset = load_preset(a.preset)
-    paths = draw_pictures(preset, find_run(preset, a.run), a.class_name, a.count, a.folder, a.guidance, a.seed, a.device)
+    paths = draw_pictures(a.preset, find_run(a.preset, a.run), a.class_name, a.count, a.folder, a.guidance, a.seed, a.device)
     print(f"{len(paths)} pictures: {paths[0]} to {paths[-1]}")
 
 
@@ -159,9 +154,8 @@ def sample(a: argparse.Namespace) -> None:
 def evaluate(a: argparse.Namespace) -> None:
     """Metrics and contract of an npz file of images, anyone's, as JSON."""
     from nppkit.study.models import evaluate_file
-    from nppkit.study.presets import load_preset
 
-    print(json.dumps(evaluate_file(load_preset(a.preset), a.file, a.device), indent=1))
+    print(json.dumps(evaluate_file(a.preset, a.file, a.device), indent=1))
 
 
 @command(
@@ -259,14 +253,12 @@ def where(a: argparse.Namespace) -> None:
     from nppkit.files import home
     from nppkit.jobs.targets import rule_name
     from nppkit.study.graph import report_job, reports, results_dir
-    from nppkit.study.presets import load_preset
 
-    preset = load_preset(a.preset)
     pictures = {"pictures and what their codes keep": "tokenizer/reconstructions.png", "samples": "runs/*/samples.png"}
     for name, pattern in () if a.notebooks or a.reports else pictures.items():
-        if any(results_dir(preset).glob(pattern)):
-            print(f"{name}: {(results_dir(preset) / pattern).relative_to(home())}")
-    for job in (report_job(preset, report) for report in reports(preset)):
+        if any(results_dir(a.preset).glob(pattern)):
+            print(f"{name}: {(results_dir(a.preset) / pattern).relative_to(home())}")
+    for job in (report_job(a.preset, report) for report in reports(a.preset)):
         if a.notebooks:
             print(job.notebook)
         elif not a.reports or rule_name(job) in a.reports:
@@ -278,9 +270,8 @@ def where(a: argparse.Namespace) -> None:
 def verdicts(a: argparse.Namespace) -> None:
     """Write the verdicts on the paper's claims into a file."""
     from nppkit.study.claims import write_verdicts
-    from nppkit.study.presets import load_preset
 
-    write_verdicts(load_preset(a.preset), a.file)
+    write_verdicts(a.preset, a.file)
 
 
 @command("pair", "")
@@ -334,6 +325,10 @@ def call(words: list[str]) -> int:
                 {"torchrun": torchrun, "warm": warm}[words[0]](argparse.Namespace(words=words[1:]))
             else:
                 a = parser.parse_args(words)
+                if "preset" in a:
+                    from nppkit.study.presets import load_preset
+
+                    a.preset = load_preset(a.preset)
                 a.function(a)
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)

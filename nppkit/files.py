@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -49,13 +50,11 @@ def sha256(path: str | Path) -> str:
 
 def remedy(error: Exception) -> str:
     """What a user can do where a file could not be written."""
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+    code = getattr(error, "errno", None)
+    full = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "choose a folder that you may write, or ask for permission"
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or any(
-        words in str(error)
-        for words in ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")
-    ):
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(error) for words in full):
         return "free some space"
     return "mend that, and the same command goes on"
 
@@ -96,13 +95,18 @@ def noted(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def npz_keys(path: str | Path) -> list[str]:
-    """Names of the arrays in an npz file. NppkitError names a missing or damaged file."""
+def _npz(path: str | Path, read: Callable) -> Any:
+    """What `read` takes from an npz file. NppkitError names a missing or damaged one."""
     try:
-        with np.load(path) as file:
-            return list(file.files)
+        with np.load(path) as file:  # never unpickles: NumPy's default
+            return read(file)
     except Exception as error:  # a damaged file raises nearly anything
         raise NppkitError(f"{path} cannot be read as npz ({' '.join(str(error).split())})") from None
+
+
+def npz_keys(path: str | Path) -> list[str]:
+    """Names of the arrays in an npz file. NppkitError names a missing or damaged file."""
+    return _npz(path, lambda file: list(file.files))
 
 
 def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
@@ -110,11 +114,7 @@ def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     present = npz_keys(path)
     if missing := [key for key in keys if key not in present]:
         raise NppkitError(f"{path} has no {', '.join(missing)}: it holds {', '.join(present) or 'nothing'}")
-    try:
-        with np.load(path) as file:  # never unpickles: NumPy's default
-            return {key: file[key] for key in keys}
-    except Exception as error:
-        raise NppkitError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    return _npz(path, lambda file: {key: file[key] for key in keys})
 
 
 def save_arrays(path: Path, write: Callable = np.savez, **arrays: np.ndarray | str) -> None:

@@ -1,9 +1,7 @@
 """Settings from a file: every key known, every value of its type and in its range, before any work is done."""
 
-import copy
 import dataclasses
 import functools
-import math
 import re
 import typing
 from collections.abc import Callable
@@ -20,12 +18,6 @@ LIMIT = 2**31  # of all numbers: beyond it, a slip
 EXAMPLE = "see nppkit/presets/demo.yaml"
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is not a number")
-    return value
-
-
 def _bool(value: Any) -> Any:
     spelt = {"true": True, "false": False, "1": True, "0": False}
     value = spelt.get(value.lower(), value) if isinstance(value, str) else value
@@ -34,39 +26,35 @@ def _bool(value: Any) -> Any:
     return value
 
 
-def _real(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and 0 <= value < LIMIT):
-        raise ValueError(f"{value!r} is not a number from 0 to 2^31")
-    return value
+def _that(holds: Callable[[Any], object], otherwise: str) -> Callable[[Any], Any]:
+    """A check of a value, with what is said of one that does not hold."""
 
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, float | bool):
-        raise ValueError(f"{value!r} is not an int")
-    return value
-
-
-def named(pattern: str, otherwise: str) -> Callable[[str], str]:
-    """A check that a text is of that pattern, all of it."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
+    def check(value: Any) -> Any:
+        if not holds(value):
             raise ValueError(f"{value!r} {otherwise}")
         return value
 
     return check
 
 
+def named(pattern: str, otherwise: str) -> Callable[[str], str]:
+    """A check that a text is of that pattern, all of it."""
+    return _that(re.compile(pattern).fullmatch, otherwise)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LIMIT
+
+
 Bool = Annotated[bool, BeforeValidator(_bool)]
-Int = Annotated[int, BeforeValidator(_whole)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
+Int = Annotated[int, BeforeValidator(_that(lambda value: not isinstance(value, float | bool), "is not an int"))]
+Float = Annotated[float, BeforeValidator(_that(lambda value: not isinstance(value, bool), "is not a number"))]
 Count = Annotated[Int, Field(ge=0, lt=LIMIT)]
 Positive = Annotated[Int, Field(gt=0, lt=LIMIT)]
 Number = Annotated[Float, Field(ge=0, lt=LIMIT, allow_inf_nan=False)]
 Above0 = Annotated[Float, Field(gt=0, lt=LIMIT, allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1, allow_inf_nan=False)]
-Real = Annotated[Any, AfterValidator(_real)]  # an int or a float, as it was written
+Real = Annotated[Any, AfterValidator(_that(_real, "is not a number from 0 to 2^31"))]  # an int or a float, as it was written
 Name = Annotated[str, AfterValidator(named(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "cannot name a folder: use letters, digits, _ and -"))]
 KINDS = {int: Int, float: Float, bool: Bool, str: str}
 
@@ -96,14 +84,6 @@ def build(cls: type, values: Any, where: str) -> Any:
         raise NppkitError(f"{where}: {explained(error, cls)}") from None
 
 
-def coerce(kind: type, value: Any, where: str) -> Any:
-    """The value as an int, float, bool or str, from itself or from a string that spells it. NppkitError otherwise."""
-    try:
-        return pydantic.TypeAdapter(KINDS[kind]).validate_python(value)
-    except pydantic.ValidationError:
-        raise NppkitError(f"{where}: {value!r} is not {'an' if kind is int else 'a'} {kind.__name__}") from None
-
-
 def explained(error: pydantic.ValidationError, cls: type) -> str:
     """The first of pydantic's findings in our words: which setting, what is wrong with it, what would be right."""
     first = error.errors(include_url=False)[0]
@@ -121,7 +101,7 @@ def explained(error: pydantic.ValidationError, cls: type) -> str:
         return f"{place} {value!r} is unknown: use {first['ctx']['expected'].replace(chr(39), '')}"
     if re.fullmatch("(int|float|string|dict|list)_(type|parsing|from_float)", kind):
         name = {"string": "text", "dict": "mapping"}.get(kind.split("_")[0], kind.split("_")[0])
-        return f"{place}: {value!r} is not {'an' if name == 'int' else 'a'} {name}"
+        return ": ".join(filter(None, (place, f"{value!r} is not {'an' if name == 'int' else 'a'} {name}")))
     return f"{place} {value!r}: {first['msg'].lower().replace('input', 'it', 1)}: {EXAMPLE}"
 
 
@@ -136,16 +116,14 @@ def settings(part: Any) -> dict:
 
     A setting that a later version adds thus leaves what was computed before valid, as long as its default does.
     """
-    fields = [(field, getattr(part, field.name)) for field in dataclasses.fields(part)]
-    return {field.name: value for field, value in fields if value != _default(field)}
+    return pydantic.TypeAdapter(type(part)).dump_python(part, exclude_defaults=True)
 
 
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _refuse_traps(node: yaml.Node) -> None:
+def _refuse_traps(node: yaml.Node, seen: set[int]) -> None:
     """ValueError with the line of a key that stands twice, or of an octal or base-60 number, which YAML would take silently."""
+    if id(node) in seen:  # an alias: a file of thirty lines can name a node a billion times
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.ScalarNode):
         digits = node.value.lstrip("+-")
         if node.tag.endswith((":int", ":float")) and (":" in digits or (digits[:1] == "0" and digits[1:].isdigit())):
@@ -156,22 +134,16 @@ def _refuse_traps(node: yaml.Node) -> None:
         line = key.start_mark.line + 1 if isinstance(key, yaml.ScalarNode) else 0
         if line and lines.setdefault(key.value, line) != line:
             raise ValueError(f"line {line}: {key.value!r} stands already in line {lines[key.value]}: keep one")
-        _refuse_traps(child)
-
-
-@functools.lru_cache(maxsize=16)  # a study of hundreds of runs asks for its presets hundreds of times
-def _parsed(path: Path, changed: tuple[int, int]) -> Any:
-    """What a file of that time and size holds."""
-    text = path.read_text()
-    if (tree := yaml.compose(text, yaml.SafeLoader)) is not None:
-        _refuse_traps(tree)
-    return yaml.safe_load(text)
+        _refuse_traps(child, seen)
 
 
 def read_yaml(path: Path) -> dict:
     """A YAML file that holds a mapping. NppkitError names the file, and the line of a key that stands twice."""
     try:
-        content = copy.deepcopy(_parsed(path, (path.stat().st_mtime_ns, path.stat().st_size)))
+        text = path.read_text()
+        if (tree := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _refuse_traps(tree, set())
+        content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -221,7 +221,7 @@ def test_snakemakes_jobs_end_with_it(monkeypatch):
     source = (Path(__file__).parents[1] / "Snakefile").read_text()
     words = re.search(r"-m nppkit (run --\S+) ", source)[1].split()
     assert cli.call([*words, "smoke", "train", RUN]) == 0
-    assert begun == ["bound", ("train", "smoke", RUN, False), {}]
+    assert begun == ["bound", ("train", presets.load_preset("smoke"), RUN, False), {}]
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,8 @@ def test_targets_are_understood(home, target, reports, needed):
 BAD = {
     "preset 'mine.yaml' is unknown": None,
     "lambda 3/2 is outside (0, 1)": {"runs": {"B": ["npp_p2_lambda3-2"]}},
-    "patch side 16 does not divide the 8 x 8 code grid": {"runs": {"B": ["npp_L5_lambda1-2"]}},
-    "image side 54 is not a multiple of the tokenizer's 4": {
+    "patch_size 16 does not divide the 8 x 8 grid": {"runs": {"B": ["npp_L5_lambda1-2"]}},
+    "image_size 54 is not a multiple of the tokenizer's 4": {
         "data": {"image_size": 36, "heldout": 100, "limit": 600},
         "runs": {"B-384": ["ntp"]},
     },

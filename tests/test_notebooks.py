@@ -239,7 +239,7 @@ def test_the_whole_path_of_a_text(home):
         assert float(table.loc[name, "held-out nats a byte"].split()[0]) == pytest.approx(last["heldout_nll"], abs=0.005)
         assert last["patch_size"] == 1 and last["epoch"] == 6
     with pytest.raises(launch.NppkitError, match="no images to evaluate"):
-        launch.find_job("evaluate", preset.source, "GPT-B_ntp_seed0")
+        launch.find_job("evaluate", preset, "GPT-B_ntp_seed0")
 
 
 def test_the_whole_path_of_a_video(home):

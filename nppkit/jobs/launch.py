@@ -19,9 +19,9 @@ from nppkit.jobs.leases import leased
 from nppkit.machine.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
 from nppkit.machine.options import NAMES, Options
 from nppkit.machine.progress import BATCH
-from nppkit.settings import coerce
+from nppkit.settings import KINDS, build
 from nppkit.study.graph import NOTEBOOKS, claim, evaluate_job, report_job, reports, tokenize_job, train_job
-from nppkit.study.presets import load_preset
+from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
 
@@ -36,11 +36,10 @@ def declared_parameters(source: str) -> dict[str, tuple[type, object]]:
     """Name -> (type, default) of a parameters cell: one `name: type = literal  # help` a line."""
     declared = {}
     for node in ast.parse(source).body:
-        if not (
-            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and getattr(node.annotation, "id", "") in TYPES
-        ):
-            raise NppkitError(f"parameters cell: line {node.lineno} is not `name: type = literal`")
-        declared[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value))
+        try:
+            declared[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value))
+        except (AttributeError, KeyError, ValueError):
+            raise NppkitError(f"parameters cell: line {node.lineno} is not `name: type = literal`") from None
     return declared
 
 
@@ -49,7 +48,8 @@ def check_parameters(values: dict, declared: dict[str, tuple[type, object]], whe
     if unknown := [name for name in values if name not in declared]:
         raise NppkitError(f"{where}: unknown parameter {unknown[0]!r}: use one of {', '.join(declared)}")
     return {
-        name: coerce(kind, values.get(name, default), f"{where}: parameter {name}") for name, (kind, default) in declared.items()
+        name: build(KINDS[kind], values.get(name, default), f"{where}: parameter {name}")
+        for name, (kind, default) in declared.items()
     }
 
 
@@ -165,9 +165,8 @@ def stop_kernels() -> None:
     deadline.start()
 
 
-def find_job(notebook: str, preset_name: str, run_id: str = "", large: bool = False) -> Job:
-    """The job of that notebook. NppkitError names an unknown notebook, preset or run."""
-    preset = load_preset(preset_name)
+def find_job(notebook: str, preset: Preset, run_id: str = "", large: bool = False) -> Job:
+    """The job of that notebook. NppkitError names an unknown notebook or run."""
     if notebook == "evaluate" and preset.data.text:
         raise NppkitError(f"preset {preset.name}: a text's runs have no images to evaluate: their numbers are in history.csv")
     if notebook in ("tokenize", tokenize_job(preset).notebook):

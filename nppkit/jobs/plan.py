@@ -193,10 +193,9 @@ def wall_seconds(table: pd.DataFrame, jobs: int) -> float:
 
 def text(table: pd.DataFrame, unit: float, name: str) -> str:
     """The plan for reading, times in `unit` seconds."""
-    shown = table.rename(columns={"train": f"train {name}", "evaluate": f"evaluate {name}"})
-    for column in (f"train {name}", f"evaluate {name}"):
-        shown[column] = shown[column] / unit
-    shown["steps"] = [f"{steps:,.0f}" if steps == steps else "" for steps in shown["steps"]]
+    steps = [f"{n:,.0f}" if n == n else "" for n in table["steps"]]
+    shown = table.assign(steps=steps, train=table["train"] / unit, evaluate=table["evaluate"] / unit)
+    shown = shown.rename(columns={"train": f"train {name}", "evaluate": f"evaluate {name}"})
     return shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}" if x >= 0.01 or not x else "< 0.01")
 
 

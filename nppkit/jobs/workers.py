@@ -24,7 +24,7 @@ from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares, sampling_roles
 from nppkit.study.graph import checkpoint_dir, tokenizer_dir
 from nppkit.study.models import load_trained, run_trainer
-from nppkit.study.presets import Preset, load_preset
+from nppkit.study.presets import Preset
 from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
 from nppkit.training.trainer import make_model
@@ -37,10 +37,9 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def train(preset_name: str, run_id: str, precision: str, options: Options) -> None:
+def train(preset: Preset, run_id: str, precision: str, options: Options) -> None:
     """One run's training: the loop of the train notebook, in every process."""
     _begin(options.threads)
-    preset = load_preset(preset_name)
     run = find_run(preset, run_id)
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
@@ -55,10 +54,9 @@ def train(preset_name: str, run_id: str, precision: str, options: Options) -> No
                 trainer.after(step)
 
 
-def sample(preset_name: str, run_id: str, precision: str, options: Options) -> None:
+def sample(preset: Preset, run_id: str, precision: str, options: Options) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
     _begin(options.threads)
-    preset = load_preset(preset_name)
     run, precision = find_run(preset, run_id), precision or preset.precision
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
@@ -72,11 +70,11 @@ def sample(preset_name: str, run_id: str, precision: str, options: Options) -> N
                 sampling.draw(model, config, samples, batch, place, digest, precision, processes, show)
 
 
-def extract(preset_name: str, large: bool, rank: int, world_size: int, device: str, batch_size: int) -> None:
+def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str, batch_size: int) -> None:
     """This process's share of the codes that the tokenize notebook extracts; the notebook then finds them."""
     if world_size > 1:
         os.environ.setdefault(BATCH, "1")  # lines, because the bars of several processes overwrite each other
-    preset, place = load_preset(preset_name), pick_device(device)
+    place = pick_device(device)
     if device == "auto" and place.type == "cuda":
         place = torch.device("cuda", rank % torch.cuda.device_count())
     training, heldout = study_images(preset.data)

@@ -120,26 +120,14 @@ def run_table(runs: list[Path]) -> pd.DataFrame:
     return pd.DataFrame([_row(run) for run in runs], columns=columns)
 
 
-def _row(run: Path) -> dict:
+def _row(run: Path) -> tuple:
     progress, history, metrics = progress_of(run), read_history(run), read_settings(run, "metrics.json")
     scales = {row["cfg_scale"]: row for row in metrics.get("guidance", [])}
     best = best_guidance(metrics["guidance"]) if scales else None
-    scores = scales.get(best, {})
-    return {
-        "run": run.name,
-        "preset": run.parents[1].name,
-        "home": str(run.parents[3]),
-        "state": progress.state,
-        "epoch": history["epoch"].max(),
-        "p": progress.patch_size,
-        "loss": progress.loss,
-        "NLL": metrics.get("heldout_nll"),
-        "FID": scores.get("fid"),
-        "IS": scores.get("inception_score"),
-        "recall": scores.get("recall"),
-        "at scale": best,
-        "minutes": history["seconds"].sum() / 60,
-    }
+    scores = [scales.get(best, {}).get(key) for key in ("fid", "inception_score", "recall")]
+    place = run.name, run.parents[1].name, str(run.parents[3])
+    training = progress.state, history["epoch"].max(), progress.patch_size, progress.loss
+    return *place, *training, metrics.get("heldout_nll"), *scores, best, history["seconds"].sum() / 60
 
 
 def say(progress: Progress) -> str:

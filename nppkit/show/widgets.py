@@ -89,7 +89,7 @@ def drawn(figure: Figure) -> np.ndarray:
 class Form:
     """Controls by name, each in a row with a place for an explanation of its value."""
 
-    def __init__(self, controls: dict[str, w.Widget]):
+    def __init__(self, **controls: w.Widget):
         self.controls, self.changed = controls, next(iter(controls))
         self.notes = {name: w.HTML(bounds(c)) for name, c in controls.items()}
         self.box = w.VBox([w.HBox([c, self.notes[name]]) for name, c in controls.items()])
@@ -133,7 +133,7 @@ def live(controls: dict[str, w.Widget], draw: Callable[..., str], *below: w.Widg
 
     A refused value is explained beside its control, and the last picture stays.
     """
-    form, view, shown = Form(controls), w.HTML(), {}
+    form, view, shown = Form(**controls), w.HTML(), {}
 
     @in_turn
     def redraw() -> None:

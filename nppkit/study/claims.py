@@ -5,21 +5,34 @@ planned seeds are complete. Costs and parameters are arithmetic. Other claims ar
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from nppkit.errors import NppkitError
 from nppkit.files import write_atomic
 from nppkit.model import MODELS
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import EQUAL_EPOCHS, LAMBDA, LEVELS, NPP, NTP, PATCHES, SCHEDULE, Question, decisions, equal_flops
+from nppkit.study.protocol import (
+    EQUAL_EPOCHS,
+    EQUAL_FLOPS,
+    LABEL,
+    LAMBDA,
+    LEVELS,
+    NPP,
+    NTP,
+    PATCHES,
+    SCHEDULE,
+    Question,
+    decisions,
+)
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
 from nppkit.study.stats import Interval
 from nppkit.study.tables import cost_audit, make_table, markdown
-from nppkit.study.verdicts import Decision
 
 HOLDS, FAILS = "holds, by arithmetic", "does not hold, by arithmetic"
 CONTRADICTED, AGREES = "contradicted by the paper's own table", "as the paper's own table says"
@@ -51,22 +64,25 @@ def _say(name: str, found: dict[str, Interval]) -> str:
     return f"{name}: " + ", ".join(f"{size} {interval} (n = {interval.n})" for size, interval in found.items()) if found else ""
 
 
-def _by_protocol(preset: Preset, question: Question, name: str, run: Run, baseline: Run) -> Finding:
+def _by_protocol(preset: Preset, question: Question, name: str) -> Finding:
     """The protocol's verdict on its question; before it, and beside it, what the first study's sizes show."""
-    found = _over_sizes(preset, "fid", run.of, baseline.of)
-    first = _say(f"first study, exploratory: {name}", found)
-    if not preset.confirmatory:
-        return Finding(EXPLORATORY if found else NOT_RUN, first)
-    decision = decisions(load_preset(preset.confirmatory))[question]
-    return Finding(_said(question, decision), first)
+    found = _over_sizes(preset, "fid", question.run.of, question.baseline.of)
+    said = _decided(load_preset(preset.confirmatory), question.text) if preset.confirmatory else ""
+    return Finding(said or (EXPLORATORY if found else NOT_RUN), _say(f"first study, exploratory: {name}", found))
 
 
-def _said(question: Question, decision: Decision) -> str:
-    """The verdict on the contrast that was asked: one size, on the preset's pictures, which says nothing of others."""
-    if not decision.complete:
-        return f"no verdict yet ({decision.verdict} seeds)"
-    difference = Interval(decision.n, decision.mean, decision.low, decision.high)
-    return f"{question.text}, {question.run.size}: {decision.said}, FID {difference}"
+def _decided(asked: Preset, text: str) -> str:
+    """The verdict on the contrast of that text: of one size, on the preset's pictures, which says nothing of others.
+
+    Empty if the preset does not ask it.
+    """
+    for question, decision in decisions(asked).items():
+        if question.text == text and not decision.complete:
+            return f"no verdict yet ({decision.verdict} seeds)"
+        if question.text == text:
+            difference = Interval(decision.n, decision.mean, decision.low, decision.high)
+            return f"{text}, {question.run.size}: {decision.said}, {LABEL[asked.metric]} {difference}"
+    return ""
 
 
 def cost(preset: Preset) -> Finding:
@@ -81,11 +97,6 @@ def cost(preset: Preset) -> Finding:
 
 def _say_ratios(found: dict[str, Interval], to: str = "NTP's") -> str:
     return f"FLOPs over {to}: " + ", ".join(f"{size} {interval.mean:.3f}" for size, interval in found.items())
-
-
-def fid(preset: Preset) -> Finding:
-    """Claim 2: FID of NPP minus next-token prediction's, at the common guidance scale."""
-    return _by_protocol(preset, EQUAL_EPOCHS, "FID minus NTP's", NPP, NTP)
 
 
 def other_metrics(preset: Preset) -> Finding:
@@ -142,29 +153,13 @@ def model_range(preset: Preset) -> Finding:
     return Finding(CONTRADICTED if largest != "3B" else AGREES, f"largest model in Table 1: {largest}")
 
 
-def larger_patches(preset: Preset) -> Finding:
-    """Claim 8 (Table 2): p = 4 minus p = 2 for half of the epochs."""
-    return _by_protocol(preset, PATCHES, "FID of p = 4 minus p = 2", NPP.of("B", patch_size=4), NPP)
-
-
-def _cheaper(preset: Preset, quality: Finding, run: Run, to: str) -> Finding:
+def _cheaper(preset: Preset, question: Question, name: str, to: str) -> Finding:
     """The claim is also that fewer FLOPs are measured: arithmetic, which can only fail."""
-    ratios = _over_sizes(preset, "flops", run.of, NPP.of, combine=lambda a, b: a / b)
+    quality = _by_protocol(preset, question, name)
+    ratios = _over_sizes(preset, "flops", question.run.of, NPP.of, combine=lambda a, b: a / b)
     dearer = any(interval.mean >= 1 for interval in ratios.values())
     numbers = "; ".join(filter(None, (quality.numbers, _say_ratios(ratios, to) if ratios else "")))
     return Finding(FAILS if dearer else quality.verdict, numbers)
-
-
-def larger_lambda(preset: Preset) -> Finding:
-    """Claim 9 (Table 3): lambda 4/5 against lambda 1/2."""
-    run = NPP.of("B", lam="4/5")
-    return _cheaper(preset, _by_protocol(preset, LAMBDA, "FID of lambda 4/5 minus 1/2", run, NPP), run, "those of lambda 1/2")
-
-
-def more_levels(preset: Preset) -> Finding:
-    """Claim 10 (Table 4): four levels against two."""
-    run = Run("B", levels=4, lam="1/2")
-    return _cheaper(preset, _by_protocol(preset, LEVELS, "FID of 4 levels minus 2", run, NPP), run, "those of 2 levels")
 
 
 def caption(preset: Preset) -> Finding:
@@ -179,6 +174,10 @@ def other_models(preset: Preset) -> Finding:
     return Finding("no experiment in the paper", "a plain GPT trains with it in the linked notebook")
 
 
+fid = partial(_by_protocol, question=EQUAL_EPOCHS, name="FID minus NTP's")  # at the common guidance scale
+larger_patches = partial(_by_protocol, question=PATCHES, name="FID of p = 4 minus p = 2")
+larger_lambda = partial(_cheaper, question=LAMBDA, name="FID of lambda 4/5 minus 1/2", to="those of lambda 1/2")
+more_levels = partial(_cheaper, question=LEVELS, name="FID of 4 levels minus 2", to="those of 2 levels")
 CLAIMS = [
     Claim("Training costs about 0.6 times as much", cost, "table5_cost"),
     Claim("FID improves, by up to 1.0 (the amount is not tested here)", fid, "report"),
@@ -223,28 +222,24 @@ def for_readme(preset: Preset) -> str:
 def at_equal_flops(preset: Preset) -> str:
     """What the paper does not compare: NPP given next-token prediction's FLOPs in place of its epochs. Empty without runs."""
     longer = {size: NPP.of(size, epochs=epochs) for size, (_, epochs) in preset.equal_flops.items()}
-    found = {size: paired(preset, run, NTP.of(size), "fid") for size, run in longer.items()}
-    if not any(interval.n for interval in found.values()):
+    found = {size: i for size, run in longer.items() if (i := paired(preset, run, NTP.of(size), "fid")).n}
+    if not found:
         return ""
-    confirmatory = load_preset(preset.confirmatory) if preset.confirmatory else preset
-    size = confirmatory.questions.get("equal_flops")
-    if size:
-        question = equal_flops(confirmatory, size)
-        said = f"{_said(question, decisions(confirmatory)[question])}; the first study's hint"
-    else:
-        said = _say("exploratory, FID of NPP minus NTP's, 95 % intervals", {size: i for size, i in found.items() if i.n})
+    said = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, EQUAL_FLOPS)
+    said = f"{said}; the first study's hint" if said else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
     return f"Beyond the claims, at equal training FLOPs: {said} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 
 def schedule_alone(preset: Preset) -> str:
     """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
-    asked = decisions(load_preset(preset.confirmatory)) if preset.confirmatory else {}
-    said = [_said(question, decision) for question, decision in asked.items() if question.text == SCHEDULE.text]
-    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks: {said[0]}. " if said else ""
+    said = _decided(load_preset(preset.confirmatory), SCHEDULE.text) if preset.confirmatory else ""
+    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks: {said}. " if said else ""
 
 
 def write_verdicts(preset: Preset, path: Path) -> None:
-    """Write the verdicts between the marks in a file."""
-    before, _, after = path.read_text().partition(MARK)
-    after = after.partition(MARK)[2]
+    """Write the verdicts between the marks in a file. NppkitError if it does not have the two."""
+    text = path.read_text()
+    if text.count(MARK) != 2:
+        raise NppkitError(f"{path} has {text.count(MARK)} lines {MARK}: write two, between which the verdicts go")
+    before, _, after = text.split(MARK)
     write_atomic(path, f"{before}{MARK}\n{for_readme(preset)}\n{MARK}{after}")

@@ -117,12 +117,8 @@ def _tokenize_jobs(preset: Preset, run: Run) -> tuple[Job, ...]:
 
 
 def _parameters(preset: Preset, run: Run) -> dict:
-    return {
-        "preset": preset.source,
-        "run": run.id,
-        "precision": preset.precision,
-        "options": str(Options(threads=preset.threads, graphs=preset.graphs)),
-    }
+    options = str(Options(threads=preset.threads, graphs=preset.graphs))
+    return {"preset": preset.source, "run": run.id, "precision": preset.precision, "options": options}
 
 
 def _precision(preset: Preset) -> dict:

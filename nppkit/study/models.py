@@ -102,9 +102,8 @@ def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
     shape = dict(vocab_size=store.vocab_size, num_classes=classes, grid_size=store.grid_size)
     model, grid = GPT(GPTConfig(**{**shape, **sizes})), store.grid_size
     if not known_grid(path):
-        warnings.warn(
-            f"{path} does not say for which grid it was trained: taken as {grid} x {grid}, that of the codes", stacklevel=2
-        )
+        said = f"{path} does not say for which grid it was trained: taken as {grid} x {grid}, that of the codes"
+        warnings.warn(said, stacklevel=2)
     load_weights(model, path)
     return model
 

@@ -7,13 +7,14 @@ import re
 import unicodedata
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field
 
 from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.errors import NppkitError
+from nppkit.files import write_atomic
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
 from nppkit.settings import Bool, Count, Name, Positive, Real, build, named, read_yaml, section, settings
 from nppkit.training.config import TrainingConfig
@@ -79,20 +80,18 @@ class Preset:
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
 
     def __post_init__(self):
-        e, size, pixels = self.evaluation, self.data.image_size, self.tokenizer.network.downsampling
+        d, e, t, x, pixels = self.data, self.evaluation, self.training, self.extractor, self.tokenizer.network.downsampling
         unknown = {size.removesuffix("-384") for size in self.runs} - set(self.models)
         wrong = {
-            f"data.image_size {size} is not a multiple of the tokenizer's {pixels}": size % pixels,
-            "extractor.steps is 0, and the digit classifier is trained here: set it": self.extractor.name == "digits"
-            and not (self.extractor.steps or self.data.text),
-            f"data.frames {self.data.frames} are of a video: set data.source moving_mnist": self.data.frames > 1
-            and self.data.source != "moving_mnist",
-            f"training.patch {self.training.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": self.training.patch
-            != "mean",
+            f"data.image_size {d.image_size} is not a multiple of the tokenizer's {pixels}": d.image_size % pixels,
+            "extractor.steps is 0, and the digit classifier is trained here: set it": x.name == "digits"
+            and not (x.steps or d.text),
+            f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
+            f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,
             "evaluation.select_seed must differ from report_seed": e.report_seed == e.select_seed,
             "weights are of models that are told class tokens: take them away, or training.condition": self.weights
-            and self.training.condition != "class",
+            and t.condition != "class",
             f"runs of model {', '.join(sorted(unknown))}, which models does not list": unknown,
         }
         if found := next((message for message, true in wrong.items() if true), ""):
@@ -119,20 +118,16 @@ def load_preset(name: str) -> Preset:
     >>> load_preset("demo").data.image_size  # pixels
     32
     """
-    path = Path(os.path.expanduser(name)) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     own_file = name.endswith((".yaml", ".yml"))
+    path = Path(os.path.expanduser(name)) if own_file else FOLDER / f"{name}.yaml"
     if (not own_file and path.parent != FOLDER) or not path.is_file():
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
-    return _load(path, str(path.resolve())) if own_file else _packaged(name)
+    return _load(path, str(path.resolve()) if own_file else name, (path.stat().st_mtime_ns, path.stat().st_size))
 
 
-@functools.cache  # a study asks for those of its runs thousands of times, and the package's do not change
-def _packaged(name: str) -> Preset:
-    return _load(FOLDER / f"{name}.yaml", name)
-
-
-def _load(path: Path, source: str) -> Preset:
-    """The preset in a file; source is how it is found again."""
+@functools.lru_cache(maxsize=64)  # a study asks for those of its runs thousands of times
+def _load(path: Path, source: str, changed: tuple[int, int]) -> Preset:
+    """The preset in a file of that time and size; source is how it is found again."""
     plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()  # "größe 2" is results/groe_2
     named = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)}
     preset = build(Preset, {**named, **_read(path), "source": source}, path.name)
@@ -150,16 +145,15 @@ def _read(path: Path) -> dict:
         raise NppkitError(f"{path}: base {base!r} is unknown: use one of {', '.join(preset_names())}")
     below = _read(FOLDER / f"{base}.yaml")
     taken = {key: below[key] for key in INHERITED if key in below}
-    both = {key: _merged(taken[key], own[key]) for key in SECTIONS if isinstance(own.get(key), dict) and key in taken}
+    both = {key: _merged(taken.get(key), own[key]) for key in SECTIONS if key in own}
     return {**taken, **own, **both}
 
 
-def _merged(below: dict, own: dict) -> dict:
+def _merged(below: Any, own: Any) -> Any:
     """A section of the base with what a file sets in it, and in what it holds (tokenizer.vq)."""
-    nested = {
-        key: {**below[key], **value} for key, value in own.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
-    }
-    return {**below, **own, **nested}
+    if not (isinstance(below, dict) and isinstance(own, dict)):
+        return own
+    return {**below, **{key: _merged(below.get(key), value) for key, value in own.items()}}
 
 
 def save_preset(preset: Preset, path: Path) -> None:
@@ -168,7 +162,4 @@ def save_preset(preset: Preset, path: Path) -> None:
         raise NppkitError(f"{path}: a preset's file is named *.yaml")
     values = {key: value for key, value in vars(preset).items() if key not in ("name", "source")}
     content = {key: settings(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
-    try:
-        path.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
-    except OSError as error:
-        raise NppkitError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+    write_atomic(path, yaml.safe_dump(content, sort_keys=False, width=120))

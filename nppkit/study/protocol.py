@@ -19,6 +19,7 @@ from nppkit.study.verdicts import Contrast, Decision, decide
 
 MARGIN = 1.0  # the smallest difference worth knowing, in FID (the gain that the paper reports) or in KID x 1,000
 SCALE = {"fid": 1, "kid": 1000}
+NUMBERS = ("mean", "low", "high", "p", "adjusted")
 LABEL = {"fid": "FID", "kid": "KID x 1,000"}
 
 
@@ -45,13 +46,16 @@ SCHEDULE = Question("NTP, schedule - constant rate", "the schedule alone improve
 ASKED = {"equal_epochs": EQUAL_EPOCHS, "patches": PATCHES, "levels": LEVELS, "lambda": LAMBDA, "schedule": SCHEDULE}
 
 
+EQUAL_FLOPS = "NPP - NTP, equal FLOPs"
+
+
 def equal_flops(preset: Preset, size: str) -> Question:
     """NPP against next-token prediction at one cost: NPP for more epochs, or where the preset has no such run, NTP for fewer."""
     fewer, more = preset.equal_flops[size]
     longer, listed = NPP.of(size, epochs=more), preset.runs.get(size, [])
     is_there = _at_its_rate(preset, longer).recipe in listed
     run, baseline = (longer, NTP.of(size)) if is_there else (NPP.of(size), NTP.of(size, epochs=fewer))
-    return Question("NPP - NTP, equal FLOPs", "patches are worth their FLOPs", run, baseline, -1)
+    return Question(EQUAL_FLOPS, "patches are worth their FLOPs", run, baseline, -1)
 
 
 def questions(preset: Preset) -> tuple[Question, ...]:
@@ -80,13 +84,12 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
     A seed counts where both of its runs were trained and scored on one kind of processor, which their records name.
     """
     asked, found = questions(preset), {}
+    scale = SCALE[preset.metric]
     for q in asked:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
         paired = differences(preset, q.run, q.baseline, preset.metric)
-        counted = [
-            SCALE[preset.metric] * x for seed, x in paired.items() if "" not in processors(preset, seed, q.run, q.baseline)
-        ]
+        counted = [scale * x for seed, x in paired.items() if "" not in processors(preset, seed, q.run, q.baseline)]
         found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
 
@@ -103,11 +106,7 @@ def summary(preset: Preset, first: Preset) -> pd.DataFrame:
         before = interval([SCALE[preset.metric] * x for x in seen])
         line = {"": number, "contrast": question.text, "size": question.run.size, "claim": question.claim}
         line |= {"seeds": decision.n, "planned": decision.contrast.planned, "diverged": decision.contrast.diverged}
-        line |= {
-            key: value if decision.complete else None
-            for key, value in asdict(decision).items()
-            if key not in ("contrast", "n", "verdict")
-        }
+        line |= {key: getattr(decision, key) if decision.complete else None for key in NUMBERS}
         line["verdict"] = decision.verdict
         lines.append({**line, **{f"first_{key}": value for key, value in asdict(before).items()}})
-    return pd.DataFrame(lines).astype({key: float for key in ("mean", "low", "high", "p", "adjusted")})
+    return pd.DataFrame(lines).astype(dict.fromkeys(NUMBERS, float))

@@ -14,12 +14,8 @@ OLDER = "results/older_runs.csv has the commit that brought each run, docs/study
 
 def made(versions: dict[str, str]) -> dict:
     """Everything of it. None of it enters a digest: the same results made elsewhere are the same results."""
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(REPOSITORY),
-        "versions": versions,
-        "machine": machine(),
-    }
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": now, "commit": commit(REPOSITORY), "versions": versions, "machine": machine()}
 
 
 def commit(folder: Path) -> str:
@@ -51,14 +47,10 @@ def _machine_said(machine: dict) -> str:
 
 def machine() -> dict:
     """Processor, cores, GPUs and system. Nothing that names an owner: no host, no user, no folder."""
-    return {
-        "processor": _lines("model name", Path("/proc/cpuinfo"))[:1] or [platform.machine()],
-        "cores": os.cpu_count(),
-        "gpus": [
-            name for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) for name in _lines("Model", file)
-        ],
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    kind = platform.machine()
+    processor = _lines("model name", Path("/proc/cpuinfo"))[:1] or [kind]
+    gpus = [name for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) for name in _lines("Model", file)]
+    return {"processor": processor, "cores": os.cpu_count(), "gpus": gpus, "system": f"{platform.system()} {kind}"}
 
 
 def _lines(key: str, file: Path) -> list[str]:

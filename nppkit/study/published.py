@@ -8,14 +8,8 @@ import pandas as pd
 
 from nppkit.study.runs import Run
 
-REPORTS = {  # notebook -> the table whose rows it shows
-    "table1_main": 1,
-    "table2_patch_size": 2,
-    "table3_lambda": 3,
-    "table4_levels": 4,
-    "table5_cost": 5,
-    "figure1_cost_vs_fid": 5,
-}
+# notebook -> the table whose rows it shows
+REPORTS = dict(table1_main=1, table2_patch_size=2, table3_lambda=3, table4_levels=4, table5_cost=5, figure1_cost_vs_fid=5)
 PUBLISHED = Path(__file__).parent / "published"
 MODEL = re.compile(r"LlamaGen-(?P<size>B|L|XL|XXL)(?P<large> \(384\))?(?P<npp> \+ NPP.*)?")
 

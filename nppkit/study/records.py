@@ -78,9 +78,8 @@ def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
 
 def write_diverged(job: Job, reason: str) -> None:
     """Note that this training has diverged, which is an outcome and not a run that is still to come."""
-    write_atomic(
-        _diverged(job), json.dumps({"config_digest": job.digest, "reason": reason, "made": made(versions())}, indent=1) + "\n"
-    )
+    note = {"config_digest": job.digest, "reason": reason, "made": made(versions())}
+    write_atomic(_diverged(job), json.dumps(note, indent=1) + "\n")
 
 
 def has_diverged(job: Job) -> bool:
@@ -153,7 +152,5 @@ def changed_input(job: Job) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a number."""
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("nppkit", "torch", "torch-fidelity")},
-    }
+    packages = ("nppkit", "torch", "torch-fidelity")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

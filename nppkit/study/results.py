@@ -58,9 +58,9 @@ def _text_result(preset: Preset, folder: Path) -> dict:
 
 
 def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
-    """The metrics at the guidance scale that the paper gives for this model; empty unless the preset has all of those."""
+    """The metrics at the scale that the paper gives for a model of this name; empty unless the preset has all of those."""
     paper = pd.read_csv(PUBLISHED / "guidance.csv", index_col="size")
-    if not set(paper.to_numpy().ravel()) <= set(preset.evaluation.guidance):
+    if run.size not in paper.index or not set(paper.to_numpy().ravel()) <= set(preset.evaluation.guidance):
         return {}
     return {f"paper_{key}": value for key, value in scales[paper.loc[run.size, run.recipe[:3]]].items()}
 

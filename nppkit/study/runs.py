@@ -12,12 +12,11 @@ from nppkit.training.config import Patch, TrainingConfig
 from nppkit.window import patches
 
 LARGE = "-384"  # suffix of a size trained at 1.5 times the image side: the tables' "384" rows
-RUN_ID = re.compile(r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?P<recipe>[A-Za-z0-9_-]+)_seed(?P<seed>\d+)")
-RECIPE = re.compile(
-    r"(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<numerator>\d+)-(?P<denominator>\d+))"
+RUN_ID = re.compile(
+    r"GPT-(?P<size>[A-Za-z0-9]+)(?P<large>-384)?_(?:ntp|npp_(?P<kind>[pL])(?P<value>\d+)_lambda(?P<lam>\d+-\d+))"
     r"(?:_epochs(?P<epochs>[1-9]\d*))?(?:_lr(?P<lr>(?:[1-9]\d*)?[1-9]e-[1-9]))?(?P<constant>_constant)?(?P<reset>_reset)?"
     r"(?P<restart>_restart)?"
-    rf"(?:_(?P<patch>{'|'.join(get_args(Patch)[1:])}))?(?P<drawn>_drawn)?"
+    rf"(?:_(?P<patch>{'|'.join(get_args(Patch)[1:])}))?(?P<drawn>_drawn)?_seed(?P<seed>\d+)"
 )
 
 
@@ -92,16 +91,14 @@ class Run:
     def parse(cls, run_id: str) -> "Run":
         """The run of that id. NppkitError if it is not one."""
         match = RUN_ID.fullmatch(run_id)
-        recipe = RECIPE.fullmatch(match["recipe"]) if match else None
-        if not recipe:
+        if not match:
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
-        run = dict(size=match["size"], large=bool(match["large"]), seed=int(match["seed"]))
-        run |= dict(epochs=int(recipe["epochs"] or 0), lr=recipe["lr"] or "")
-        run |= {key: bool(recipe[key]) for key in ("constant", "reset", "restart", "drawn")}
-        run["patch"] = recipe["patch"] or "mean"
-        if recipe["kind"]:
-            run["lam"] = parse_lambda(f"{recipe['numerator']}/{recipe['denominator']}")
-            run["levels" if recipe["kind"] == "L" else "patch_size"] = int(recipe["value"])
+        run = {key: bool(match[key]) for key in ("large", "constant", "reset", "restart", "drawn")}
+        run |= dict(size=match["size"], seed=int(match["seed"]), epochs=int(match["epochs"] or 0), lr=match["lr"] or "")
+        run["patch"] = match["patch"] or "mean"
+        if match["kind"]:
+            run["lam"] = match["lam"].replace("-", "/")
+            run["levels" if match["kind"] == "L" else "patch_size"] = int(match["value"])
         return cls(**run)
 
     def training(self, preset: Preset) -> TrainingConfig:
@@ -161,33 +158,18 @@ def seeds(preset: Preset, run: Run) -> range:
 
 
 def check_patches(preset: Preset, run: Run) -> None:
-    """NppkitError if the tokenizer does not divide the run's image side, or a patch side its code grid."""
-    if preset.data.text:
-        return _check_text(preset, run)
-    side, pixels = image_size(preset, run.large), preset.tokenizer.network.downsampling
-    if side % pixels:
-        raise NppkitError(
-            f"preset {preset.name}: run {run.id}: image side {side} is not a multiple of the tokenizer's {pixels}: "
-            "change data.image_size"
-        )
-    grid = (preset.data.frames,) * (preset.data.frames > 1) + (side // pixels,) * 2
-    for segment in run.segments(preset.training.epochs):
-        if any(length % segment.patch_size for length in grid):
-            raise NppkitError(
-                f"preset {preset.name}: run {run.id}: patch side {segment.patch_size} does not divide the "
-                f"{' x '.join(map(str, grid))} code grid ({pixels} pixels a code): use fewer levels, "
-                "or a shorter tokenizer.vq.ch_mult"
-            )
-
-
-def _check_text(preset: Preset, run: Run) -> None:
-    if run.large:
+    """NppkitError if the tokenizer does not divide the run's image side, or a patch side its grid of codes."""
+    d, segments = preset.data, run.segments(preset.training.epochs)
+    if d.text and run.large:
         raise NppkitError(f"preset {preset.name}: run {run.id}: a text has no larger images: take {LARGE} away")
-    for segment in run.segments(preset.training.epochs):
-        try:
-            patches((preset.data.window,), (segment.patch_size,))
-        except NppkitError as error:
-            raise NppkitError(f"preset {preset.name}: run {run.id}: {error}, or change data.window") from None
+    try:
+        side = 0 if d.text else preset.tokenizer.network.grid_size(image_size(preset, run.large))
+        grid = (d.window,) if d.text else (d.frames,) * (d.frames > 1) + (side, side)
+        for segment in segments:
+            patches(grid, (segment.patch_size,) * len(grid))
+    except NppkitError as error:
+        what = "data.window" if d.text else "data.image_size, or tokenizer.vq.ch_mult"
+        raise NppkitError(f"preset {preset.name}: run {run.id}: {error}; change the run's patches, or {what}") from None
 
 
 def find_run(preset: Preset, run_id: str) -> Run:

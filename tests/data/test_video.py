@@ -72,7 +72,7 @@ def test_frames_need_videos():
     preset = load_preset("video")
     with pytest.raises(NppkitError, match=r"data\.frames 8 are of a video: set data.source moving_mnist"):
         dataclasses.replace(preset, data=dataclasses.replace(DATA, source="mnist"))
-    with pytest.raises(NppkitError, match="patch side 2 does not divide the 7 x 8 x 8 code grid"):
+    with pytest.raises(NppkitError, match="patch_size 2 does not divide the 7 x 8 x 8 grid along t"):
         check_patches(dataclasses.replace(preset, data=dataclasses.replace(DATA, frames=7)), Run("B", patch_size=2, lam="1/2"))
 
 

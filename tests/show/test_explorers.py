@@ -127,7 +127,7 @@ def test_live_training_draws_stops_and_compares():
         targets = group_targets(codes, p)
         return -gpt(codes, labels, p).log_softmax(-1).gather(-1, targets).mean()
 
-    live = training.live_training(gpt, initial, loss, codes, labels)
+    live = training.LiveTraining(gpt, initial, loss, codes, labels)
     live.form.controls["epochs"].value = 4
     for _ in range(2):
         live.task.start()
@@ -203,7 +203,7 @@ def test_saving_refuses_what_would_lose_or_break(tmp_path, changed):
     assert "named *.yaml" in app.saved.value
     small = changed(load_preset("smoke"), "data.image_size", 16)
     values = {"epochs": 300, "levels": 2, "patch_size": 8, "lam": "1/2", "warmup_epochs": 1.0, "decay_fraction": 0.2, "lr": 1e-4}
-    with pytest.raises(NppkitError, match="patch side 8 does not divide the 4 x 4 code grid"):
+    with pytest.raises(NppkitError, match="patch_size 8 does not divide the 4 x 4 grid"):
         designer.designed_preset(small, "x", kind=designer.KINDS[1], **values)
 
 

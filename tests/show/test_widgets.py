@@ -13,7 +13,7 @@ from nppkit.show.widgets import WITHOUT_KERNEL, Form, Task, control, live, pictu
 
 @pytest.fixture
 def form():
-    return Form({"levels": control(w.IntSlider, "Levels #L", min=1, max=4), "lam": control(w.Text, "Lambda", value="1/2")})
+    return Form(levels=control(w.IntSlider, "Levels #L", min=1, max=4), lam=control(w.Text, "Lambda", value="1/2"))
 
 
 def refuse(message):
@@ -40,7 +40,7 @@ def test_a_refusal_is_explained_beside_the_control_it_names(form, message, besid
 
 def test_a_typed_number_has_its_bounds_beside_it():
     """A number beyond them becomes the nearest one, and the reader sees why; also after a refusal."""
-    form = Form({"seed": control(w.BoundedIntText, "Seed", min=0, max=10**6)})
+    form = Form(seed=control(w.BoundedIntText, "Seed", min=0, max=10**6))
     form.controls["seed"].value = -5
     form.evaluate(refuse("seed 0 is taken"))
     assert "is taken" in form.notes["seed"].value

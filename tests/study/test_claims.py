@@ -10,6 +10,7 @@ from nppkit import cli
 from nppkit.errors import NppkitError
 from nppkit.study import claims, graph, protocol, records, results, tables
 from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN
+from nppkit.study.presets import load_preset
 from nppkit.study.protocol import NPP, NTP
 from nppkit.study.runs import Run
 
@@ -206,3 +207,21 @@ def test_readme_table_is_rewritten_in_place(home, smoke, tmp_path):
     assert "(notebooks/table1_main.ipynb)" in text
     assert cli.call(["verdicts", "smoke", str(path)]) == 0
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("marks", [0, 1, 3])
+def test_a_file_without_two_marks_is_left_alone(home, smoke, tmp_path, marks):
+    """Without a place for the verdicts nothing is written, and what stands behind a single mark is not lost."""
+    path = tmp_path / "README.md"
+    path.write_text(f"text\n{claims.MARK}\n" * marks + "after\n")
+    before = path.read_text()
+    with pytest.raises(NppkitError, match=f"has {marks} lines"):
+        claims.write_verdicts(smoke, path)
+    assert path.read_text() == before
+
+
+def test_a_question_that_the_confirmatory_preset_does_not_ask(home, smoke):
+    """The claim is then exploratory, not an error; where it decides by KID its verdict says so."""
+    solar = dataclasses.replace(load_preset("solar"), confirmatory="photographs")
+    assert claims.larger_patches(solar).verdict == claims.NOT_RUN
+    assert claims.fid(solar).verdict == "no verdict yet (planned 8, done 0 seeds)"

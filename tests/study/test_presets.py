@@ -11,7 +11,7 @@ from nppkit.errors import NppkitError
 from nppkit.model import MODELS
 from nppkit.releases import RELEASES
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
-from nppkit.settings import coerce, settings
+from nppkit.settings import KINDS, build, settings
 from nppkit.study import presets
 from nppkit.study.presets import FOLDER, load_preset, preset_names
 from nppkit.study.published import published, row_run
@@ -183,7 +183,7 @@ def test_traps_of_yaml(smoke_file, line, message):
 )
 def test_strings_are_coerced_to_the_declared_type(kind, value, expected):
     """What papermill's command line passes as text becomes the declared type."""
-    result = coerce(kind, value, "parameter x")
+    result = build(KINDS[kind], value, "parameter x")
     assert result == expected and type(result) is kind
 
 
@@ -193,7 +193,7 @@ def test_strings_are_coerced_to_the_declared_type(kind, value, expected):
 def test_other_values_are_refused(kind, value):
     """What does not spell the declared type is refused by name."""
     with pytest.raises(NppkitError, match="parameter x"):
-        coerce(kind, value, "parameter x")
+        build(KINDS[kind], value, "parameter x")
 
 
 def test_imagenet_presets_are_the_papers():
@@ -255,8 +255,9 @@ def test_a_packaged_presets_name_is_refused(tmp_path):
 
 def test_preset_that_cannot_be_saved(tmp_path):
     """One line names the file, and what to do."""
-    with pytest.raises(NppkitError, match=r"cannot be written.*choose another folder"):
-        presets.save_preset(presets.load_preset("smoke"), tmp_path / "missing" / "mine.yaml")
+    (tmp_path / "taken").touch()
+    with pytest.raises(NppkitError, match=r"taken.* could not be written .*: mend that"):
+        presets.save_preset(presets.load_preset("smoke"), tmp_path / "taken" / "mine.yaml")
 
 
 def test_a_setting_within_the_tokenizer_keeps_the_others(tmp_path):
@@ -265,3 +266,18 @@ def test_a_setting_within_the_tokenizer_keeps_the_others(tmp_path):
     path.write_text("base: own-images\ndescription: mine\nruns: {B: [ntp]}\ntokenizer: {vq: {gray: true}}\n")
     base, mine = load_preset("own-images").tokenizer, load_preset(str(path)).tokenizer
     assert mine.vq == {**base.vq, "gray": True} and mine.network.downsampling == base.network.downsampling
+
+
+def test_a_bomb_of_aliases_is_read_in_no_time(tmp_path):
+    """Thirty lines that name each other twice are a billion nodes when they are walked, and thirty when each is seen once."""
+    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 31))]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines) + "\n")
+    with pytest.raises(NppkitError, match="bomb.yaml: setting 'description' is missing"):
+        presets.load_preset(str(tmp_path / "bomb.yaml"))
+
+
+def test_an_integer_beyond_a_float_is_refused(tmp_path):
+    """A size of four hundred digits is one line, as any other number that is too large."""
+    (tmp_path / "mine.yaml").write_text(f"base: demo\ndescription: x\nmodels: {{B: {{dim: {'9' * 400}}}}}\nruns: {{B: [ntp]}}\n")
+    with pytest.raises(NppkitError, match="is not a number from 0 to"):
+        presets.load_preset(str(tmp_path / "mine.yaml"))

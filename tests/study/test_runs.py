@@ -184,9 +184,9 @@ def test_unknown_model_is_refused(smoke):
 
 def test_levels_beyond_the_grid_are_refused(smoke):
     """A coarsest patch larger than the code grid, or one that does not divide it, is an error before any work."""
-    with pytest.raises(NppkitError, match="patch side 16 does not divide the 8 x 8 code grid"):
+    with pytest.raises(NppkitError, match="patch_size 16 does not divide the 8 x 8 grid"):
         runs.find_run(smoke, "GPT-B_npp_L5_lambda1-2_seed0")
-    with pytest.raises(NppkitError, match="patch side 3 does not divide"):
+    with pytest.raises(NppkitError, match="patch_size 3 does not divide"):
         runs.preset_runs(dataclasses.replace(smoke, runs={"B": ["npp_p3_lambda1-2"]}))
 
 

@@ -23,13 +23,11 @@ class RunBrowser:
     def __init__(self, homes: list[Path]):
         self.homes, self.sort_by, self.descending, self.found = homes, "run", False, []
         self.form = Form(
-            {
-                "others": control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
-                "state": control(w.Dropdown, "Show", options=["all", "running", "stopped", "trained", "evaluated"]),
-                "against": control(w.Dropdown, "Curves over", options=["epoch", "minutes"]),
-                "samples": control(w.Dropdown, "Samples of", options=[NO_RUN]),
-                "seconds": control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
-            }
+            others=control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
+            state=control(w.Dropdown, "Show", options=["all", "running", "stopped", "trained", "evaluated"]),
+            against=control(w.Dropdown, "Curves over", options=["epoch", "minutes"]),
+            samples=control(w.Dropdown, "Samples of", options=[NO_RUN]),
+            seconds=control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
         )
         self.header, self.rows, self.ticks, self.lines = w.HBox(layout=WHOLE), w.VBox(layout=WHOLE), {}, {}
         self.curves, self.grid, self.running = w.HTML(), w.HTML(), w.HTML()

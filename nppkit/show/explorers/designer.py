@@ -28,20 +28,18 @@ class ScheduleDesigner:
     def __init__(self, folder: Path | None = None):
         self.folder = folder or home()
         self.form = Form(
-            {
-                "kind": control(w.Dropdown, "Schedule", options=KINDS, value=KINDS[2]),
-                "epochs": control(w.IntSlider, "Epochs T", min=2, max=600, value=300),
-                "levels": control(w.IntSlider, "Levels #L", min=2, max=4, value=4),
-                "patch_size": control(w.SelectionSlider, "Patch side p", options=[2, 4, 8], value=2),
-                "lam": control(w.Text, "Lambda", value="1/2", placeholder="a fraction such as 2/3"),
-                "warmup_epochs": control(w.FloatSlider, "Warm-up epochs", min=0, max=10, step=0.5, value=1),
-                "decay_fraction": control(w.FloatSlider, "Decay share", min=0, max=1, step=0.05, value=0.2),
-                "lr": control(w.FloatLogSlider, "Learning rate", base=10, min=-5, max=-2, step=0.1, value=1e-4),
-                "size": control(w.Dropdown, "Model", options=list(PAPER_SIZES), value=next(iter(PAPER_SIZES))),
-                "gpu": control(w.Dropdown, "GPU", options=list(GPUS)),
-                "utilisation": control(w.FloatSlider, "Share of its peak", min=0.05, max=0.7, step=0.05, value=UTILISATION),
-                "images": control(w.BoundedIntText, "Images an epoch", min=1, max=10**9, value=1_281_167),
-            }
+            kind=control(w.Dropdown, "Schedule", options=KINDS, value=KINDS[2]),
+            epochs=control(w.IntSlider, "Epochs T", min=2, max=600, value=300),
+            levels=control(w.IntSlider, "Levels #L", min=2, max=4, value=4),
+            patch_size=control(w.SelectionSlider, "Patch side p", options=[2, 4, 8], value=2),
+            lam=control(w.Text, "Lambda", value="1/2", placeholder="a fraction such as 2/3"),
+            warmup_epochs=control(w.FloatSlider, "Warm-up epochs", min=0, max=10, step=0.5, value=1),
+            decay_fraction=control(w.FloatSlider, "Decay share", min=0, max=1, step=0.05, value=0.2),
+            lr=control(w.FloatLogSlider, "Learning rate", base=10, min=-5, max=-2, step=0.1, value=1e-4),
+            size=control(w.Dropdown, "Model", options=list(PAPER_SIZES), value=next(iter(PAPER_SIZES))),
+            gpu=control(w.Dropdown, "GPU", options=list(GPUS)),
+            utilisation=control(w.FloatSlider, "Share of its peak", min=0.05, max=0.7, step=0.05, value=UTILISATION),
+            images=control(w.BoundedIntText, "Images an epoch", min=1, max=10**9, value=1_281_167),
         )
         self.view, self.saved = w.HTML(), w.HTML()
         self.base = control(w.Dropdown, "Based on preset", options=preset_names(), value="demo")
@@ -91,8 +89,6 @@ def draw_design(kind, epochs, levels, patch_size, lam, warmup_epochs, decay_frac
     """The designed schedule as HTML: relative cost, GPU-hours, figure."""
     run, config = designed_run(kind, levels, patch_size, lam), PAPER_SIZES[size]
     segments, resolution = run.segments(epochs), 40  # points an epoch
-    if any(config.grid_size % s.patch_size for s in segments):
-        raise NppkitError(f"levels {levels}: a patch side does not divide the {config.grid_size} x {config.grid_size} grid")
     steps = range(epochs * resolution)
     rates = np.array([learning_rate(s, segments, resolution, lr, 1e-5, warmup_epochs, decay_fraction) for s in steps])
     words = "; ".join(f"p = {s.patch_size} in epochs {s.start} to {s.end}" for s in segments)

@@ -30,20 +30,18 @@ class Playground:
         config = load_model(runs[names[0]]).config
         classes = [("one of each", -1), *((str(c), c) for c in range(config.num_classes))]
         self.form = Form(
-            {
-                "first": control(w.Dropdown, "Checkpoint", options=names),
-                "second": control(w.Dropdown, "Beside it", options=["none", *names], value=names[1] if names[1:] else "none"),
-                "label": control(w.Dropdown, "Class", options=classes),
-                "images": control(w.IntSlider, "Images", min=1, max=10, value=10),
-                "cfg_scale": control(w.FloatSlider, "Guidance scale", min=1, max=6, step=0.25, value=2),
-                "temperature": control(w.FloatSlider, "Temperature", min=0.1, max=2, step=0.05, value=1),
-                "top_k": control(w.IntSlider, "Top-k (0: off)", min=0, max=config.vocab_size, value=0),
-                "top_p": control(w.FloatSlider, "Top-p (1: off)", min=0.05, max=1, step=0.05, value=1),
-                "seed": control(w.BoundedIntText, "Seed", min=0, max=10**6, value=0),
-                "given_rows": control(w.IntSlider, "Rows given", min=0, max=config.grid_size, value=0),
-                "given_image": control(w.IntSlider, "of image", min=0, max=len(pixels) - 1, value=0),
-                "pause": control(w.FloatSlider, "Pause a row (s)", min=0, max=1, step=0.05, value=0.1),
-            }
+            first=control(w.Dropdown, "Checkpoint", options=names),
+            second=control(w.Dropdown, "Beside it", options=["none", *names], value=names[1] if names[1:] else "none"),
+            label=control(w.Dropdown, "Class", options=classes),
+            images=control(w.IntSlider, "Images", min=1, max=10, value=10),
+            cfg_scale=control(w.FloatSlider, "Guidance scale", min=1, max=6, step=0.25, value=2),
+            temperature=control(w.FloatSlider, "Temperature", min=0.1, max=2, step=0.05, value=1),
+            top_k=control(w.IntSlider, "Top-k (0: off)", min=0, max=config.vocab_size, value=0),
+            top_p=control(w.FloatSlider, "Top-p (1: off)", min=0.05, max=1, step=0.05, value=1),
+            seed=control(w.BoundedIntText, "Seed", min=0, max=10**6, value=0),
+            given_rows=control(w.IntSlider, "Rows given", min=0, max=config.grid_size, value=0),
+            given_image=control(w.IntSlider, "of image", min=0, max=len(pixels) - 1, value=0),
+            pause=control(w.FloatSlider, "Pause a row (s)", min=0, max=1, step=0.05, value=0.1),
         )
         self.task = Task("Sample", lambda: self.form.evaluate(self.prepare))
         self.views = [w.HTML(layout=w.Layout(width="50%")) for _ in range(2)]
@@ -87,13 +85,7 @@ class Playground:
 
 
 def draw_rows(
-    gpt: GPT,
-    tokenizer: VQModel,
-    labels: Tensor,
-    sampling: SamplingConfig,
-    given: Tensor | None,
-    show_rows: Callable[[Tensor, int], None],
-    pause: float = 0.0,
+    gpt: GPT, tokenizer: VQModel, labels: Tensor, sampling: SamplingConfig, given: Tensor | None, show_rows: Callable, pause=0.0
 ) -> Iterator[int]:
     """Draw one code of every image after another; after each row of the grid, show_rows(pixels, rows drawn)."""
     grid, drawn = gpt.config.grid_size, []
