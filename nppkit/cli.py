@@ -30,7 +30,6 @@ def argument(*names: str, **settings: object) -> tuple:
 PRESET = argument("preset", metavar="PRESET", help="a name in nppkit/presets, or a YAML file")
 RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_seed0")
 DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
-PRECISION = argument("--precision", default="", help="fp32 or bf16; default: the preset's")
 OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/machine/options.py")
 
 
@@ -105,13 +104,13 @@ def run(a: argparse.Namespace) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {job.name}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
-@command("train", "demo GPT-B_ntp_seed0", PRESET, RUN, PRECISION, OPTIONS)
+@command("train", "demo GPT-B_ntp_seed0", PRESET, RUN, OPTIONS)
 def train(a: argparse.Namespace) -> None:
     """Train one run without its notebook, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
     from nppkit.machine.options import Options
 
-    workers.train(a.preset, a.run, a.precision, Options.parse(a.options))
+    workers.train(a.preset, a.run, Options.parse(a.options))
 
 
 @command(
@@ -135,13 +134,13 @@ def draw(a: argparse.Namespace) -> None:
     print(f"{len(paths)} pictures: {paths[0]} to {paths[-1]}")
 
 
-@command("sample", "demo GPT-B_ntp_seed0", PRESET, RUN, PRECISION, OPTIONS)
+@command("sample", "demo GPT-B_ntp_seed0", PRESET, RUN, OPTIONS)
 def sample(a: argparse.Namespace) -> None:
     """Draw the codes that a run's evaluation needs, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
     from nppkit.machine.options import Options
 
-    workers.sample(a.preset, a.run, a.precision, Options.parse(a.options))
+    workers.sample(a.preset, a.run, Options.parse(a.options))
 
 
 @command(

@@ -262,5 +262,7 @@ def export(checkpoint: str | Path, out: str | Path) -> None:
     """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them."""
     checkpoint, out = Path(checkpoint), Path(out)
     state, _ = read_state(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
+    if patches := [key for key in state if key.startswith("windows.")]:
+        raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")
     with replacing(out) as temporary:
         torch.save({"model": state}, temporary)

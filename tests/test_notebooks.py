@@ -122,6 +122,12 @@ def test_new_pictures_of_a_class(smoke_home, tmp_path, capsys):
     assert "1 pictures of class 'cats': draw one or more of one of 0, 1, 2" in capsys.readouterr().err
 
 
+def test_pictures_are_drawn_as_the_numbers_are():
+    """An evaluation's samples have its temperature, top-k and top-p: its notebook makes no sampling settings of its own."""
+    source = "".join(cell.source for cell in code(read("evaluate")))
+    assert "SamplingConfig(" not in source and source.count("evaluate.sampling_roles(settings, settings.common_guidance") == 2
+
+
 @pytest.mark.parametrize("name", READING)
 def test_notebooks_say_what_they_write_and_read(name):
     """The graph expects the figures that a notebook's cells save, and the presets that they load, and no others."""
@@ -198,7 +204,7 @@ def test_plain_papermill(smoke_home, tmp_path):
     [
         ({"epochs": 3}, "unknown parameter 'epochs'"),
         ({"options": "threads=many"}, "options: threads: 'many' is not an int"),
-        ({"run": 3}, "parameter run: 3 is not a str"),
+        ({"run": 3}, "parameter run: 3 is not a text"),
         ({"preset": "x'); open('/tmp/nppkit-injected', 'w')  #"}, "is unknown"),
     ],
 )

@@ -116,6 +116,14 @@ def test_converted_tokenizer(tmp_path):
     assert loaded.config == TINY_VQ and torch.equal(loaded.decode(codes), model.decode(codes))
 
 
+def test_a_training_on_patches_is_not_exported(tmp_path):
+    """What takes the mean's place is not a release's: one line says to wait for the end."""
+    save_file({"output.weight": torch.zeros(2), "windows.4.weight": torch.zeros(2)}, tmp_path / "half.safetensors")
+    with pytest.raises(NppkitError, match=r"holds windows\.4\.weight: it still trains on patches"):
+        releases.export(tmp_path / "half.safetensors", tmp_path / "ours.pt")
+    assert not (tmp_path / "ours.pt").exists()
+
+
 def test_exported_checkpoint(tmp_path):
     """A checkpoint of our training, exported, is plain tensors under "model", and gives identical logits."""
     model = gpt()

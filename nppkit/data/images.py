@@ -41,6 +41,7 @@ class ImageSet:
     digest: str
     load: Callable[[int], Image.Image]
     frames: int = 1
+    files: tuple[str, ...] = ()  # a digest an image, of a folder's
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,9 +79,11 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
     if check and bad:
         some = "; ".join(f"{root / name} ({why})" for name, why in list(bad.items())[:3])
         raise NppkitError(f"{len(bad)} of {len(files)} images in {root} cannot be read: repair or remove {some}")
-    labels = np.array([c for _, c in files], np.int64)
-    digest = contents.digest_of(digests)
-    return ImageSet(labels, tuple(classes), digest, lambda i: read_image(Path(files[i][0]), upright, background))
+    labels, each = np.array([c for _, c in files], np.int64), tuple(digests.values())
+    if check and (copies := len(each) - len(set(each))):
+        print(f"{root}: {copies} images are copies of others: of two that are alike one may be trained on, the other held out")
+    digest, load = contents.digest_of(digests), lambda i: read_image(Path(files[i][0]), upright, background)
+    return ImageSet(labels, tuple(classes), digest, load, files=each)
 
 
 def source_contents(path: Path) -> dict[str, str] | None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from nppkit.data.config import DataConfig
 from nppkit.data.elpv import elpv_images
 from nppkit.data.images import ImageSet, folder_images, mnist_images, some_images, split_heldout, torchvision_images
@@ -41,7 +43,12 @@ def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageS
         raise NppkitError(
             f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
         )
-    if others.digest == images.digest:
-        raise NppkitError(f"data.heldout_path {data.heldout_path} holds the images of data.path: name others, or leave it empty")
+    seen = {images.digest, *images.files}
+    unseen = [i for i, digest in enumerate(others.files or [others.digest] * len(others)) if digest not in seen]
+    if not unseen:
+        raise NppkitError(f"data.heldout_path {data.heldout_path} holds images of data.path alone: name others")
+    if left := len(others) - len(unseen):
+        print(f"{data.heldout_path}: {left} images are left out, because {data.path} holds the same files")
+        others = others.subset(np.array(unseen))
     training, _ = split_heldout(images, 0, data.limit)
-    return training, some_images(others, data.heldout)
+    return training, some_images(others, data.heldout or len(others))

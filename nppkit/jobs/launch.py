@@ -26,7 +26,7 @@ from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete
 from nppkit.study.runs import find_run
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-DECIDED = {"preset", "run", "large", "precision"}  # by the job that its record names
+DECIDED = {"preset", "run", "large"}  # by the job that its record names
 KERNEL_START_SECONDS = 300
 KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
 KERNEL_DIED = "its kernel died (out of memory, or killed)"

@@ -3,7 +3,6 @@
 import functools
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,14 +36,13 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def train(preset: Preset, run_id: str, precision: str, options: Options) -> None:
+def train(preset: Preset, run_id: str, options: Options) -> None:
     """One run's training: the loop of the train notebook, in every process."""
     _begin(options.threads)
     run = find_run(preset, run_id)
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
-    preset = replace(preset, precision=precision or preset.precision)
     with joined() as processes:
         trainer = run_trainer(preset, run, model, store, heldout, options, processes)
         show = iter if processes.rank else functools.partial(progress, label=run.id)
@@ -54,20 +52,20 @@ def train(preset: Preset, run_id: str, precision: str, options: Options) -> None
                 trainer.after(step)
 
 
-def sample(preset: Preset, run_id: str, precision: str, options: Options) -> None:
+def sample(preset: Preset, run_id: str, options: Options) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
     _begin(options.threads)
-    run, precision = find_run(preset, run_id), precision or preset.precision
+    run = find_run(preset, run_id)
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
-        model = rounded(load_trained(preset, run, store), precision).to(pick_device(options.device))
+        model = rounded(load_trained(preset, run, store), preset.precision).to(pick_device(options.device))
         shares = label_shares(preset.evaluation.labels, store, CodeStore(tokenizer_dir(preset, run.large) / "heldout"))
         digest, folder, batch = sampling.weights_digest(model), checkpoint_dir(preset, run), preset.evaluation.batch_size
         for scale in preset.evaluation.guidance:
             for config, samples in sampling_roles(preset.evaluation, scale, shares).values():
                 show = iter if processes.rank else functools.partial(progress, label=f"{run.id} guidance {scale}")
                 place = sampling.place(folder, config)
-                sampling.draw(model, config, samples, batch, place, digest, precision, processes, show)
+                sampling.draw(model, config, samples, batch, place, digest, preset.precision, processes, show)
 
 
 def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str, batch_size: int) -> None:

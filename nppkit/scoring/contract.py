@@ -59,10 +59,10 @@ def contract_line(terms: dict) -> str:
 
 def check_one_contract(contracts: dict[str, dict]) -> None:
     """NppkitError if the runs (name -> contract) of one table were not evaluated alike."""
-    names = list(contracts)
+    names, default = list(contracts), asdict(EvaluationConfig())  # of terms that are younger than a result
     for name in names[1:]:
-        first, other = contracts[names[0]], contracts[name]
-        unlike = [key for key in {**first, **other} if key not in first or key not in other or first[key] != other[key]]
+        first, other = (default | contracts[n] for n in (names[0], name))
+        unlike = [key for key in first | other if first.get(key) != other.get(key)]
         if unlike:
             raise NppkitError(
                 f"{name} and {names[0]} were evaluated with another {unlike[0]}: evaluate both again with one preset"

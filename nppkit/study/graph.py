@@ -118,7 +118,7 @@ def _tokenize_jobs(preset: Preset, run: Run) -> tuple[Job, ...]:
 
 def _parameters(preset: Preset, run: Run) -> dict:
     options = str(Options(threads=preset.threads, graphs=preset.graphs))
-    return {"preset": preset.source, "run": run.id, "precision": preset.precision, "options": options}
+    return {"preset": preset.source, "run": run.id, "options": options}
 
 
 def _precision(preset: Preset) -> dict:

@@ -43,7 +43,7 @@ class Decision:
     @property
     def complete(self) -> bool:
         """Whether all planned seeds are in, or have diverged."""
-        return self.n > 1 and self.n + self.contrast.diverged >= self.contrast.planned
+        return self.n + self.contrast.diverged >= self.contrast.planned
 
     @property
     def said(self) -> str:

@@ -300,11 +300,15 @@ class Trainer:
                 raise self.not_finite(self.step - 1, f"held-out likelihood {row['heldout_nll']}")
         self.history.append(row)
         self.losses, self.norms, self.spent = [], [], [0.0, 0.0]
-        if self.processes.rank == 0:
-            write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
+        self.write_history()
         if self.events:
             self.events.write(row)
         self.mark = clock()
+
+    def write_history(self) -> None:
+        """Write history.csv, if this is the first process."""
+        if self.processes.rank == 0:
+            write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
 
     @property
     def score(self) -> float:
@@ -354,6 +358,7 @@ class Trainer:
         load_optimizer(self.optimizer, self.model, tensors["optimizer"])
         for key in ("losses", "norms", "spent", "history"):
             setattr(self, key, state[key])
+        self.write_history()  # of the checkpoint, whatever has become of the file
 
     def steps_of_sizes(self) -> Counter[Window]:
         """How many of all steps are made at each patch size."""

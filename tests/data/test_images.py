@@ -129,11 +129,13 @@ def test_unknown_crops():
         crop_images(Image.new("RGB", (8, 8)), "random", 8)
 
 
-def test_heldout_images_of_their_own(folder, tmp_path_factory, monkeypatch):
+def test_heldout_images_of_their_own(folder, tmp_path_factory, monkeypatch, capsys):
     """With data.heldout_path all images of data.path train, and as many of the others as asked are held out."""
     home = tmp_path_factory.mktemp("home")  # where relative paths start
     monkeypatch.setenv("NPPKIT_HOME", str(home))
     shutil.copytree(folder, home / "val", ignore=shutil.ignore_patterns("1.png"))
+    for number, name in enumerate(("cat", "dog")):
+        Image.new("RGB", (8, 8), (9, 9, number)).save(home / "val" / name / "0.png")
     data = DataConfig(source="folder", path=str(folder), heldout_path="val", heldout=1)
     shutil.copytree(folder / "dog", folder / "bird")
     with pytest.raises(NppkitError, match="heldout_path val has other classes than"):
@@ -141,8 +143,16 @@ def test_heldout_images_of_their_own(folder, tmp_path_factory, monkeypatch):
     shutil.rmtree(folder / "bird")
     training, heldout = study_images(data)
     assert (len(training), len(heldout)) == (4, 1) and training.digest != heldout.digest
-    with pytest.raises(NppkitError, match=r"holds the images of data\.path: name others"):
+    with pytest.raises(NppkitError, match=r"holds images of data\.path alone: name others"):
         study_images(dataclasses.replace(data, heldout_path=str(folder)))
+    assert len(study_images(dataclasses.replace(data, heldout=0))[1]) == 2  # 0: all that lie there
+    shutil.copy(folder / "dog/1.png", home / "val/dog/same.png")
+    training, heldout = study_images(dataclasses.replace(data, heldout=3))
+    assert (len(training), len(heldout)) == (4, 2) and "val: 1 images are left out" in capsys.readouterr().out
+    shutil.copy(folder / "dog/1.png", folder / "cat/2.png")
+    study_images(data)
+    assert "1 images are copies of others" in capsys.readouterr().out
+    (folder / "cat/2.png").unlink()
     training, heldout = study_images(dataclasses.replace(data, heldout_path=""))
     assert (len(training), len(heldout)) == (3, 1)
 

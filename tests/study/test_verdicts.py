@@ -95,12 +95,11 @@ def test_undecided_comes_last():
 
 
 def test_a_diverged_seed_is_not_waited_for():
-    """One that has no difference because a run diverged counts as done, and is said; two seeds are the least."""
+    """One that has no difference because a run diverged counts as done, and is said."""
     x = np.linspace(-6, -4, 19)
     lost = dataclasses.replace(FAMILY[0], diverged=1)
     assert decide({lost: x}, 1.0)[0].said == "supported (1 diverged)"
     assert decide({lost: x[:18]}, 1.0)[0].verdict == "planned 20, done 18"
-    assert decide({dataclasses.replace(FAMILY[0], diverged=19): x[:1]}, 1.0)[0].verdict == "planned 20, done 1"
 
 
 def family_of_runs(rng, shift):
@@ -109,6 +108,13 @@ def family_of_runs(rng, shift):
     runs += shift * np.array([[0.0], [-1.0], [0.0], [0.0], [1.0]])
     pairs = [(1, 0), (2, 1), (3, 1), (0, 4)]
     return {Contrast(str(pair), -1 if pair in ((1, 0), (0, 4)) else 1, 20): runs[pair[0]] - runs[pair[1]] for pair in pairs}
+
+
+def test_a_single_seed_that_is_left_decides_nothing():
+    """All planned seeds are in, or have diverged: undecided, and the others are not kept waiting."""
+    lonely, other = decide({Contrast("a", -1, 3, diverged=2): [1.0], Contrast("b", -1, 4): [-3.0, -3.1, -2.9, -3.0]}, 1.0)
+    assert (lonely.verdict, other.verdict) == (UNDECIDED, SUPPORTED)
+    assert decide({Contrast("a", -1, 3, diverged=3): []}, 1.0)[0].verdict == UNDECIDED
 
 
 def test_shared_arms_keep_the_error_rates():

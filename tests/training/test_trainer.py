@@ -110,6 +110,17 @@ def test_resume_is_exact(store, tmp_path, stops, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("became", ["gone", "altered"])
+def test_a_history_comes_from_the_checkpoint(store, tmp_path, became):
+    """Of a finished training a history.csv that is gone or altered is written again as it was; results are read from it."""
+    run(store, tmp_path / "run")
+    path = tmp_path / "run/history.csv"
+    before = path.read_bytes()
+    path.unlink() if became == "gone" else path.write_bytes(before.replace(b"0", b"1"))
+    run(store, tmp_path / "run")
+    assert path.read_bytes() == before
+
+
 def test_resume_is_exact_when_compiled(store, tmp_path):
     """The same with torch.compile."""
     config = dataclasses.replace(CONFIG, compile=True)
