@@ -37,30 +37,18 @@ class Release(NamedTuple):
     """A row of the tables and its file. repo is on the Hugging Face hub, empty where nothing was published."""
 
     file: str
-    family: str
     size: str
     image_size: int  # 0: any
     repo: str
 
 
 LLAMAGEN, NPP = "FoundationVision/LlamaGen", "pytttttt/LlamaGen-NPP"
-
-
-RELEASES = {
-    "VQ-16": Release("vq_ds16_c2i.pt", "VQ", "VQ-16", 0, LLAMAGEN),
-    "LlamaGen-B-256": Release("c2i_B_256.pt", "LlamaGen", "B", 256, LLAMAGEN),
-    "LlamaGen-L-256": Release("c2i_L_256.pt", "LlamaGen", "L", 256, LLAMAGEN),
-    "LlamaGen-XL-256": Release("c2i_XL_256.pt", "LlamaGen", "XL", 256, ""),
-    "LlamaGen-XXL-256": Release("c2i_XXL_256.pt", "LlamaGen", "XXL", 256, ""),
-    "LlamaGen-B-384": Release("c2i_B_384.pt", "LlamaGen", "B", 384, LLAMAGEN),
-    "LlamaGen-L-384": Release("c2i_L_384.pt", "LlamaGen", "L", 384, LLAMAGEN),
-    "LlamaGen-XL-384": Release("c2i_XL_384.pt", "LlamaGen", "XL", 384, LLAMAGEN),
-    "LlamaGen-XXL-384": Release("c2i_XXL_384.pt", "LlamaGen", "XXL", 384, LLAMAGEN),
-    "NPP-B-256": Release("c2i_B_256.pt", "NPP", "B", 256, NPP),
-    "NPP-L-256": Release("c2i_L_256.pt", "NPP", "L", 256, NPP),
-    "NPP-XL-256": Release("c2i_XL_256.pt", "NPP", "XL", 256, NPP),
-    "NPP-XXL-256": Release("c2i_XXL_256.pt", "NPP", "XXL", 256, NPP),
-}
+UNPUBLISHED = ("LlamaGen-XL-256", "LlamaGen-XXL-256")
+RELEASES = {"VQ-16": Release("vq_ds16_c2i.pt", "VQ-16", 0, LLAMAGEN)}
+for family, side, repo in (("LlamaGen", 256, LLAMAGEN), ("LlamaGen", 384, LLAMAGEN), ("NPP", 256, NPP)):
+    for size in MODELS:
+        name = f"{family}-{size}-{side}"
+        RELEASES[name] = Release(f"c2i_{size}_{side}.pt", size, side, "" if name in UNPUBLISHED else repo)
 
 
 def fetch(name: str, folder: Path | None = None) -> Path:
@@ -102,13 +90,12 @@ def _download(release: Release, path: Path) -> Path:
     return found
 
 
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     """State dict of a release or a safetensors file, wrappers' prefixes removed, and the kind of container.
 
     A pickle may hold tensors, plain containers and argparse.Namespace (LlamaGen's "args"). NppkitError for
     anything else, which is not run, and for a missing or damaged file.
     """
-    path = Path(path)
     if not path.is_file():
         raise NppkitError(f"{path} does not exist: give the path of a weights file")
     if path.suffix == ".safetensors":
@@ -163,7 +150,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     return {name: content[key] for key, name in names.items() if key.split(".")[-1] not in COMPUTED}
 
 
-def release_config(path: str | Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig | VQConfig:
+def release_config(path: Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig | VQConfig:
     """The configuration that a release's weights show, and two numbers that they do not.
 
     grid_size: 16 for models of 256 pixels, 24 for 384; 0 takes it from the release's name. n_head: 0 takes it from the
@@ -212,7 +199,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def load_weights(model: torch.nn.Module, path: str | Path) -> str:
+def load_weights(model: torch.nn.Module, path: Path) -> str:
     """Load a release, an export or a safetensors file into the model; returns the file's sha256.
 
     NppkitError if it does not fit, or is known to be of another grid, which is not among a transformer's weights.
@@ -226,9 +213,8 @@ def load_weights(model: torch.nn.Module, path: str | Path) -> str:
     return sha256(path)
 
 
-def known_grid(path: str | Path) -> int:
+def known_grid(path: Path) -> int:
     """The grid side that a transformer's file is known to be of, by a release's name or by what `convert` wrote; 0: unknown."""
-    path = Path(path)
     about = path.with_suffix(".json")
     config = read_json(about).get("config", {}) if path.suffix == ".safetensors" and about.is_file() else {}
     return config.get("grid_size") or _grid_by_name(path)
@@ -240,9 +226,8 @@ def _grid_by_name(path: Path) -> int:
     return TOKENIZERS["VQ-16"].grid_size(image_size) if image_size else 0
 
 
-def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -> dict:
+def convert(source: Path, out: Path, config: GPTConfig | VQConfig) -> dict:
     """Write a release as safetensors `out`, and as JSON beside it what it was; returns the latter."""
-    source, out = Path(source), Path(out)
     if out.suffix != ".safetensors":
         raise NppkitError(f"{out}: the converted file is named *.safetensors")
     state, kind = read_state(source)
@@ -258,9 +243,8 @@ def convert(source: str | Path, out: str | Path, config: GPTConfig | VQConfig) -
     return about
 
 
-def export(checkpoint: str | Path, out: str | Path) -> None:
+def export(checkpoint: Path, out: Path) -> None:
     """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them."""
-    checkpoint, out = Path(checkpoint), Path(out)
     state, _ = read_state(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
     if patches := [key for key in state if key.startswith("windows.")]:
         raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")

@@ -4,6 +4,8 @@ Module names and shapes are those of the released `vq_ds16_c2i.pt` (arXiv 2406.0
 Images are (B, 3, S, S) in [-1, 1]; codes are (B, N) int64 in raster order of the G x G grid, G = S / downsampling.
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -48,28 +50,18 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+def downsample(channels: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2)))
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def upsample(channels: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(larger=nn.Upsample(scale_factor=2.0), conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 class Level(nn.Module):
     """The blocks of one resolution: residual, attention after each at the lowest, then the change of resolution."""
 
-    def __init__(self, channels: list[int], attention: bool, groups: int, resample: tuple[str, type] | None):
+    def __init__(self, channels: list[int], attention: bool, groups: int, resample: tuple[str, Callable] | None):
         super().__init__()
         pairs = list(pairwise(channels))
         self.res = nn.ModuleList(ResnetBlock(i, o, groups) for i, o in pairs)
@@ -85,6 +77,13 @@ class Level(nn.Module):
         return getattr(self, self.resample)(x) if self.resample else x
 
 
+def _levels(c: VQConfig, widths: list[int], blocks: int, lowest: int, resample: tuple[str, Callable]) -> nn.Sequential:
+    levels = nn.Sequential()
+    for i in range(last := len(c.ch_mult) - 1):
+        levels.append(Level([widths[i]] + [widths[i + 1]] * blocks, i == lowest, c.norm_groups, resample))
+    return levels.append(Level([widths[last]] + [widths[-1]] * blocks, last == lowest, c.norm_groups, None))
+
+
 def _middle(channels: int, groups: int) -> nn.Sequential:
     block, attention = ResnetBlock(channels, channels, groups), AttnBlock(channels, groups)
     return nn.Sequential(block, attention, ResnetBlock(channels, channels, groups))
@@ -93,13 +92,9 @@ def _middle(channels: int, groups: int) -> nn.Sequential:
 class Encoder(nn.Module):
     def __init__(self, c: VQConfig):
         super().__init__()
-        widths, last = [c.ch * m for m in (1, *c.ch_mult)], len(c.ch_mult) - 1
+        widths = [c.ch * m for m in (1, *c.ch_mult)]
         self.conv_in = nn.Conv2d(3, c.ch, 3, padding=1)
-        self.conv_blocks = nn.Sequential()
-        for i in range(last + 1):
-            channels = [widths[i]] + [widths[i + 1]] * c.num_res_blocks
-            resample = ("downsample", Downsample) if i < last else None
-            self.conv_blocks.append(Level(channels, i == last, c.norm_groups, resample))
+        self.conv_blocks = _levels(c, widths, c.num_res_blocks, len(c.ch_mult) - 1, ("downsample", downsample))
         self.mid = _middle(widths[-1], c.norm_groups)
         self.norm_out = nn.GroupNorm(c.norm_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
@@ -112,14 +107,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, c: VQConfig):
         super().__init__()
-        widths, last = [c.ch * m for m in reversed((*c.ch_mult, c.ch_mult[-1]))], len(c.ch_mult) - 1
+        widths = [c.ch * m for m in reversed((*c.ch_mult, c.ch_mult[-1]))]
         self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0], c.norm_groups)
-        self.conv_blocks = nn.Sequential()
-        for i in range(last + 1):
-            channels = [widths[i]] + [widths[i + 1]] * (c.num_res_blocks + 1)
-            resample = ("upsample", Upsample) if i < last else None
-            self.conv_blocks.append(Level(channels, i == 0, c.norm_groups, resample))
+        self.conv_blocks = _levels(c, widths, c.num_res_blocks + 1, 0, ("upsample", upsample))
         self.norm_out = nn.GroupNorm(c.norm_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
         self.gray = c.gray

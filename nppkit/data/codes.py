@@ -18,7 +18,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import read_arrays, replacing, write_atomic
+from nppkit.files import replacing, write_atomic
 from nppkit.settings import section, settings
 from nppkit.window import as_grid
 
@@ -89,11 +89,10 @@ class CodeStore:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = m = Manifest.read(self.folder)
-        self.crops, self.grid_size, self.vocab_size = m.crops, m.grid_size, m.vocab_size
-        self.grid_size = self.grid_size if isinstance(self.grid_size, int) else tuple(self.grid_size)
-        self.num_classes = len(m.class_names)
+        self.crops, self.vocab_size, self.num_classes = m.crops, m.vocab_size, len(m.class_names)
+        self.grid_size = m.grid_size if isinstance(m.grid_size, int) else tuple(m.grid_size)
         packed = self.folder / "codes.npz"
-        self.codes = _open_packed(packed) if packed.exists() else _open_array(self.folder / "codes.npy")
+        self.codes = _open_array(packed if packed.exists() else self.folder / "codes.npy")
         self.labels = _open_array(self.folder / "labels.npy")
         self._check()
 
@@ -157,15 +156,9 @@ def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.
     manifest.write(folder)
 
 
-def _open_packed(path: Path) -> np.ndarray:
-    try:
-        return read_arrays(path, ("codes",))["codes"]
-    except NppkitError as error:
-        raise NppkitError(f"{error}: extract the codes again") from None
-
-
 def _open_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found["codes"] if path.suffix == ".npz" else found
     except Exception as error:  # a damaged header raises nearly anything
         raise NppkitError(f"{path} cannot be opened ({' '.join(str(error).split())}): extract the codes again") from None

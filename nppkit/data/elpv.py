@@ -29,7 +29,10 @@ def elpv_images() -> ImageSet:
 
     The digest covers every file's bytes. NppkitError without the wheel, with the command that installs it.
     """
-    folder = _data_folder()
+    spec = importlib.util.find_spec("elpv_dataset")  # found, not imported: its reader loads all at once
+    folder = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
+    if not (folder / "labels.csv").is_file():
+        raise NppkitError(f"data.source elpv needs the photographs of the elpv-dataset wheel: {INSTALL}")
     rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines() if line.strip()]
     files = [folder / name for name, _, _ in rows]
     labels = np.array([KINDS.index(kind) * len(DEFECTS) + round(3 * float(defect)) for _, defect, kind in rows], np.int64)
@@ -37,12 +40,3 @@ def elpv_images() -> ImageSet:
     for file in files:
         digest.update(file.read_bytes())
     return ImageSet(labels, CLASS_NAMES, digest.hexdigest(), lambda i: read_image(files[i]))
-
-
-def _data_folder() -> Path:
-    """Where the wheel keeps labels.csv and images/; the wheel is found, not imported: its reader loads all at once."""
-    spec = importlib.util.find_spec("elpv_dataset")
-    folder = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
-    if not (folder / "labels.csv").is_file():
-        raise NppkitError(f"data.source elpv needs the photographs of the elpv-dataset wheel: {INSTALL}")
-    return folder

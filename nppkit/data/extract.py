@@ -22,7 +22,7 @@ from nppkit import noise
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import check_space, remedy, replacing, save_arrays, write_atomic
+from nppkit.files import check_space, remedy, save_arrays, write_atomic
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
@@ -117,8 +117,7 @@ def publish(part: Path, folder: Path, labels: np.ndarray, manifest: Manifest) ->
     """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
     if _stored_manifest(folder) != manifest:
         (folder / "manifest.json").unlink(missing_ok=True)
-    with replacing(folder / "labels.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, labels)
+    save_arrays(folder / "labels.npy", np.save, arr=labels)
     with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
         part.replace(folder / "codes.npy")
         (folder / "codes.npz").unlink(missing_ok=True)

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 class Discriminator(nn.Module):
     """PatchGAN (Isola et al., 2017, arXiv 1611.07004): is each patch of an image real?"""
 
-    def __init__(self, width: int = 32, layers: int = 2):
+    def __init__(self):
         super().__init__()
-        widths = [min(2**i, 8) * width for i in range(layers + 1)]
-        parts = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i in range(layers):
-            stride = 2 if i < layers - 1 else 1
-            parts += [nn.Conv2d(widths[i], widths[i + 1], 4, stride, padding=1, bias=False)]
-            parts += [nn.GroupNorm(8, widths[i + 1]), nn.LeakyReLU(0.2)]  # not of the batch: an image's logits are its own
-        self.network = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        parts = [nn.Conv2d(3, 32, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for width, out, stride in ((32, 64, 2), (64, 128, 1)):
+            parts += [nn.Conv2d(width, out, 4, stride, padding=1, bias=False)]
+            parts += [nn.GroupNorm(8, out), nn.LeakyReLU(0.2)]  # not of the batch: an image's logits are its own
+        self.network = nn.Sequential(*parts, nn.Conv2d(128, 1, 4, padding=1))
         for module in self.network:
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
@@ -33,11 +31,6 @@ class Discriminator(nn.Module):
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of a discriminator's logits: 0 when real ones are above 1 and fake ones below -1."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
-def generator_loss(fake: Tensor) -> Tensor:
-    """What the decoder lowers by looking real."""
-    return -fake.mean()
 
 
 def chroma(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from nppkit import noise
 from nppkit.checkpoint import load_newest, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import ImageSet, crop_images
-from nppkit.data.losses import Discriminator, chroma, discriminator_loss, generator_loss, gradient_ratio
+from nppkit.data.losses import Discriminator, chroma, discriminator_loss, gradient_ratio
 from nppkit.data.muon import Muon, hidden_matrices
 from nppkit.data.perceptual import PerceptualLoss
 from nppkit.errors import NppkitError
@@ -95,6 +95,7 @@ class TokenizerTraining:
         if s.muon:
             self.optimizers["muon"] = self.muon, self.model
         self.perceptual = self.discriminator = None
+        self.start = int(s.discriminator_from * s.steps)  # the discriminator's first step
         if s.perceptual:
             loss = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side)
             self.perceptual = loss.to(device)
@@ -102,11 +103,6 @@ class TokenizerTraining:
             self.discriminator = Discriminator().to(device, memory_format=torch.channels_last)
             self.critic = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0.0, fused=True)
             self.optimizers["critic"] = self.critic, self.discriminator
-
-    @property
-    def start(self) -> int:
-        """The discriminator's first step."""
-        return int(self.settings.discriminator_from * self.settings.steps)
 
     @property
     def rate(self) -> float:
@@ -145,9 +141,9 @@ class TokenizerTraining:
         self.schedule.step()
 
     def adversarial(self, reconstruction: Tensor, others: Tensor) -> Tensor:
-        """The weighted generator loss, its gradient in the tokenizer alone."""
+        """The weighted loss of not looking real, its gradient in the tokenizer alone."""
         self.discriminator.requires_grad_(False)
-        loss, weight = generator_loss(self.discriminator(reconstruction)), self.settings.discriminator
+        loss, weight = -self.discriminator(reconstruction).mean(), self.settings.discriminator
         if self.settings.adaptive:
             weight *= gradient_ratio(others, loss, self.model.decoder.conv_out.weight)
         return weight * loss

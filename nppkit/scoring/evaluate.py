@@ -109,7 +109,7 @@ def precision_recall(generated: Tensor, reference: Reference) -> tuple[float, fl
     """
     distances = calc_cdist_full(reference.features, generated)
     recall = (distances <= radii(generated)).any(1)
-    precision = (distances <= reference_radii(reference)[:, None]).any(0)
+    precision = (distances <= reference_radii(reference.features)[:, None]).any(0)
     return precision.float().mean().item(), recall.float().mean().item()
 
 
@@ -118,10 +118,7 @@ def radii(features: Tensor) -> Tensor:
     return calc_cdist_full(features, features).topk(NEIGHBOURS + 1, largest=False).values[:, -1]  # the nearest is itself
 
 
-@functools.lru_cache(maxsize=1)
-def reference_radii(reference: Reference) -> Tensor:
-    """The same of a reference, once for all guidance scales."""
-    return radii(reference.features)
+reference_radii = functools.lru_cache(maxsize=1)(radii)  # once for all guidance scales
 
 
 def label_shares(setting: str, store: CodeStore, heldout: CodeStore) -> tuple[float, ...]:

@@ -37,7 +37,7 @@ from nppkit.training.batches import batch_at
 from nppkit.training.config import TrainingConfig
 from nppkit.training.events import Events
 from nppkit.training.graphs import StepGraph
-from nppkit.window import Grid, Window, area, of_side, patches
+from nppkit.window import Window, area, of_side, patches
 
 HELDOUT_BATCH = 100  # images whose held-out likelihood one process takes at a time
 
@@ -87,6 +87,9 @@ class Trainer:
     processes: Processes = ALONE
 
     def __post_init__(self):
+        self.grid, m = self.model.config.grid, self.store.manifest
+        self.total_steps = self.segments[-1].end * self.config.steps_per_epoch
+        self.data_digest = f"{m.tokenizer_sha256}/{m.source_digest}/{m.image_size}"
         for p in self.sizes():
             patches(self.grid, self.window(p))
         self._check_options()
@@ -104,10 +107,6 @@ class Trainer:
         self.graphs: dict[int, StepGraph] = {}  # by patch side
         follow = self.options.tensorboard and self.processes.rank == 0
         self.events = Events(self.history_path.parent) if follow else None
-
-    @property
-    def grid(self) -> Grid:
-        return self.model.config.grid
 
     def window(self, patch_size: Window) -> Window:
         """What a segment's patch side is on this grid: the same along every axis."""
@@ -127,15 +126,6 @@ class Trainer:
         for K in set(self.model.windows) - {str(area(self.window(p))) for p in self.sizes(self.step)}:
             for p in self.model.windows.pop(K).parameters():
                 self.optimizer.state.pop(p, None)
-
-    @property
-    def total_steps(self) -> int:
-        return self.segments[-1].end * self.config.steps_per_epoch
-
-    @property
-    def data_digest(self) -> str:
-        m = self.store.manifest
-        return f"{m.tokenizer_sha256}/{m.source_digest}/{m.image_size}"
 
     def _check_options(self) -> None:
         batch, o, n = self.config.batch_size, self.options, self.processes.size

@@ -107,7 +107,7 @@ def with_entry(array: np.ndarray, index, value: float) -> np.ndarray:
         (spoil("arr_0", lambda a: a.astype(np.float32)), "arr_0 is float32"),
         (spoil("arr_0", lambda a: a.transpose(0, 3, 1, 2)), r"arr_0 is uint8 \(5, 3, 32, 32\), not uint8 \(images"),
         (spoil("arr_0", lambda a: a[:0]), r"arr_0 is uint8 \(0, 32, 32, 3\)"),
-        (spoil("mu", lambda a: a.astype(object)), r"cannot be read \(Object arrays"),
+        (spoil("mu", lambda a: a.astype(object)), r"cannot be read as npz \(Object arrays"),
     ],
 )
 def test_unfit_adm_files(extractor, tmp_path, arrays, says):

@@ -213,8 +213,9 @@ def test_imagenet_presets_are_the_papers():
     assert set(released.weights) == {run.id for run in preset_runs(released)}
     for run_id, name in released.weights.items():
         run, release = Run.parse(run_id), RELEASES[name]
-        kind = "NPP" if run.lam else "LlamaGen"
-        assert (release.family, release.size, release.image_size) == (kind, run.size, 384 if run.large else 256) and release.repo
+        side = 384 if run.large else 256
+        assert name == f"{'NPP' if run.lam else 'LlamaGen'}-{run.size}-{side}" and release.repo
+        assert (release.size, release.image_size) == (run.size, side)
 
 
 def test_unknown_precision(smoke_file):
