@@ -3,6 +3,8 @@
 The N tokens of an image are a G x G grid unless a grid is given, e.g. (16, 24), (1024,) for a text, (8, 16, 16) for a video.
 """
 
+from math import prod
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -26,6 +28,9 @@ def patch_grid(num_tokens: int, patch_size: int) -> int:
 def axes_of(num_tokens: int, patch_size: Window, grid: Grid = ()) -> tuple[str, str, str, dict[str, int]]:
     """einops' names of the tokens, the patches and the places in a window, and the lengths; two axes: h p_h w p_w."""
     grid = grid or window.square(num_tokens)
+    if prod(grid) != num_tokens:
+        shape = " x ".join(map(str, grid))
+        raise NppkitError(f"{num_tokens} tokens are not a {shape} grid: give theirs, and the prefix if one stands before them")
     counts, lengths = window.patches(grid, patch_size), window.sides(patch_size, grid)
     names = AXES[-len(grid) :]
     sizes = dict(zip(names, counts, strict=True)) | {f"p_{a}": p for a, p in zip(names, lengths, strict=True)}

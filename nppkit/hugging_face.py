@@ -8,9 +8,12 @@ At patch size 1, and in eval mode at any, the model is what it was: evaluation, 
 """
 
 from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group, group_embeddings, group_targets
@@ -23,6 +26,8 @@ except ImportError:
     raise NppkitError("transformers is not installed: pip install '.[transformers]' in a clone of this repository") from None
 
 IGNORED = -100  # a label that is not scored
+GROUPED = ("input_ids", "attention_mask", "labels", "num_items_in_batch")
+UNGROUPED = ("inputs_embeds", "position_ids", "token_type_ids", "shift_labels")  # of single tokens
 
 
 class NextPatch:
@@ -32,24 +37,31 @@ class NextPatch:
     grid: Grid = ()
     prefix: int = 0
 
-    def forward(self, input_ids: Tensor = None, attention_mask: Tensor = None, labels: Tensor = None, **inputs) -> object:
+    def forward(self, *args: object, **inputs: object) -> object:
         """The model's own output; in training at a patch size above 1 of patches, whose positions are counted as tokens' are.
 
         The patch at a place predicts all K tokens of the next (Shao et al., arXiv 2407.12665); the loss is the mean of the
-        model's own over the K. A patch is attended to if all of its tokens are.
+        model's own over the K. A patch is attended to if all of its tokens are. NppkitError for inputs that have no patches.
         """
         if area(self.patch_size) == 1 or not self.training:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **inputs)
-        if input_ids is None:
-            raise NppkitError("patches need input_ids: embeddings alone do not say what to predict")
-        embeddings = self.patched(self.get_input_embeddings()(input_ids), group_embeddings)
-        if attention_mask is not None:
-            attention_mask = self.patched(attention_mask, lambda *of: group(*of).amin(-1))
-        items = inputs.pop("num_items_in_batch", None)
-        output = super().forward(inputs_embeds=embeddings, attention_mask=attention_mask, **inputs)
+            return super().forward(*args, **inputs)
+        inputs |= zip(self.by_place, args, strict=False)
+        ids, mask, labels, items = (inputs.pop(name, None) for name in GROUPED)
+        if ids is None or any(inputs.get(name) is not None for name in UNGROUPED):
+            raise NppkitError(f"patches are made of input_ids alone: give them, without {', '.join(UNGROUPED)}")
+        as_asked = inputs.pop("return_dict", None)
+        inputs["inputs_embeds"] = self.patched(self.get_input_embeddings()(ids), group_embeddings)
+        if mask is not None:
+            inputs["attention_mask"] = self.patched(mask, lambda *of: group(*of).amin(-1))
+        output = super().forward(**inputs, return_dict=True)
         if labels is not None:
-            output["loss"] = self.patch_loss(output.logits, labels, items)
-        return output
+            output = type(output)(loss=self.patch_loss(output.logits, labels, items), **output)
+        return output if (self.config.return_dict if as_asked is None else as_asked) else output.to_tuple()
+
+    def __reduce__(self) -> tuple:
+        """Pickled as the model's own class, which can be imported, and what `next_patch` makes of it."""
+        own = type(self).__bases__[1]
+        return next_patch, (own.__new__(own),), self.__dict__
 
     def patched(self, x: Tensor, of_tokens: Callable, of_prefix: Callable = lambda x: x) -> Tensor:
         """A sequence (B, N, ...) with patches in place of its tokens, but for the prefix."""
@@ -58,13 +70,14 @@ class NextPatch:
         return torch.cat([of_prefix(x[:, : self.prefix]), patches], 1)
 
     def patch_loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
-        """The model's own loss of logits (B, T, V), averaged over all labels (B, N) but those of the first patch.
+        """The model's own loss of logits (B, T, V), averaged over all labels (B, N) but those of the first place; 0 without any.
 
         items: how many tokens the Trainer divides by, over all devices and pieces of the batch.
         """
         K = area(self.patch_size)
-        targets = self.patched(labels, group_targets, lambda prefix: prefix[..., None].expand(-1, -1, K))  # (B, T, K)
-        scored = (targets[:, 1:] != IGNORED).sum()
+        once = (0, K - 1)  # a label of the prefix stands first, and K - 1 that are not scored behind it
+        targets = self.patched(labels, group_targets, lambda prefix: pad(prefix[..., None], once, value=IGNORED))  # (B, T, K)
+        scored = (targets[:, 1:] != IGNORED).sum().clamp(min=1)
         if items is not None:  # the same share of it as of this batch's tokens
             scored = items * scored / (labels[:, 1:] != IGNORED).sum()
         of = dict(logits=logits, vocab_size=logits.shape[-1], num_items_in_batch=scored)
@@ -78,7 +91,9 @@ def next_patch(model: PreTrainedModel, grid: Grid = (), prefix: int = 0) -> PreT
     """
     own = type(model)
     if not isinstance(model, NextPatch):  # a notebook's cell may run twice
-        model.__class__ = type(own.__name__, (NextPatch, own), {"__module__": own.__module__})
+        forward = wraps(own.forward)(lambda self, *args, **inputs: NextPatch.forward(self, *args, **inputs))
+        of = {"__module__": own.__module__, "forward": forward, "by_place": tuple(signature(own.forward).parameters)[1:]}
+        model.__class__ = type(own.__name__, (NextPatch, own), of)
     model.grid, model.prefix = grid, prefix
     return model
 

@@ -23,21 +23,26 @@ def transformer(model: nn.Module) -> nn.Module:
 def set_patch_size(model: nn.Module, patch_size: int) -> None:
     """Train LlamaGen's transformer at this patch side from now on. NppkitError if it does not divide the grid.
 
-    In training mode its token embeddings become those of all patches but the last, and its rotary table that of the patch grid.
+    In training mode its token embeddings become those of all patches but the last, and its layers are given the rotary table of
+    the patch grid. Its own table stays: in eval mode, and where LlamaGen samples, it is what it was.
     """
     own = transformer(model)
     if getattr(own, "patch_size", 0) == patch_size:
         return
     c, side = own.config, patches(square(own.config.block_size), patch_size)[0]
     table = rotary_table(side, c.dim // c.n_head, c.rope_base)
-    own.freqs_cis = torch.cat([table[:1].expand(c.cls_token_num, -1, -1), table[1:]]).to(own.output.weight.device)
+    table = torch.cat([table[:1].expand(c.cls_token_num, -1, -1), table[1:]]).to(own.output.weight.device)
 
     def regroup(embedding: nn.Module, inputs: tuple, x: Tensor) -> Tensor | None:
         return group_embeddings(x, patch_size)[:, :-1] if embedding.training else None
 
-    if hasattr(own, "patch_size"):
-        own.patch_hook.remove()
-    own.patch_hook, own.patch_size = own.tok_embeddings.register_forward_hook(regroup), patch_size
+    def turn(layer: nn.Module, inputs: tuple) -> tuple | None:
+        return (inputs[0], table[: inputs[0].shape[1]], *inputs[2:]) if layer.training else None
+
+    for hook in getattr(own, "patch_hooks", ()):
+        hook.remove()
+    own.patch_size, own.patch_hooks = patch_size, [own.tok_embeddings.register_forward_hook(regroup)]
+    own.patch_hooks += [layer.register_forward_pre_hook(turn) for layer in own.layers]
     torch.compiler.reset()  # because hooks are not among a compiled model's guards
 
 

@@ -79,3 +79,10 @@ def test_errors_name_the_axis(grid, window, words):
     """What does not fit is said with its axis and what would."""
     with pytest.raises(NppkitError, match=words):
         group(torch.zeros(1, int(np.prod(grid))), window, grid)
+
+
+def test_grid_of_other_tokens():
+    """A grid that the tokens do not fill is named, before einops is."""
+    for of in (group, group_embeddings):
+        with pytest.raises(NppkitError, match="27 tokens are not a 4 x 6 grid"):
+            of(torch.zeros(1, 27, 2), 2, (4, 6))

@@ -1,6 +1,7 @@
 """NPP in causal language models of transformers: their own loss at p = 1, patches of their own embeddings before."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_labels_that_are_not_scored(pair):
     torch.testing.assert_close(twice, output.loss / 2)
 
 
+@pytest.mark.parametrize("items", [None, 30, torch.tensor(30)])
+def test_nothing_scored(pair, items):
+    """No second patch, no label in one, no label at all: the loss is 0, and so are its gradients."""
+    _, ours = pair
+    ours.patch_size = (4,)
+    ids, first = batch(), batch()
+    first[:, 4:] = -100
+    for x, labels in ((ids[:, :4], ids[:, :4]), (ids, first), (ids, torch.full_like(ids, -100))):
+        ours.zero_grad()
+        loss = ours(input_ids=x, labels=labels, num_items_in_batch=items).loss
+        loss.backward()
+        assert loss == 0 and all(weight.grad is None or not weight.grad.any() for weight in ours.parameters())
+
+
 def test_padded_patches_are_not_attended_to(pair):
     """What stands in a padded place changes nothing."""
     _, ours = pair
@@ -100,21 +115,31 @@ def test_image_behind_a_text(pair):
     model.patch_size = (2, 3)
     embed, image = own.get_input_embeddings(), ids[:, 3:].view(3, 2, 2, 2, 3).transpose(2, 3).reshape(3, 4, 6)
     logits = own(inputs_embeds=torch.cat([embed(ids[:, :3]), embed(image).mean(2)], 1)).logits[:, :-1]
-    targets = torch.cat([ids[:, 1:3, None].expand(-1, -1, 6), image], 1)
-    expected = F.cross_entropy(logits[:, :, None].expand(-1, -1, 6, -1).flatten(0, 2), targets.flatten())
-    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)
+    text, windows = logits[:, :2].flatten(0, 1), logits[:, 2:, None].expand(-1, -1, 6, -1).flatten(0, 2)
+    expected = F.cross_entropy(torch.cat([text, windows]), torch.cat([ids[:, 1:3].flatten(), image.flatten()]))
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)  # each of the 26 labels counts once
     model.patch_size = (3, 3)
     with pytest.raises(NppkitError, match="patch_size 3 does not divide the 4 x 6 grid along h"):
         model(input_ids=ids, labels=ids)
+    for prefix in (2, 5, 30):
+        with pytest.raises(NppkitError, match="tokens are not a 4 x 6 grid"):
+            next_patch(model, grid=(4, 6), prefix=prefix)(input_ids=ids, labels=ids)
+    text, model.patch_size = next_patch(model, prefix=27), (4,)
+    torch.testing.assert_close(text(input_ids=ids, labels=ids).loss, own(input_ids=ids, labels=ids).loss)
 
 
 class Texts(Dataset):
+    """Twelve texts; the labels of the last `unscored` are all -100."""
+
+    def __init__(self, unscored=0):
+        self.ids, self.labels = batch(12), batch(12)
+        self.labels[12 - unscored :] = -100
+
     def __len__(self):
         return 12
 
     def __getitem__(self, i):
-        ids = batch(12)[i]
-        return {"input_ids": ids, "labels": ids}
+        return {"input_ids": self.ids[i], "labels": self.labels[i]}
 
 
 def lengths_of_training(model, folder, **changes):
@@ -142,6 +167,18 @@ def test_trainer_follows_the_schedule(pair, tmp_path):
         torch.testing.assert_close(same[name], value)
 
 
+def test_trainer_with_a_piece_that_is_not_scored(pair, tmp_path):
+    """Three of twelve pieces of a Trainer's batch have no label: the loss is the mean over the labels of the others."""
+    _, model = pair
+    model.patch_size = (4,)
+    texts = Texts(unscored=3)
+    expected = model(input_ids=texts.ids, labels=texts.labels).loss.item()
+    arguments = dict(max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=12, learning_rate=0.0)
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, **arguments)
+    trainer = transformers.Trainer(model, arguments, train_dataset=texts)
+    assert trainer.train().training_loss == pytest.approx(expected, rel=0.05)  # of 24 labels a Trainer may count the first
+
+
 def test_saved_and_generated_as_before(pair, tmp_path):
     """A model that trained on patches is saved under its own name and generates like the one it was."""
     own, ours = pair
@@ -149,8 +186,48 @@ def test_saved_and_generated_as_before(pair, tmp_path):
     ours.save_pretrained(tmp_path)
     again = type(own).from_pretrained(tmp_path)
     assert again.config.architectures == [type(own).__name__]
-    options = dict(max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert torch.equal(again.eval().generate(batch(), **options), ours.eval().generate(batch(), **options))
+    padded = torch.ones(3, N, dtype=torch.long)
+    padded[0, :9] = 0
+    options = dict(max_new_tokens=5, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+    for mask in (None, padded):
+        a, b = (model.eval().generate(batch(), attention_mask=mask, **options) for model in (again, ours))
+        assert torch.equal(a.sequences, b.sequences) and torch.equal(torch.stack(a.logits), torch.stack(b.logits))
+
+
+def test_pickled(pair, tmp_path):
+    """torch.save keeps a model with its patch size, grid and prefix, as it keeps the one it was."""
+    model = next_patch(pair[1], grid=(4, 6), prefix=3)
+    for model.patch_size in (1, (2, 3)):
+        torch.save(model, tmp_path / "model.pt")
+        again = torch.load(tmp_path / "model.pt", weights_only=False)
+        ids = batch(length=3 + 24)
+        assert again.patch_size == model.patch_size
+        assert torch.equal(again(input_ids=ids, labels=ids).loss, model(input_ids=ids, labels=ids).loss)
+
+
+def test_called_as_the_model_is(pair):
+    """Its signature, arguments by place, and tuples with the loss in front, whether the patch size is 1 or not."""
+    own, ours = pair
+    ids, mask = batch(), torch.ones(3, N, dtype=torch.long)
+    mask[0, 20:] = 0
+    names = list(inspect.signature(own.forward).parameters)
+    assert list(inspect.signature(ours.forward).parameters) == names
+    by_place = [dict(input_ids=ids, attention_mask=mask).get(name) for name in names[:3]]
+    for model, patch_size in ((own, 1), (ours, 1), (ours, (4,))):
+        model.patch_size = patch_size
+        named = model(input_ids=ids, attention_mask=mask, labels=ids)
+        for loss, logits, *_ in (model(*by_place, labels=ids, return_dict=False), named.to_tuple()):
+            assert torch.equal(loss, named.loss) and torch.equal(logits, named.logits)
+
+
+@pytest.mark.parametrize("name", ["inputs_embeds", "position_ids", "token_type_ids", "shift_labels"])
+def test_inputs_that_cannot_be_grouped(pair, name):
+    """What else is given for each token is refused by name."""
+    _, ours = pair
+    ours.patch_size = (4,)
+    for inputs in (dict(input_ids=batch()), {}):
+        with pytest.raises(NppkitError, match=f"input_ids alone.*{name}"):
+            ours(**inputs, labels=batch(), **{name: batch()})
 
 
 def test_schedule_of_a_model_without_patches(pair):

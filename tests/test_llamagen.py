@@ -99,12 +99,16 @@ def test_golden_vectors(model):
 
 def test_patch_size_one_is_llamagens_own(model):
     """At p = 1 the loss is what the script computed before, and in eval mode the model is untouched at any p."""
-    _, codes, labels = batch()
-    own = model(cond_idx=labels, idx=codes[:, :-1], targets=codes)[1]
-    set_patch_size(model, 1)
-    torch.testing.assert_close(npp_loss(model, codes, labels), own, rtol=0, atol=1e-6)
-    set_patch_size(model, 2)
-    assert model.eval().tok_embeddings(codes).shape[1] == 64
+    vectors, codes, labels = batch()
+    own, own_logits = model(cond_idx=labels, idx=codes[:, :-1], targets=codes)[1], model.eval()(cond_idx=labels, idx=codes)[0]
+    for p in (1, 2, 8):
+        set_patch_size(model.train(), p)
+        if p == 1:
+            torch.testing.assert_close(npp_loss(model, codes, labels), own, rtol=0, atol=1e-6)
+        npp_loss(model, codes, labels)
+        assert torch.equal(model.eval()(cond_idx=labels, idx=codes)[0], own_logits), p
+        model.freqs_cis = rotary_table(8, 16)  # as LlamaGen's setup_caches does before it samples
+        assert golden.relative_error(npp_loss(model.train(), codes, labels).item(), vectors[f"ps{p}/loss"]) < 1e-4, p
 
 
 def test_wrapped_and_compiled():
