@@ -3,8 +3,6 @@
 The N tokens of an image are a G x G grid unless a grid is given, e.g. (16, 24), (1024,) for a text, (8, 16, 16) for a video.
 """
 
-from math import prod
-
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -12,8 +10,6 @@ from torch import Tensor
 from nppkit import window
 from nppkit.errors import NppkitError
 from nppkit.window import AXES, Grid, Window
-
-INTEGER_DTYPES = ("torch.int64", "torch.int32", "torch.int16", "torch.uint8", "torch.uint16")
 
 
 def patch_grid(num_tokens: int, patch_size: int) -> int:
@@ -26,11 +22,13 @@ def patch_grid(num_tokens: int, patch_size: int) -> int:
 
 
 def axes_of(num_tokens: int, patch_size: Window, grid: Grid = ()) -> tuple[str, str, str, dict[str, int]]:
-    """einops' names of the tokens, the patches and the places in a window, and the lengths; two axes: h p_h w p_w."""
-    grid = grid or window.square(num_tokens)
-    if prod(grid) != num_tokens:
-        shape = " x ".join(map(str, grid))
-        raise NppkitError(f"{num_tokens} tokens are not a {shape} grid: give theirs, and the prefix if one stands before them")
+    """einops' names of the tokens, the patches and the places in a window, and the lengths; two axes: h p_h w p_w.
+
+    NppkitError for a grid or a window that is none, a window that does not divide the grid, or tokens that do not fill it.
+    """
+    grid = window.as_grid(grid or window.square(num_tokens))
+    if num_tokens != (area := window.area(grid)):
+        raise NppkitError(f"{num_tokens} tokens do not fill the {' x '.join(map(str, grid))} grid: give its {area} alone")
     counts, lengths = window.patches(grid, patch_size), window.sides(patch_size, grid)
     names = AXES[-len(grid) :]
     sizes = dict(zip(names, counts, strict=True)) | {f"p_{a}": p for a, p in zip(names, lengths, strict=True)}
@@ -40,7 +38,7 @@ def axes_of(num_tokens: int, patch_size: Window, grid: Grid = ()) -> tuple[str, 
 def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """The K tokens of each window side by side, (B, N, ...) -> (B, N / K, K, ...), windows and places in raster order.
 
-    NppkitError names the axis of the grid that the window does not divide.
+    NppkitError names the axis of the grid that the window does not divide, or the number of tokens that the grid does not have.
 
     >>> import torch
     >>> group(torch.arange(8).view(1, 8), (2,), grid=(8,))[0].tolist()  # a text
@@ -70,7 +68,7 @@ def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
 
 
 def group_targets(codes: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
-    """The K codes that each patch is scored on, (B, N) -> (B, N / K, K) (Eq. 2). Codes stay integers.
+    """The K codes that each patch is scored on, (B, N) -> (B, N / K, K) int64 (Eq. 2).
 
     NppkitError for codes that are not integers, and as `group`.
 
@@ -78,15 +76,25 @@ def group_targets(codes: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     >>> group_targets(torch.arange(16).view(1, 16), 2)[0].tolist()
     [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     """
-    if str(codes.dtype) not in INTEGER_DTYPES:
-        raise NppkitError(f"codes are {codes.dtype}: they must be integers (bf16 alters 93 % of 14-bit codes)")
-    return group(codes, patch_size, grid)
+    return group(integers(codes, "codes"), patch_size, grid)
 
 
-def require_range(values: Tensor, count: int, name: str) -> None:
-    """NppkitError unless all integers are in 0 ... count - 1. A GPU is waited for: call it once a batch, outside of graphs."""
-    if values.device.type == "meta" or torch.compiler.is_compiling() or not values.numel():
-        return
+def integers(values: Tensor, name: str) -> Tensor:
+    """Integers of any type as int64. NppkitError for others."""
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise NppkitError(f"{name} are {values.dtype}: they must be integers (bf16 alters 93 % of 14-bit codes)")
+    return values.long()
+
+
+def require_range(values: Tensor, count: int, name: str, wait: bool = True) -> Tensor:
+    """As `integers`, and NppkitError unless all are in 0 ... count - 1.
+
+    A GPU is waited for: call it once a batch, outside of graphs, or without `wait`, when it looks at a CPU's alone.
+    """
+    values, kind = integers(values, name), values.device.type
+    if kind == "meta" or not (wait or kind == "cpu") or torch.compiler.is_compiling() or not values.numel():
+        return values
     low, high = values.min().item(), values.max().item()
     if low < 0 or high >= count:
         raise NppkitError(f"{name} hold {low if low < 0 else high}: they must be from 0 to {count - 1}")
+    return values

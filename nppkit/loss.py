@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from nppkit.errors import NppkitError
 from nppkit.grouping import group_targets, require_range
 from nppkit.window import Grid, Window
 
@@ -11,18 +12,21 @@ from nppkit.window import Grid, Window
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over batch and patches of the mean cross-entropy against a patch's K codes (Eq. 2), in nats.
 
-    logits: (B, n, V), targets: (B, n, K) int64. One softmax serves all K targets, because
+    logits: (B, n, V), targets: (B, n, K) integers. One softmax serves all K targets, because
     mean_k CE(logits, t_k) = logsumexp(logits) - mean_k logits[t_k]: the logits are never repeated. With logits (B, n, K, V)
     each code has a prediction of its own (nppkit/patches.py).
-    K = 1 is the ordinary next-token loss. NppkitError for targets out of range, on a CPU.
+    K = 1 is the ordinary next-token loss. NppkitError for shapes that do not belong together, an empty batch, targets that are
+    not integers, or, on a CPU, out of range.
 
     >>> import torch
     >>> logits = torch.zeros(1, 4, 32)  # four patches, all 32 codes alike
     >>> round(patch_loss(logits, torch.zeros(1, 4, 9, dtype=torch.int64)).item(), 4)  # ln 32
     3.4657
     """
-    if targets.device.type == "cpu":
-        require_range(targets, logits.shape[-1], "targets")
+    places = targets.shape if logits.dim() == 4 else targets.shape[:-1]
+    if logits.shape[:-1] != places or not targets.numel():
+        raise NppkitError(f"logits {[*logits.shape]} and targets {[*targets.shape]} are no batch: group both at one patch size")
+    targets = require_range(targets, logits.shape[-1], "targets", wait=False)
     if logits.dim() == 4:  # K predictions of one code each
         logits, targets = logits.flatten(1, 2), targets.flatten(1)[..., None]
     logits = logits.float()
@@ -33,7 +37,7 @@ def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window,
     """The loss of one batch at a patch size: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
 
     model(codes, labels, patch_size) -> logits (B, N / K, V); codes: (B, N) integers, labels: (B,). grid: that of the codes; a
-    model with a `config.grid` knows its own, and without either N is a square.
+    model with a `config.grid` knows its own, and without either N is a square. NppkitError as `group_targets` and `patch_loss`.
 
     >>> import torch
     >>> from nppkit import GPT, GPTConfig

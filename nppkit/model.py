@@ -290,11 +290,14 @@ class GPT(nn.Module):
 
         (B, N / K, K, V) where `windows` hold a prediction for each place.
 
-        NppkitError for codes or labels out of range, on a CPU.
+        NppkitError for shapes that are not these, or codes or labels that are not integers or, on a CPU, out of range.
         """
-        if codes.device.type == "cpu":
-            require_range(codes, self.config.vocab_size, "codes")
-            require_range(labels, self.config.num_classes + 1, "labels")
+        if codes.dim() != 2 or labels.shape != codes.shape[:1] or not len(codes):
+            raise NppkitError(
+                f"codes {[*codes.shape]} and labels {[*labels.shape]} are no batch: give (B, N) and (B,), B above 0"
+            )
+        codes = require_range(codes, self.config.vocab_size, "codes", wait=False)
+        labels = require_range(labels, self.config.num_classes + 1, "labels", wait=False)
         embedded, K = self.tok_embeddings(codes), area(patch_size)
         window = self.windows[str(K)] if K > 1 and str(K) in self.windows else None
         if window:

@@ -6,6 +6,8 @@ sampling noise therefore do not depend on restarts, batch size or the number of 
 
 import numpy as np
 
+from nppkit.errors import NppkitError
+
 PERMUTATION, CROP, LABEL_DROPOUT, DROPOUT, SAMPLE_LABEL, SAMPLE_TOKEN, MOTION, LEVEL = range(8)  # streams
 
 
@@ -22,10 +24,12 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def hash64(*key: int | np.ndarray) -> np.ndarray:
-    """A uint64 hash of the key; arrays among its parts broadcast against each other."""
+    """A uint64 hash of the key; arrays among its parts broadcast against each other. NppkitError for what is not an integer."""
     state = np.uint64(0)
-    for part in key:
-        state = splitmix64(state ^ np.asarray(part).astype(np.uint64))
+    for part in map(np.asarray, key):
+        if part.dtype.kind not in "biu":
+            raise NppkitError(f"a key of random numbers holds {part.dtype}: seeds, indices and steps must be integers of 64 bits")
+        state = splitmix64(state ^ part.astype(np.uint64))
     return state
 
 

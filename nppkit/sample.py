@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -40,9 +41,11 @@ class SamplingConfig:
     shares: tuple[float, ...] = ()
 
     def __post_init__(self):
-        for name in ("cfg_scale", "temperature", "top_p"):
-            if not math.isfinite(getattr(self, name)):
-                raise NppkitError(f"{name} {getattr(self, name)} is not a number: 1 changes nothing")
+        whole = ("top_k", "cfg_interval", "seed")
+        for name in ("cfg_scale", "temperature", "top_p", *whole):
+            value, kind = getattr(self, name), Integral if name in whole else Real
+            if not (isinstance(value, kind) and math.isfinite(value)):
+                raise NppkitError(f"{name} {value!r} is not {'an integer' if name in whole else 'a number: 1 changes nothing'}")
         if self.temperature <= 0:
             raise NppkitError(f"temperature {self.temperature} must be above 0: 1 leaves the logits as they are")
         if not 0 < self.top_p <= 1:
@@ -82,6 +85,8 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
 
 def sample_labels(index: np.ndarray, num_classes: int, seed: int, shares: tuple[float, ...] = ()) -> np.ndarray:
     """Class labels (n,) of the samples with these indices (n,): a pure function of (seed, index), uniform or in these shares.
+
+    NppkitError for shares of another number of classes, or a seed or index that is not an integer.
 
     >>> sample_labels(np.arange(5), num_classes=10, seed=0).tolist() == sample_labels(np.arange(9), 10, 0)[:5].tolist()
     True
@@ -132,22 +137,25 @@ def _begin(model: GPT, labels: Tensor, compiled: bool) -> tuple[Callable[[Tensor
 def decode_tokens(
     model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None, prefix: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Yield the codes (B,) of one grid cell after another, in raster order.
+    """Yield the codes (B,) of one grid cell after another, in raster order, of a model that is in eval mode.
 
     labels: (B,); index: (B,) sample indices that decide the noise, None for the most likely token each time;
-    prefix: (B, n) codes that are given and not drawn. NppkitError for logits that are not finite: no token comes of them;
-    on a GPU, which is not waited for at each token, at the end.
+    prefix: (B, n) codes that are given and not drawn. NppkitError for other shapes, values that are no integers or out of range,
+    and logits that are not finite: no token comes of them; on a GPU, which is not waited for at each token, at the end.
     """
     c, device = model.config, labels.device
-    require_range(labels, c.num_classes + 1, "labels")
+    for name, rows, axes in (("labels", labels, 1), ("index", index, 1), ("prefix", prefix, 2)):
+        if rows is not None and (np.ndim(rows) != axes or not 0 < len(rows) == len(labels)):
+            raise NppkitError(f"{name} {[*np.shape(rows)]} for labels {[*labels.shape]}: give one label or more, a row for each")
+    labels = require_range(labels, c.num_classes + 1, "labels")
     if prefix is not None:
-        require_range(prefix, c.vocab_size, "prefix codes")
+        prefix = require_range(prefix, c.vocab_size, "prefix codes")
     guided = config.cfg_scale != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, c.num_classes)])
     step, x = _begin(model, labels, config.compile)
     if index is not None:
-        u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, index[:, None], np.arange(c.block_size))
+        u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, np.asarray(index)[:, None], np.arange(c.block_size))
         u = torch.from_numpy(u).to(device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for position in range(c.block_size):
@@ -173,7 +181,9 @@ def _require(finite: Tensor, position: int) -> None:
 
 
 def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:
-    """Codes (B, N) int64 of one batch; arguments as in `decode_tokens` (Section 3.1: guidance, temperature 1).
+    """Codes (B, N) int64 of one batch; arguments and errors as in `decode_tokens` (Section 3.1: guidance, temperature 1).
+
+    A model in training mode is in eval mode meanwhile: dropout is off.
 
     >>> from nppkit import GPTConfig
     >>> model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4)).eval()
@@ -181,4 +191,8 @@ def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.n
     >>> tuple(sample_codes(model, labels, SamplingConfig(cfg_scale=2.0, seed=1), index).shape)
     (2, 16)
     """
-    return torch.stack(list(decode_tokens(model, labels, config, index)), 1)
+    was_training = model.training
+    try:
+        return torch.stack(list(decode_tokens(model.eval(), labels, config, index)), 1)
+    finally:
+        model.train(was_training)

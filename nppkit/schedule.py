@@ -7,6 +7,7 @@ is another matter.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Integral
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class Segment:
     """Epochs [start, end) trained at one patch size: a side, or a tuple with a length for each axis.
 
     coarse: the share of its steps that is expected at that size. Below 1 each step is drawn (`is_coarse`), the others are at 1.
+    NppkitError for a patch size that is none, or no epoch.
 
     >>> Segment(patch_size=2, start=0, end=150)
     Segment(patch_size=2, start=0, end=150)
@@ -29,6 +31,11 @@ class Segment:
     start: int
     end: int
     coarse: float = field(default=1.0, repr=False)
+
+    def __post_init__(self):
+        area(self.patch_size)  # is one
+        if self.end <= self.start:
+            raise NppkitError(f"a segment is empty (ends at {self.end}): use more epochs, fewer levels or another lambda")
 
     @property
     def shares(self) -> dict[Window, float]:
@@ -48,7 +55,7 @@ def parse_lambda(value: str | float | Fraction) -> Fraction:
 
 
 def ntp_segments(epochs: int) -> tuple[Segment, ...]:
-    """Next-token prediction: one segment at p = 1.
+    """Next-token prediction: one segment at p = 1. NppkitError without an epoch.
 
     >>> ntp_segments(300)
     (Segment(patch_size=1, start=0, end=300),)
@@ -57,7 +64,7 @@ def ntp_segments(epochs: int) -> tuple[Segment, ...]:
 
 
 def single_scale_segments(epochs: int, patch_size: Window, lam: str | float | Fraction) -> tuple[Segment, ...]:
-    """One patch size until lambda * T, then p = 1 (the ablations of Tables 2 and 3). NppkitError for an empty segment.
+    """One patch size until lambda * T, then p = 1 (the ablations of Tables 2 and 3). NppkitError as `multi_scale_segments`.
 
     >>> [(s.patch_size, s.end) for s in single_scale_segments(300, 4, "2/3")]
     [(4, 200), (1, 300)]
@@ -69,16 +76,16 @@ def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction, 
     """Coarse to fine: level l has p = 2**l and ends at int(T * lambda**l), l = levels - 1 ... 0 (Section 2, Table 4).
 
     Where the window of the coarsest level is given, each next level halves its axes until they are 1. NppkitError for less than
-    one level, too few to reach 1, a lambda outside (0, 1), or a segment without an epoch.
+    one level, too few to reach 1, a lambda outside (0, 1), a window that is none, or a segment without an epoch.
 
     >>> [(s.patch_size, s.end) for s in multi_scale_segments(300, levels=4, lam="1/2")]
     [(8, 37), (4, 75), (2, 150), (1, 300)]
     >>> [(s.patch_size, s.end) for s in multi_scale_segments(300, 3, "1/2", coarsest=(2, 4, 4))]
     [((2, 4, 4), 75), ((1, 2, 2), 150), (1, 300)]
     """
-    if levels < 1:
-        raise NppkitError(f"levels {levels} is below 1: use 1 for next-token prediction")
-    lam, last = parse_lambda(lam), levels - 1
+    if not isinstance(levels, Integral) or levels < 1:
+        raise NppkitError(f"levels {levels!r} is not a whole number above 0: use 1 for next-token prediction")
+    lam, last = parse_lambda(lam), int(levels) - 1
     windows = [halved(coarsest or 2**last, times) for times in range(levels)]
     if area(windows[-1]) != 1:
         raise NppkitError(f"levels {levels} end at patch size {windows[-1]}, not at 1: use more levels or a smaller window")
@@ -88,7 +95,7 @@ def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction, 
 def drawn_segments(epochs: int, patch_size: Window, lam: str | float | Fraction) -> tuple[Segment, ...]:
     """No levels one after the other: each step's is drawn, coarse less and less often, for lambda of the steps in all.
 
-    Beyond the paper. One segment, so that the learning rate warms up and decays once. NppkitError as `parse_lambda`.
+    Beyond the paper. One segment, so that the learning rate warms up and decays once. NppkitError as `multi_scale_segments`.
 
     >>> cost_ratio(drawn_segments(300, 2, "1/2"))  # that of p = 2 until lambda * T
     0.625
@@ -108,10 +115,7 @@ def is_coarse(step: int | np.ndarray, segment: Segment, steps_per_epoch: int, se
 
 
 def _segments(patch_sizes: list[Window], ends: list[int]) -> tuple[Segment, ...]:
-    starts = [0, *ends[:-1]]
-    if any(end <= start for start, end in zip(starts, ends, strict=True)):
-        raise NppkitError(f"a segment is empty (epochs end at {ends}): use more epochs, fewer levels or another lambda")
-    return tuple(Segment(p, s, e) for p, s, e in zip(patch_sizes, starts, ends, strict=True))
+    return tuple(Segment(p, s, e) for p, s, e in zip(patch_sizes, [0, *ends[:-1]], ends, strict=True))
 
 
 def segment_at(step: int, segments: tuple[Segment, ...], steps_per_epoch: int) -> int:
@@ -149,7 +153,7 @@ def learning_rate(
     """Learning rate of one step: in every segment linear warm-up from 0, constant, linear decay to end_lr.
 
     The decay covers the last `decay_fraction` of the segment's steps, not rounded, so end_lr is
-    approached and not reached (Section 3.1). NppkitError past the end.
+    approached and not reached (Section 3.1); a base_lr below it is held. NppkitError past the end.
 
     >>> segments = multi_scale_segments(300, 2, "1/2")
     >>> [round(learning_rate(step, segments, 10, base_lr=1e-4), 7) for step in (0, 5, 100, 1499, 1505)]
@@ -162,7 +166,7 @@ def learning_rate(
     if s < warmup:
         return base_lr * s / warmup
     if s > total - tail:
-        return base_lr + (end_lr - base_lr) * (s - (total - tail)) / tail
+        return base_lr + (min(end_lr, base_lr) - base_lr) * (s - (total - tail)) / tail
     return base_lr
 
 

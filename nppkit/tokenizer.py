@@ -175,7 +175,7 @@ class VQModel(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Images (B, 3, S, S), about [-1, 1], of codes (B, N). NppkitError for codes beyond the codebook."""
-        require_range(codes, self.config.codebook_size, "codes")
+        codes = require_range(codes, self.config.codebook_size, "codes")
         side = int(codes.shape[1] ** 0.5)
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes.unflatten(1, (side, side)))))
 

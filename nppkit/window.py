@@ -4,6 +4,7 @@ A patch size is a number, the side p of a square window on a grid of two axes, o
 """
 
 from math import isqrt, prod
+from numbers import Integral
 
 from nppkit.errors import NppkitError
 
@@ -13,12 +14,12 @@ Grid = tuple[int, ...]
 
 
 def area(patch_size: Window) -> int:
-    """K, the tokens of a window.
+    """K, the tokens of a window. NppkitError for lengths that are not whole numbers above 0.
 
     >>> area(2), area((4,)), area((2, 2, 2))
     (4, 4, 8)
     """
-    return patch_size**2 if isinstance(patch_size, int) else prod(patch_size)
+    return prod(as_grid(patch_size, "patch_size"))
 
 
 def of_side(side: Window, grid: Grid) -> Window:
@@ -27,7 +28,7 @@ def of_side(side: Window, grid: Grid) -> Window:
     >>> of_side(4, (16, 16)), of_side(4, (128,)), of_side(2, (8, 16, 16))
     (4, (4,), (2, 2, 2))
     """
-    return side if len(grid) == 2 or not isinstance(side, int) else (side,) * len(grid)
+    return side if len(grid) == 2 or not isinstance(side, Integral) else (side,) * len(grid)
 
 
 def halved(patch_size: Window, times: int) -> Window:
@@ -36,9 +37,8 @@ def halved(patch_size: Window, times: int) -> Window:
     >>> halved((2, 4, 4), 1), halved((2, 4, 4), 2), halved(8, 2)
     ((1, 2, 2), (1, 1, 1), 2)
     """
-    if isinstance(patch_size, int):
-        return max(1, patch_size >> times)
-    return tuple(max(1, p >> times) for p in patch_size)
+    window = tuple(max(1, p >> times) for p in as_grid(patch_size, "patch_size"))
+    return window[0] if isinstance(patch_size, Integral) else window
 
 
 def square(num_tokens: int) -> Grid:
@@ -49,25 +49,30 @@ def square(num_tokens: int) -> Grid:
     return side, side
 
 
-def as_grid(grid_size: int | Grid) -> Grid:
-    """The lengths of a grid's axes, where a number G stands for an image's G x G.
+def as_grid(lengths: int | Grid, name: str = "grid") -> Grid:
+    """The lengths of a grid's or a window's axes, where a number G stands for an image's G x G.
+
+    NppkitError, with the name, unless they are whole numbers above 0.
 
     >>> as_grid(16), as_grid((1024,))
     ((16, 16), (1024,))
     """
-    return (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
+    axes = tuple(lengths) if hasattr(lengths, "__iter__") else (lengths, lengths)
+    if not axes or not all(isinstance(n, Integral) and n > 0 for n in axes):
+        raise NppkitError(f"{name} {lengths!r} must be of whole numbers above 0: give one, or one for each axis")
+    return tuple(int(n) for n in axes)
 
 
 def sides(patch_size: Window, grid: Grid) -> Grid:
-    """The window's length along each axis of the grid. NppkitError for another number of axes."""
-    alike = isinstance(patch_size, int) and (len(grid) == 2 or patch_size == 1)
-    window = (patch_size,) * len(grid) if alike else patch_size
+    """The window's length along each axis of the grid. NppkitError for another number of axes, and as `area`."""
+    window = as_grid(patch_size, "patch_size")
+    window = window if prod(window) > 1 else (1,) * len(grid)
     if not 1 <= len(grid) <= len(AXES):
         raise NppkitError(f"grid {grid} has {len(grid)} axes: give one (text), two (images) or three (video)")
-    if isinstance(window, int) or len(window) != len(grid):
+    if len(window) != len(grid):
         names = ", ".join(AXES[-len(grid) :])
         raise NppkitError(f"patch_size {patch_size} does not fit the axes {names}: give a number for each")
-    return tuple(window)
+    return window
 
 
 def patches(grid: Grid, patch_size: Window) -> Grid:
@@ -78,7 +83,7 @@ def patches(grid: Grid, patch_size: Window) -> Grid:
     """
     window = sides(patch_size, grid)
     for axis, length, p in zip(AXES[-len(grid) :], grid, window, strict=True):
-        if p < 1 or length % p:
+        if length % p:
             shape = " x ".join(map(str, grid))
             raise NppkitError(f"patch_size {p} does not divide the {shape} grid along {axis}: use a divisor of {length}")
     return tuple(length // p for length, p in zip(grid, window, strict=True))

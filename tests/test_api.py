@@ -59,3 +59,20 @@ def test_codes_and_labels_out_of_range(bad):
         for call in functions:
             with pytest.raises(NppkitError, match=rf"^{name} hold {bad}: they must be from 0 to (31|10)$"):
                 call()
+
+
+def test_integers_are_asked_for_by_name():
+    """Whatever reads codes or labels says which of them are no integers."""
+    model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4)).eval()
+    vq = VQModel(VQConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=32, norm_groups=4))
+    codes, labels = torch.zeros(1, 16, dtype=torch.int64), torch.tensor([3])
+    calls = {
+        "codes": [lambda: model(codes.float(), labels), lambda: vq.decode(codes.float())],
+        "labels": [lambda: model(codes, labels.float()), lambda: sample_codes(model, labels.float(), SamplingConfig())],
+        "targets": [lambda: patch_loss(torch.zeros(1, 16, 32), codes[..., None].float())],
+        "prefix codes": [lambda: next(decode_tokens(model, labels, SamplingConfig(), prefix=codes.float()))],
+    }
+    for name, functions in calls.items():
+        for call in functions:
+            with pytest.raises(NppkitError, match=f"^{name} are torch.float32: they must be integers"):
+                call()

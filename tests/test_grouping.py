@@ -8,6 +8,10 @@ import torch
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group, group_embeddings, group_targets, patch_grid
+from nppkit.loss import npp_loss
+from nppkit.model import GPT, GPTConfig
+from nppkit.sample import SamplingConfig, sample_codes
+from nppkit.window import area, halved, of_side
 
 
 def test_windows_are_two_dimensional():
@@ -35,12 +39,25 @@ def test_patch_size_one_is_the_identity():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_codes_must_be_integers(dtype):
     """Float codes are refused: a cast has altered them already."""
-    with pytest.raises(NppkitError, match="integers"):
+    with pytest.raises(NppkitError, match=r"codes are .*integers"):
         group_targets(torch.zeros(1, 16, dtype=dtype), 2)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_codes_of_any_integers(dtype):
+    """Codes and labels may be of every integer type, a CodeStore's uint16 among them: the loss is that of int64."""
+    model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4, dropout=0.0))
+    torch.nn.init.normal_(model.output.weight)
+    codes, labels = torch.arange(32).view(2, 16), torch.tensor([3, 7])
+    other, of = codes.to(getattr(torch, dtype)), labels.to(getattr(torch, dtype))
+    assert torch.equal(group_targets(other, 2), group_targets(codes, 2))
+    assert npp_loss(model, other, of, 2) == npp_loss(model, codes, labels, 2)
+    assert torch.equal(sample_codes(model, of, SamplingConfig()), sample_codes(model, labels, SamplingConfig()))
+
+
 @pytest.mark.parametrize(
-    ("tokens", "patch_size", "word"), [(15, 1, "square"), (16, 3, "divide"), (16, 8, "divide"), (16, 0, "divide")]
+    ("tokens", "patch_size", "word"),
+    [(15, 1, "square"), (16, 3, "divide"), (16, 8, "divide"), (16, 0, "patch_size 0"), (16, 2.0, "patch_size 2.0")],
 )
 def test_bad_grid(tokens, patch_size, word):
     """A grid that is not square, or that the patch side does not divide, is named."""
@@ -73,6 +90,10 @@ def test_windows_on_any_grid(grid, window):
         ((8,), 4, "patch_size 4 does not fit the axes w: give a number for each"),
         ((8, 4, 4), (2, 2), r"patch_size \(2, 2\) does not fit the axes t, h, w: give a number for each"),
         ((2, 2, 2, 2), (2, 2, 2, 2), "has 4 axes"),
+        ((4, 4), (2, 0), r"patch_size \(2, 0\) .* whole numbers above 0"),
+        ((4, 4), (2, 2.0), r"patch_size \(2, 2.0\) .* whole numbers above 0"),
+        ((4, 4), "2", "patch_size '2' .* whole numbers above 0"),
+        ((4, 4.0), 2, r"grid \(4, 4.0\) .* whole numbers above 0"),
     ],
 )
 def test_errors_name_the_axis(grid, window, words):
@@ -81,8 +102,18 @@ def test_errors_name_the_axis(grid, window, words):
         group(torch.zeros(1, int(np.prod(grid))), window, grid)
 
 
-def test_grid_of_other_tokens():
-    """A grid that the tokens do not fill is named, before einops is."""
-    for of in (group, group_embeddings):
-        with pytest.raises(NppkitError, match="27 tokens are not a 4 x 6 grid"):
-            of(torch.zeros(1, 27, 2), 2, (4, 6))
+@pytest.mark.parametrize("call", [group, group_embeddings])
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("tokens", [15, 17])
+def test_tokens_must_fill_the_grid(call, patch_size, tokens):
+    """A class token that was left in, or a token too few, is said at every patch size."""
+    with pytest.raises(NppkitError, match=f"^{tokens} tokens do not fill the 4 x 4 grid: .* 16"):
+        call(torch.randn(2, tokens, 8), patch_size, (4, 4))
+
+
+def test_numbers_of_other_libraries():
+    """NumPy's integers are integers, and a grid may be the G of G x G, as in a GPTConfig."""
+    codes, two = torch.arange(16).view(1, 16), np.int64(2)
+    for patch_size, grid in [(two, (4, 4)), ((two, two), ()), (2, 4), (2, two + 2), (2, [4, two + 2])]:
+        assert torch.equal(group_targets(codes, patch_size, grid), group_targets(codes, 2))
+    assert [area(two), of_side(two, (4,)), halved(two, 1)] == [4, (2,), 1]

@@ -1,8 +1,12 @@
 """The patch loss (Eq. 2)."""
 
+import re
+
+import pytest
 import torch
 import torch.nn.functional as F
 
+from nppkit.errors import NppkitError
 from nppkit.loss import npp_loss, patch_loss
 from nppkit.model import GPT, GPTConfig
 
@@ -53,3 +57,29 @@ def test_a_models_own_grid_decides_the_targets():
     own, square = npp_loss(model, codes, labels, 2), npp_loss(model.forward, codes, labels, 2)
     assert own == npp_loss(model.forward, codes, labels, 2, (8, 32)) == npp_loss(model, codes, labels, 2, (8, 32))
     assert abs(own - square) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [
+        ((2, 16, 32), (2, 1, 64)),  # grouped at another patch size
+        ((2, 16, 32), (1, 16, 4)),  # of one image for two
+        ((2, 16, 32), (2, 15, 4)),
+        ((2, 16, 32), (2, 16)),  # not grouped
+        ((2, 4, 2, 32), (2, 8, 1)),
+        ((2, 4, 4, 32), (2, 4, 2)),
+        ((0, 16, 32), (0, 16, 4)),  # nothing to take a mean of
+        ((2, 16, 32), (2, 16, 0)),
+    ],
+)
+def test_shapes_that_do_not_belong_together(logits, targets):
+    """Targets are never broadcast: both shapes are named."""
+    with pytest.raises(NppkitError, match=re.escape(f"logits {[*logits]} and targets {[*targets]}")):
+        patch_loss(torch.zeros(logits), torch.zeros(targets, dtype=torch.int64))
+
+
+def test_flat_logits():
+    """The patches of all images in one row, as some models return them, have the same loss."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5, 4))
+    assert patch_loss(logits.flatten(0, 1), targets.flatten(0, 1)) == patch_loss(logits, targets)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import golden
 import pytest
@@ -14,6 +15,7 @@ from nppkit.errors import NppkitError
 from nppkit.loss import npp_loss
 from nppkit.machine.devices import autocast, rounded
 from nppkit.model import GPT, MODELS, GPTConfig, KVCache, RMSNorm, StaticKVCache, count_parameters, rotary_table, rotate
+from nppkit.patches import make_windows
 from nppkit.training.config import TrainingConfig
 
 TINY = GPTConfig(dim=32, n_layer=2, n_head=4, vocab_size=24, num_classes=5, grid_size=4, multiple_of=8)
@@ -325,6 +327,9 @@ def test_norm_eps():
         (dict(dim=30, n_head=4), r"dim 30 / n_head 4: a head needs a multiple of 4"),
         (dict(dim=24, n_head=4), r"dim 24 / n_head 4: a head needs a multiple of 4"),
         (dict(n_head=12, n_kv_head=5), r"n_kv_head 5 does not divide n_head 12"),
+        (dict(grid_size=0), r"grid 0 .* whole numbers above 0"),
+        (dict(grid_size=()), r"grid \(\) .* whole numbers above 0"),
+        (dict(grid_size=16.0), r"grid 16.0 .* whole numbers above 0"),
     ],
 )
 def test_bad_configuration(values, message):
@@ -337,3 +342,22 @@ def test_bad_patch_size():
     """A patch side that does not divide the grid is refused before anything is computed."""
     with pytest.raises(NppkitError, match="patch_size 3 does not divide the 4 x 4 grid"):
         gpt()(*batch(), 3)
+
+
+@pytest.mark.parametrize("kind", ["mean", "offset"])
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_codes_of_another_grid(patch_size, kind):
+    """Codes of a smaller picture are refused at every patch size: the model would place them in rows of its own grid."""
+    model, (codes, labels) = gpt(), batch()
+    model.windows = make_windows(kind, [patch_size], TINY.dim)
+    with pytest.raises(NppkitError, match=r"^4 tokens do not fill the 4 x 4 grid"):
+        model(codes[:, :4], labels, patch_size)
+
+
+def test_no_batch():
+    """Codes without labels of their own, or no codes at all, are named with their shapes."""
+    model, (codes, labels) = gpt(), batch()
+    for few, of in [(codes, labels[:1]), (codes, labels[:, None]), (codes[0], labels), (codes[:0], labels[:0])]:
+        words = re.escape(f"codes {[*few.shape]} and labels {[*of.shape]}")
+        with pytest.raises(NppkitError, match=words):
+            model(few, of)

@@ -257,6 +257,10 @@ def test_labels_that_are_not_dropped_stay(tmp_path):
         (dict(top_p=1.01), r"top_p 1.01 is outside"),
         (dict(top_k=-1), r"top_k -1 .* must not be negative"),
         (dict(cfg_scale=-0.5), r"cfg_scale -0.5 must not be negative"),
+        (dict(seed=1.9), r"seed 1.9 is not an integer"),
+        (dict(top_k=2.5), r"top_k 2.5 is not an integer"),
+        (dict(cfg_interval="2"), r"cfg_interval '2' is not an integer"),
+        (dict(temperature=None), r"temperature None is not a number"),
     ],
 )
 def test_bad_sampling_configuration(values, message):
@@ -313,3 +317,35 @@ def test_labels_follow_shares():
         sample_labels(np.arange(3), 3, 0, shares)
     with pytest.raises(NppkitError, match="1 together"):
         SamplingConfig(shares=(0.5, 0.6))
+
+
+def test_dropout_is_off_whatever_the_mode():
+    """A model in training mode draws what it draws in eval mode, and is in training mode afterwards, also after an error."""
+    model, config = gpt(), SamplingConfig(cfg_scale=2.0)
+    expected = sample_codes(model, LABELS, config, INDEX)
+    assert model.tok_dropout.p == 0.1 and not model.training
+    assert torch.equal(sample_codes(model.train(), LABELS, config, INDEX), expected)
+    assert all(module.training for module in model.modules())
+    with pytest.raises(NppkitError, match="not finite"):
+        sample_codes(model, LABELS, SamplingConfig(cfg_scale=1e39), INDEX)
+    assert all(module.training for module in model.modules())
+
+
+def test_index_and_prefix_belong_to_labels():
+    """One index for three labels would draw the same noise three times; a list of indices is as good as an array."""
+    model, config = gpt(), SamplingConfig()
+    assert torch.equal(sample_codes(model, LABELS[:3], config, [0, 1, 2]), sample_codes(model, LABELS[:3], config, INDEX[:3]))
+    for index in (np.array([0]), np.arange(4), np.zeros((3, 1), int), 0):
+        with pytest.raises(NppkitError, match=r"index .*for labels \[3\]"):
+            sample_codes(model, LABELS[:3], config, index)
+    with pytest.raises(NppkitError, match=r"prefix \[1, 2\] for labels \[3\]"):
+        next(decode_tokens(model, LABELS[:3], config, prefix=torch.zeros(1, 2, dtype=torch.int64)))
+    with pytest.raises(NppkitError, match=r"labels \[0\]: give one label or more"):
+        sample_codes(model, LABELS[:0], config, INDEX[:0])
+    none_given = torch.zeros(3, 0, dtype=torch.int64)
+    assert torch.equal(
+        torch.stack(list(decode_tokens(model, LABELS[:3], config, prefix=none_given)), 1), sample_codes(model, LABELS[:3], config)
+    )
+    for call in (lambda: sample_codes(model, LABELS[:1], config, [0.5]), lambda: sample_labels(INDEX, 5, seed=1.9)):
+        with pytest.raises(NppkitError, match=r"holds float64: .* must be integers"):
+            call()

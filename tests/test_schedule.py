@@ -8,6 +8,7 @@ import pytest
 
 from nppkit.errors import NppkitError
 from nppkit.schedule import (
+    Segment,
     cost_ratio,
     drawn_segments,
     ideal_cost_ratio,
@@ -94,6 +95,12 @@ def test_learning_rate_restarts_in_every_segment():
     assert rates[:50] == rates[50:]
 
 
+def test_a_rate_below_the_end_rate_is_held():
+    """What is already as low as the decay would end stays: it never rises."""
+    rates = [learning_rate(s, ntp_segments(20), 5, base_lr=1e-6) for s in range(100)]
+    assert set(rates[5:]) == {1e-6}
+
+
 def test_learning_rate_ends_with_the_schedule():
     """A step past the end is an error, not a number."""
     with pytest.raises(NppkitError, match="step 100"):
@@ -136,8 +143,37 @@ def test_levels_that_end_above_one():
 
 def test_empty_segment_is_refused():
     """More levels than the epochs can hold is an error."""
+    for epochs in (0, -3):
+        for make in (ntp_segments, lambda n: drawn_segments(n, 2, "1/2"), lambda n: Segment(2, 0, n)):
+            with pytest.raises(NppkitError, match="empty"):
+                make(epochs)
     with pytest.raises(NppkitError, match="empty"):
         multi_scale_segments(4, 4, "1/2")
+
+
+@pytest.mark.parametrize("p", [0, -2, 2.0, (0, 2), (2, 1.5), ()], ids=str)
+def test_patch_sizes_are_whole_numbers(p):
+    """Whatever makes a segment, or its cost, refuses a patch size that is none."""
+    for make in (single_scale_segments, drawn_segments):
+        with pytest.raises(NppkitError, match=r"patch_size .* whole numbers above 0"):
+            make(300, p, "1/2")
+    with pytest.raises(NppkitError, match=r"patch_size .* whole numbers above 0"):
+        ideal_cost_ratio([p, 1], "1/2")
+    if p:  # without it the side comes from the levels
+        with pytest.raises(NppkitError, match=r"patch_size .* whole numbers above 0"):
+            multi_scale_segments(300, 4, "1/2", coarsest=p)
+
+
+@pytest.mark.parametrize("levels", [0, -1, 2.0, "2", None])
+def test_levels_are_a_whole_number(levels):
+    """Next-token prediction is one level, and a fraction of one is none."""
+    with pytest.raises(NppkitError, match=r"levels .* use 1 for next-token prediction"):
+        multi_scale_segments(300, levels, "1/2")
+
+
+def test_integers_of_numpy():
+    """NumPy's integers make the segments that Python's do."""
+    assert multi_scale_segments(300, np.int64(3), "1/2", np.int64(4)) == multi_scale_segments(300, 3, "1/2")
 
 
 def test_segments_are_contiguous():
