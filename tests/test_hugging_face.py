@@ -122,7 +122,7 @@ def test_image_behind_a_text(pair):
     with pytest.raises(NppkitError, match="patch_size 3 does not divide the 4 x 6 grid along h"):
         model(input_ids=ids, labels=ids)
     for prefix in (2, 5, 30):
-        with pytest.raises(NppkitError, match="tokens are not a 4 x 6 grid"):
+        with pytest.raises(NppkitError, match="tokens do not fill the 4 x 6 grid"):
             next_patch(model, grid=(4, 6), prefix=prefix)(input_ids=ids, labels=ids)
     text, model.patch_size = next_patch(model, prefix=27), (4,)
     torch.testing.assert_close(text(input_ids=ids, labels=ids).loss, own(input_ids=ids, labels=ids).loss)
