@@ -1,4 +1,7 @@
-"""The one exception that nppkit raises for bad input."""
+"""The one exception that nppkit raises for bad input, and a check of the sizes of models."""
+
+from dataclasses import fields
+from typing import Any
 
 
 class NppkitError(ValueError):
@@ -11,6 +14,14 @@ class NppkitError(ValueError):
     """
 
     status = 1  # of a command that ends with it
+
+
+def require_kinds(sizes: Any) -> None:
+    """NppkitError for the first int or bool of a dataclass that is another kind of value, or below both 1 and its default."""
+    for f in fields(sizes):
+        value = getattr(sizes, f.name)
+        if f.type in (int, bool) and (type(value) is not f.type or value < min(1, f.default)):
+            raise NppkitError(f"{f.name} {value!r} is no {f.type.__name__}, or too small: its default is {f.default}")
 
 
 class Diverged(NppkitError):

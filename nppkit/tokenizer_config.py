@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, require_kinds
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Everything that decides the tokenizer's weights and its output. NppkitError unless norm_groups divides ch.
+    """Everything that decides the tokenizer's weights and its output. NppkitError for sizes that make none.
 
     ch_mult: width of each resolution in units of ch, the finest first; every further one halves the image's side.
 
@@ -25,6 +25,7 @@ class VQConfig:
     gray: bool = False  # decoded images have three equal channels, the mean of the decoder's
 
     def __post_init__(self):
+        require_kinds(self)
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # a list when read from YAML or JSON
         if self.ch % self.norm_groups:
             raise NppkitError(f"tokenizer ch {self.ch} is not a multiple of norm_groups {self.norm_groups}")

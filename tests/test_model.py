@@ -325,6 +325,14 @@ def test_norm_eps():
         (dict(dim=30, n_head=4), r"dim 30 / n_head 4: a head needs a multiple of 4"),
         (dict(dim=24, n_head=4), r"dim 24 / n_head 4: a head needs a multiple of 4"),
         (dict(n_head=12, n_kv_head=5), r"n_kv_head 5 does not divide n_head 12"),
+        (dict(n_head=0), "n_head 0 is no int, or too small"),
+        (dict(n_kv_head=-1), "n_kv_head -1 is no int, or too small"),
+        (dict(n_layer=1.5), "n_layer 1.5 is no int"),
+        (dict(vocab_size=True), "vocab_size True is no int"),
+        (dict(grid_size=-4), r"grid_size -4: give lengths above 0"),
+        (dict(grid_size=(4, 0)), r"grid_size \(4, 0\): give lengths above 0"),
+        (dict(dropout=1.0), r"dropout 1.0 is not in \[0, 1\)"),
+        (dict(rope_base=0), r"rope_base 0 is not above 0"),
     ],
 )
 def test_bad_configuration(values, message):
