@@ -16,7 +16,7 @@ from snakemake.logging import logger
 
 from nppkit import errors
 from nppkit.jobs import slurm, targets
-from nppkit.study import graph, presets
+from nppkit.study import graph, presets, protocol
 
 # The launcher says what begins, what is done, and in one line why a job failed; Snakemake's words for the same go.
 SAID = ("Select jobs to execute", "Execute ", "RuleException:\nCalledProcessError", "WorkflowError:\nAt least one job")
@@ -25,6 +25,7 @@ logger.addFilter(lambda record: not record.getMessage().startswith(SAID))
 try:
     PRESET = presets.load_preset(config.get("preset", "demo"))
     JOBS = graph.graph(PRESET)
+    protocol.questions(PRESET)  # refuses one that no run will answer
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
 LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run --with-parent {shlex.quote(config.get('preset', 'demo'))} {{}}"

@@ -59,6 +59,11 @@ def remedy(error: Exception) -> str:
     return "mend that, and the same command goes on"
 
 
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or, where it says nothing, its kind."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut. Its

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import home, located, read_json, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, located, read_json, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.tokenizer import VQModel
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
@@ -95,7 +95,7 @@ def _download(release: Release, path: Path) -> Path:
         found = Path(hf_hub_download(release.repo, release.file, local_dir=path.parent))
         expected = get_hf_file_metadata(hf_hub_url(release.repo, release.file)).etag  # of a large file its sha256
     except Exception as error:  # OSError, or of the HTTP library, which changes with the hub client's version
-        raise NppkitError(f"{path} cannot be downloaded ({_first_line(error)}): {remedy}") from None
+        raise NppkitError(f"{path} cannot be downloaded ({first_line(error)}): {remedy}") from None
     if sha256(found) != expected:
         found.unlink()
         raise NppkitError(f"{path} was downloaded with another sha256 than the hub states, {expected}: fetch it again")
@@ -132,7 +132,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise NppkitError(f"{path} is damaged ({_first_line(error)}): make it again or get it again") from None
+        raise NppkitError(f"{path} is damaged ({first_line(error)}): make it again or get it again") from None
 
 
 def _unpickle(path: Path) -> object:
@@ -145,10 +145,6 @@ def _unpickle(path: Path) -> object:
         damage = f"is no weights file, or damaged ({type(error).__name__})"
         reason = f"holds {refused[1]}, which could run code, and was refused" if refused else damage
         raise NppkitError(f"{path} {reason}: get it from its publisher") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:

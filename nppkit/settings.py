@@ -54,6 +54,7 @@ Positive = Annotated[Int, Field(gt=0, lt=LIMIT)]
 Number = Annotated[Float, Field(ge=0, lt=LIMIT, allow_inf_nan=False)]
 Above0 = Annotated[Float, Field(gt=0, lt=LIMIT, allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1, allow_inf_nan=False)]
+Below1 = Annotated[Share, Field(lt=1)]
 Real = Annotated[Any, AfterValidator(_that(_real, "is not a number from 0 to 2^31"))]  # an int or a float, as it was written
 Name = Annotated[str, AfterValidator(named(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "cannot name a folder: use letters, digits, _ and -"))]
 KINDS = {int: Int, float: Float, bool: Bool, str: str}
@@ -87,7 +88,8 @@ def build(cls: type, values: Any, where: str) -> Any:
 def explained(error: pydantic.ValidationError, cls: type) -> str:
     """The first of pydantic's findings in our words: which setting, what is wrong with it, what would be right."""
     first = error.errors(include_url=False)[0]
-    place, kind, value = ".".join(map(str, first["loc"])), first["type"], first["input"]
+    at = first["loc"][:-2] if first["loc"][-1:] == ("[key]",) else first["loc"]  # of a mapping, whose key is then the input
+    place, kind, value = ".".join(map(str, at)), first["type"], first["input"]
     if kind == "value_error":
         return ": ".join(filter(None, (place, str(first["ctx"]["error"]))))
     if kind == "unexpected_keyword_argument":

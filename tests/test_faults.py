@@ -23,7 +23,7 @@ from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
 from nppkit.machine import guard
-from nppkit.study import graph, runs
+from nppkit.study import graph, presets, runs
 
 KILLS = int(os.environ.get("NPPKIT_KILLS", 20))  # make soak: 50
 RUN = "GPT-B_ntp_seed0"

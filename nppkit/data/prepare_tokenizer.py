@@ -15,7 +15,7 @@ from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.data.images import CROPS, ImageSet, some_images
 from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
-from nppkit.files import home, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, replacing, sha256, write_atomic
 from nppkit.machine.devices import CPU
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
@@ -38,17 +38,15 @@ def prepare_tokenizer(
     if t.weights:
         model, history = VQModel(config), []
         load_weights(model, find(t.weights))
-    elif t.steps:
+    else:
         source = _source(t, data, train)
         if origin.is_file() and weights.is_file() and origin.read_text() == f"{source} {sha256(weights)}":
             return load_tokenizer(folder), []
         crops, size = data.crops, data.image_size
-        fitting = MAX_BYTES // (CROPS.get(crops, 1) * 3 * size**2)
+        fitting = MAX_BYTES // (CROPS[crops] * 3 * size**2)
         pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
         saved = home() / "checkpoints" / "tokenizers" / source[:16]
         model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
-    else:
-        raise NppkitError("tokenizer needs weights (a file) or steps (to train one): see nppkit/presets/demo.yaml")
     with replacing(weights) as temporary:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
     write_atomic(folder / "tokenizer.json", json.dumps(asdict(config)) + "\n")
@@ -71,6 +69,5 @@ def load_tokenizer(folder: Path) -> VQModel:
         state = load_file(folder / "tokenizer.safetensors")
         model.load_state_dict({UNUSED: model.quantize.codebook_used, **state})
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise NppkitError(f"{folder} holds no tokenizer ({reason}): run the tokenize notebook") from None
+        raise NppkitError(f"{folder} holds no tokenizer ({first_line(error)}): run the tokenize notebook") from None
     return model.eval().requires_grad_(False)

@@ -20,11 +20,9 @@ def load_images(source: str, path: str | Path = "", name: str = "", check: bool 
         return folder_images(path, check, **shown)
     if source == "torchvision":
         return torchvision_images(name, path)
-    if source == "npz":
-        return npz_images(path)
     if source == "elpv":
         return elpv_images()
-    raise NppkitError(f"data.source {source!r} is unknown: use mnist, elpv, folder, torchvision or npz, moving_mnist or pydoc")
+    return npz_images(path)
 
 
 def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageSet]:

@@ -24,6 +24,7 @@ from nppkit.machine.progress import progress
 from nppkit.model import GPTConfig
 from nppkit.scoring.reference import KEPT
 from nppkit.study.presets import Preset
+from nppkit.study.protocol import questions
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
 from nppkit.tokenizer import VQModel
 
@@ -203,6 +204,7 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
     """All that the command prints."""
     if preset.beyond:
         raise NppkitError(f"preset {preset.name}: runs of texts, videos and names are not planned: its file says what they take")
+    questions(preset)  # refuses one that no run will answer
     gpu = find_gpu(gpu_name) if gpu_name else None
     table = plan(preset, gpu, devices, utilisation)
     total = table[["train", "evaluate"]].iloc[-1].sum()

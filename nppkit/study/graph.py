@@ -173,7 +173,12 @@ def report_runs(preset: Preset, report: str) -> list[Run]:
 
 
 def reports(preset: Preset) -> tuple[str, ...]:
-    """The reading notebooks of a preset: the paper's tables and Figure 1, for runs like its own, and what else it asks for."""
+    """The reading notebooks of a preset: the paper's tables and Figure 1, for runs like its own, and what else it asks for.
+
+    NppkitError for one that is not there.
+    """
+    if gone := [name for name in preset.reports if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{name}.ipynb").is_file()]:
+        raise NppkitError(f"preset {preset.name}: reports: there is no notebooks/{gone[0]}.ipynb: take it away, or add it")
     return tuple(dict.fromkeys((*(() if preset.beyond else REPORTS), *preset.reports)))
 
 

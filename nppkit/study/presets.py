@@ -12,17 +12,19 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field
 
-from nppkit.data.config import DataConfig, TokenizerConfig
+from nppkit.data.config import MAX_VOCABULARY, DataConfig, TokenizerConfig
 from nppkit.errors import NppkitError
 from nppkit.files import write_atomic
+from nppkit.model_config import GPTConfig
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
-from nppkit.settings import Bool, Count, Name, Positive, Real, build, named, read_yaml, section, settings
+from nppkit.settings import EXAMPLE, Bool, Count, Name, Positive, Real, build, named, read_yaml, section, settings
 from nppkit.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "presets"
 SECTIONS = ("data", "tokenizer", "extractor", "training", "evaluation")  # of a base: what a file does not set in them stays
 INHERITED = (*SECTIONS, "models", "precision")
 Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
+ModelSetting = Literal["dim", "n_layer", "n_head", "n_kv_head", "dropout", "rope_base", "multiple_of", "norm_eps"]
 Question = Literal["equal_epochs", "equal_flops", "patches", "levels", "lambda", "schedule"]
 RUNNING = "tokenize|tokenize_text|train|evaluate"
 Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING})$)[a-z0-9_]+", "is no reading notebook's name"))]
@@ -47,10 +49,10 @@ class Preset:
     data: DataConfig
     tokenizer: TokenizerConfig
     extractor: ExtractorConfig
-    models: dict[Size, dict[str, Real]]
+    models: dict[Size, dict[ModelSetting, Real]]
     training: TrainingConfig
     evaluation: EvaluationConfig
-    runs: dict[Size, Annotated[list[str], Field(min_length=1)]]
+    runs: Annotated[dict[Size, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
     seeds: dict[Name, Positive] = field(default_factory=dict)
     equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
     confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
@@ -80,10 +82,13 @@ class Preset:
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
 
     def __post_init__(self):
-        d, e, t, x, pixels = self.data, self.evaluation, self.training, self.extractor, self.tokenizer.network.downsampling
+        d, k, e, t, x = self.data, self.tokenizer, self.evaluation, self.training, self.extractor
+        pixels, codes = k.network.downsampling, k.network.codebook_size
         unknown = {size.removesuffix("-384") for size in self.runs} - set(self.models)
         wrong = {
             f"data.image_size {d.image_size} is not a multiple of the tokenizer's {pixels}": d.image_size % pixels,
+            f"tokenizer.vq.codebook_size {codes} does not fit uint16: {MAX_VOCABULARY:,} at most": codes > MAX_VOCABULARY,
+            f"tokenizer needs weights (a file) or steps (to train one): {EXAMPLE}": not (d.text or k.weights or k.steps),
             "extractor.steps is 0, and the digit classifier is trained here: set it": x.name == "digits"
             and not (x.steps or d.text),
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
@@ -96,6 +101,8 @@ class Preset:
         }
         if found := next((message for message, true in wrong.items() if true), ""):
             raise NppkitError(f"preset {self.name}: {found}")
+        for sizes in self.models.values():
+            GPTConfig(**sizes, grid_size=(1,) * (1 if d.text else 2 + (d.frames > 1)))  # refuses what is no model
 
     @property
     def beyond(self) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
+from nppkit.settings import Above0, Below1, Bool, Count, Number, Positive, Share, section
 
 Patch = Literal["mean", "offset", "attention", "linear", "heads"]
 
@@ -18,11 +18,11 @@ class TrainingConfig:
     end_lr: Number = 1e-5
     warmup_epochs: Number = 1.0
     decay_fraction: Share = 0.2
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Below1 = 0.9
+    beta2: Below1 = 0.95
     weight_decay: Number = 0.05
     grad_clip: Above0 = 1.0
-    dropout: Share = 0.1
+    dropout: Below1 = 0.1
     label_dropout: Share = 0.1
     condition: Literal["class", "names"] = "class"  # what tells the transformer a class: a token, or the bytes of its name
     # segments: warm-up and decay in each; constant: none, as LlamaGen trained

@@ -232,15 +232,12 @@ def test_notes_without_their_file_count_for_nothing(model, images, tmp_path, enc
 
 
 def test_unfit_arguments_and_a_full_disk_are_named(model, images, tmp_path, monkeypatch):
-    """A rank beyond the world, unknown crops, a vocabulary beyond uint16, too little space: one line each."""
+    """A rank beyond the world, no images a batch, too little space: one line each."""
     with pytest.raises(NppkitError, match="rank 2 is not one of 2 processes"):
         run(model, images, tmp_path, rank=2, world_size=2)
-    with pytest.raises(NppkitError, match="'twelve' is unknown: use one of shift"):
-        extract_codes(model, images, tmp_path, "twelve", 32, "sha")
-    monkeypatch.setattr(extract, "MAX_VOCABULARY", 15)
-    with pytest.raises(NppkitError, match="codebook_size 16 does not fit uint16"):
-        run(model, images, tmp_path)
-    monkeypatch.undo()
+    for size in (0, -1):
+        with pytest.raises(NppkitError, match=rf"batch_size {size}: give 1 image or more"):
+            extract_codes(model, images, tmp_path, "shift", 32, "sha", batch_size=size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(20 * 5 * 64 * 2 - 1))
     with pytest.raises(NppkitError, match="make room first"):
         run(model, images, tmp_path)
@@ -343,6 +340,22 @@ def test_damaged_and_missing_folders_are_named(tmp_path):
         import_llamagen([tmp_path / "nothing"], labels, tmp_path / "out")
     with pytest.raises(NppkitError, match="vocab_size 65537 does not fit uint16"):
         import_llamagen([codes], labels, tmp_path / "out", vocab_size=2**16 + 1)
+    with pytest.raises(NppkitError, match="image_size -3: give pixels, or 0"):
+        import_llamagen([codes], labels, tmp_path / "out", image_size=-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [("a\nb\nc\nd\nb\n", "'b'"), ("a\nb\n\nd\ne\n", "''"), ("a\nb\n \nd\ne\n", "' '"), ("a\nb\nc\nd\né\n", r"'\\udce9'")],
+)
+def test_class_names_that_are_none_are_named(tmp_path, capsys, names, wrong):
+    """Twice the same, a blank line, another encoding than UTF-8: one line says which, and no store is left."""
+    codes, labels, _ = llamagen(tmp_path)
+    (tmp_path / "names.txt").write_text(names, encoding="latin1")
+    options = ["--class-names", str(tmp_path / "names.txt")]
+    assert cli.call(["codes", "import", str(codes), str(labels), str(tmp_path / "out"), *options]) == 1
+    assert re.match(f"error: class name {wrong}: .* in UTF-8", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_random_rows_beside_their_images(model, images, tmp_path):

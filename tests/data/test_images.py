@@ -72,12 +72,6 @@ def test_bad_folders_are_named(folder, tmp_path):
         folder_images(folder)
 
 
-def test_unknown_source():
-    """An unknown source is named with the known ones."""
-    with pytest.raises(NppkitError, match="mnist, elpv, folder, torchvision or npz, moving_mnist or pydoc"):
-        load_images("imagenette")
-
-
 def test_split_is_disjoint_and_fixed():
     """Held-out images are never trained on; every class is in both parts."""
     images = mnist_images()

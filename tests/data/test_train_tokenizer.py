@@ -213,8 +213,9 @@ def test_vgg_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(VGG16_Weights, "get_state_dict", offline)
     with pytest.raises(NppkitError, match=r"cannot be downloaded \(offline\)"):
         PerceptualLoss("vgg16")
-    with pytest.raises(NppkitError, match=r"perceptual_network 'alexnet' is unknown"):
-        PerceptualLoss("alexnet")
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(NppkitError, match=r"empty\.pth \(EOFError\)"):
+        PerceptualLoss("vgg16", "empty.pth")
 
 
 def flat(training):

@@ -1,6 +1,7 @@
 """The plan: what the cost model says of a preset's runs, or what this machine measures, added up."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from nppkit import cli, cost, gpus
 from nppkit.data.images import CROPS
 from nppkit.jobs import plan, timing
 from nppkit.model import MODELS, GPTConfig
-from nppkit.study.presets import load_preset
+from nppkit.study import graph, protocol
+from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.runs import Run, preset_runs
 from nppkit.training import trainer
 
@@ -171,3 +173,30 @@ def test_command_line(capsys):
         (["--utilisation", "2"], "utilisation 2.0"),
     ):
         assert cli.call(["plan", "imagenet256", *options]) == 1 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("reports: [nope]", "reports: there is no notebooks/nope.ipynb"),
+        ("questions: {equal_flops: B}\nequal_flops: {B: [181, 498]}", "question equal_flops needs run npp_p2_lambda1-2 of B"),
+        ("questions: {equal_flops: B}", "needs equal_flops: {B: [epochs, epochs]}"),
+        ("data: {crops: mirrored}", "data.crops 'mirrored' is unknown"),
+    ],
+)
+def test_what_a_preset_lacks_is_said_before_anything_starts(tmp_path, capsys, lines, message):
+    """A report without its notebook and a question without its run are one line of the plan and of the graph."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: smoke\ndescription: mine\nruns: {{B: [ntp]}}\n{lines}\n")
+    assert cli.call(["plan", str(path), "--gpu", "H100-80G"]) == 1
+    assert message in (said := capsys.readouterr().err) and said.count("\n") == 1
+    words = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", f"preset={path}"]
+    found = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert found.returncode and message in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_packaged_presets_lack_nothing(name):
+    """Each makes its graph, has its notebooks, and runs what its questions ask."""
+    preset = load_preset(name)
+    assert graph.graph(preset) and len(protocol.questions(preset)) == len(preset.questions)

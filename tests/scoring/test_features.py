@@ -108,13 +108,14 @@ def test_digest_in_capitals(digits):
 
 
 def test_unfit_files(digits, tmp_path):
-    """Unknown names, missing files and weights of another network are refused by name."""
-    with pytest.raises(NppkitError, match="'vgg' is unknown: use one of digits, inception-v3-compat, efficientnet-lite0"):
-        load_extractor("vgg", digits)
+    """Missing and empty files and weights of another network are refused by name."""
     with pytest.raises(NppkitError, match=r"weights .*absent\.pth do not exist"):
         load_extractor("inception-v3-compat", tmp_path / "absent.pth")
     with pytest.raises(NppkitError, match=r"set extractor\.weights"):
         load_extractor("digits", "")
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(NppkitError, match=r"empty\.pth are not those of inception-v3-compat \(EOFError\)"):
+        load_extractor("inception-v3-compat", tmp_path / "empty.pth", files.sha256(tmp_path / "empty.pth"))
     save_file({"head.bias": torch.zeros(10)}, tmp_path / "other.safetensors")
     with pytest.raises(NppkitError, match=r"other\.safetensors are not those of digits"):
         load_extractor("digits", tmp_path / "other.safetensors")

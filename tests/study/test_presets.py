@@ -1,16 +1,21 @@
 """Presets: checked in full before any work is done."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from nppkit.data.config import DataConfig, TokenizerConfig
+from nppkit.data.images import CROPS
+from nppkit.data.perceptual import NETWORKS
 from nppkit.errors import NppkitError
-from nppkit.model import MODELS
+from nppkit.model import MODELS, GPTConfig
 from nppkit.releases import RELEASES
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
+from nppkit.scoring.features import LAYERS
 from nppkit.settings import KINDS, build, settings
 from nppkit.study import presets
 from nppkit.study.presets import FOLDER, load_preset, preset_names
@@ -90,6 +95,27 @@ def test_unknown_preset(name):
         (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
         (lambda c: c["tokenizer"].update(name="VQ-32"), "tokenizer.name 'VQ-32' is unknown"),
         (lambda c: c["extractor"].update(steps=0), "extractor.steps is 0"),
+        (lambda c: c["tokenizer"].update(steps=0), r"tokenizer needs weights \(a file\) or steps"),
+        (lambda c: c["tokenizer"].update(vq={"channels": 8}), "tokenizer.vq {.*channels"),
+        (lambda c: c["tokenizer"].update(vq={"ch": 9}), "tokenizer ch 9 is not a multiple of norm_groups 32"),
+        (lambda c: c["tokenizer"]["vq"].update(codebook_size=[32]), r"codebook_size \[32\] is no int"),
+        (lambda c: c["tokenizer"]["vq"].update(z_channels=[3]), r"z_channels \[3\] is no int"),
+        (lambda c: c["tokenizer"]["vq"].update(ch=True), "ch True is no int"),
+        (lambda c: c["tokenizer"]["vq"].update(ch_mult=3), r"tokenizer\.vq {.*'ch_mult': 3.* is not iterable"),
+        (lambda c: c["tokenizer"]["vq"].update(gray=3), "gray 3 is no bool"),
+        (lambda c: c["tokenizer"]["vq"].update(codebook_size=70000), "codebook_size 70000 does not fit uint16: 65,536 at most"),
+        (lambda c: c["tokenizer"].update(perceptual_network="alexnet"), "perceptual_network 'alexnet' is unknown: use efficient"),
+        (lambda c: c["extractor"].update(name="vgg"), "extractor.name 'vgg' is unknown: use digits, inception-v3-compat or eff"),
+        (
+            lambda c: c["data"].update(source="imagenette"),
+            "source 'imagenette' is unknown: use mnist, elpv, .*moving_mnist or py",
+        ),
+        (
+            lambda c: c["data"].update(crops="mirrored"),
+            "crops 'mirrored' is unknown: use shift, ten_crop, center, mirror or flips",
+        ),
+        (lambda c: c.update(runs={}), "runs {}"),
+        (lambda c: c["models"].update({"!": {}}), "models: '!' is no model size"),
     ],
 )
 def test_bad_settings_are_named(smoke_file, change, message):
@@ -105,7 +131,11 @@ def test_bad_settings_are_named(smoke_file, change, message):
         *(("training.lr", value) for value in (0.0, -1e-3, float("nan"), float("inf"))),
         *(("training.batch_size", 0), ("training.dropout", 1.5), ("evaluation.top_p", 2.0), ("evaluation.temperature", -1.0)),
         *(("evaluation.guidance", []), ("evaluation.guidance", [1.5, "x"]), ("runs.B", "ntp"), ("models.B", 7), ("threads", 0)),
-        *(("evaluation.samples", 3), ("evaluation.select_samples", 1)),
+        *(("evaluation.samples", 3), ("evaluation.select_samples", 1), ("evaluation.top_p", 0), ("training.beta1", 1.0)),
+        *(("training.beta2", 1), ("training.dropout", 1.0), ("models.B.dropout", 2.0), ("models.B.rope_base", 0)),
+        *((f"models.B.{key}", value) for key in ("n_head", "n_layer", "dim", "multiple_of") for value in (0, 1.5)),
+        *((f"models.B.{key}", 16) for key in ("n_heads", "num_classes", "vocab_size", "grid_size", "names")),
+        *(("models.B.n_kv_head", 3), ("models.B.dim", 30), ("models.B.n_kv_head", 0.5)),
     ],
 )
 def test_values_out_of_range_are_named(smoke_file, setting, value):
@@ -119,6 +149,28 @@ def test_values_out_of_range_are_named(smoke_file, setting, value):
 
     with pytest.raises(NppkitError, match=setting.split(".")[-1]):
         load_preset(smoke_file(change))
+
+
+def test_kinds_that_a_preset_may_name_are_those_that_there_are():
+    """Each crop, network and extractor has its function, and each setting of a model is one of the transformer's."""
+    kinds = {
+        (DataConfig, "crops"): CROPS,
+        (TokenizerConfig, "perceptual_network"): NETWORKS,
+        (ExtractorConfig, "name"): LAYERS,
+    }
+    for (section, name), known in kinds.items():
+        assert get_args({f.name: f.type for f in dataclasses.fields(section)}[name]) == tuple(known)
+    data = {"num_classes", "vocab_size", "grid_size", "names"}
+    assert set(get_args(presets.ModelSetting)) == {f.name for f in dataclasses.fields(GPTConfig)} - data
+
+
+@pytest.mark.parametrize(("base", "dim", "axes"), [("video", 32, 3), ("text", 18, 1), ("text", 20, 0)])
+def test_heads_are_those_of_the_grid(tmp_path, base, dim, axes):
+    """A video's three axes need a multiple of 6 dimensions a head, a text's one a multiple of 2: looked at on loading."""
+    path, sizes = tmp_path / "mine.yaml", f"models: {{B: {{dim: {dim}, n_head: 2, n_layer: 1}}}}"
+    path.write_text(f"base: {base}\ndescription: x\n{sizes}\nruns: {{B: [ntp]}}\n")
+    with pytest.raises(NppkitError, match=f"multiple of {2 * axes} dim") if axes else contextlib.nullcontext():
+        load_preset(str(path))
 
 
 def test_code_in_yaml_does_not_run(tmp_path):
@@ -272,7 +324,7 @@ def test_a_bomb_of_aliases_is_read_in_no_time(tmp_path):
     """Thirty lines that name each other twice are a billion nodes when they are walked, and thirty when each is seen once."""
     lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 31))]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines) + "\n")
-    with pytest.raises(NppkitError, match="bomb.yaml: setting 'description' is missing"):
+    with pytest.raises(NppkitError, match=r"bomb\.yaml: setting 'description' is missing"):
         presets.load_preset(str(tmp_path / "bomb.yaml"))
 
 
