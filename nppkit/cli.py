@@ -163,8 +163,8 @@ def evaluate(a: argparse.Namespace) -> None:
     "imagenet256 --rank 0 --world-size 8",
     PRESET,
     argument("--large", action="store_true", help="at 1.5 times the image side"),
-    argument("--rank", type=int, default=int(os.environ.get("RANK", 0)), help="torchrun sets it"),
-    argument("--world-size", type=int, default=int(os.environ.get("WORLD_SIZE", 1)), help="torchrun sets it"),
+    argument("--rank", type=int, default=os.environ.get("RANK") or "0", help="torchrun sets it"),
+    argument("--world-size", type=int, default=os.environ.get("WORLD_SIZE") or "1", help="torchrun sets it"),
     DEVICE,
     argument("--batch-size", type=int, default=64, help="images (default %(default)s)"),
 )
@@ -195,7 +195,7 @@ def import_codes(a: argparse.Namespace) -> None:
     from nppkit.machine.progress import progress
     from nppkit.tokenizer_config import TOKENIZERS
 
-    names = a.class_names.read_text().splitlines() if a.class_names else None
+    names = a.class_names.read_text(errors="surrogateescape").splitlines() if a.class_names else None
     digest, vocab_size = sha256(a.tokenizer) if a.tokenizer else UNKNOWN, a.vocab_size or TOKENIZERS["VQ-16"].codebook_size
     folders = [a.codes, *a.second_set]
     store = import_llamagen(folders, a.labels, a.out, vocab_size, names, digest, a.image_size, progress)
@@ -254,14 +254,17 @@ def where(a: argparse.Namespace) -> None:
     from nppkit.jobs.targets import rule_name
     from nppkit.study.graph import report_job, reports, results_dir
 
+    jobs = [report_job(a.preset, report) for report in reports(a.preset)]
+    if unknown := set(a.reports) - {name for job in jobs for name in (rule_name(job), job.name)}:
+        raise NppkitError(f"preset {a.preset.name} has no report {min(unknown)!r}: use one of {', '.join(map(rule_name, jobs))}")
     pictures = {"pictures and what their codes keep": "tokenizer/reconstructions.png", "samples": "runs/*/samples.png"}
     for name, pattern in () if a.notebooks or a.reports else pictures.items():
         if any(results_dir(a.preset).glob(pattern)):
             print(f"{name}: {(results_dir(a.preset) / pattern).relative_to(home())}")
-    for job in (report_job(a.preset, report) for report in reports(a.preset)):
+    for job in jobs:
         if a.notebooks:
             print(job.notebook)
-        elif not a.reports or rule_name(job) in a.reports:
+        elif not a.reports or {rule_name(job), job.name} & set(a.reports):
             missing = "" if all(job.path(name).exists() for name in job.outputs) else " (not made yet)"
             print(f"{job.name}{missing}:", *(job.path(name).relative_to(home()) for name in job.outputs))
 
@@ -285,7 +288,7 @@ def pair(a: argparse.Namespace) -> None:
     pretrained.keep()
 
 
-@command("warm", "snakemake --cores 2 --config preset=demo", argument("words", nargs=argparse.REMAINDER))
+@command("warm", "snakemake --cores 2 --config preset=demo", argument("words", nargs="+"))
 def warm(a: argparse.Namespace) -> NoReturn:
     """Run a command whose jobs start without importing again what this process has imported."""
     from nppkit.jobs import leases

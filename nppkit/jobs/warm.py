@@ -107,7 +107,7 @@ def serve(words: list[str]) -> int:
     """Run a command, and fork processes for whoever asks until it has ended; its exit status."""
     from nppkit.jobs.environment import set_environment  # here, because a client of the server imports nothing
 
-    set_environment(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    set_environment(int(os.environ.get("OMP_NUM_THREADS") or 1))
     with tempfile.TemporaryDirectory(prefix="nppkit-") as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/warm")
         listener.listen(64)

@@ -89,7 +89,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started, this one among them; ALONE without torchrun."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield ALONE
         return
     if torch.cuda.is_available():

@@ -185,10 +185,13 @@ def evaluate_guidance(
 def evaluate_npz(
     path: str | Path, extractor: FeatureExtractorBase, reference: Reference, image_size: int, kid_subsets: int = 10
 ) -> dict:
-    """Metrics and contract of the images in an npz file, anyone's. NppkitError names a file that holds none."""
+    """Metrics and contract of the images in an npz file, anyone's. NppkitError names a file that holds none, or no squares."""
     pixels = read_npz(path)
+    if pixels.shape[2] != (side := pixels.shape[3]):
+        raise NppkitError(f"{path}: images of {pixels.shape[2]} x {side} pixels would be distorted: cut squares of them")
     scores = score(extract_features(extractor, resize(pixels, image_size)), reference, kid_subsets)
     terms = {"samples": len(pixels), "kid_subsets": kid_subsets, **measurement(reference, image_size)}
+    terms |= {"resized_from": side} if side != image_size else {}
     return {"file": Path(path).name, "file_sha256": sha256(path), **scores, "contract": terms}
 
 

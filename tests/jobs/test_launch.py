@@ -172,6 +172,19 @@ def test_where_results_are(home, capsys):
     (folder / "samples.png").touch()
     assert cli.call(["where", "smoke"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "samples: results/smoke/runs/*/samples.png"
+    for name in ("table1", "table1_main"):  # as a target of make, and as `run` wants it
+        assert cli.call(["where", "smoke", name]) == 0 and capsys.readouterr().out.startswith("table1_main (")
+    assert cli.call(["where", "smoke", "table1", "tabel1"]) == 1
+    assert capsys.readouterr().err.startswith("error: preset smoke has no report 'tabel1': use one of table1, ")
+
+
+@pytest.mark.parametrize("value", ["", "one"])
+def test_a_rank_that_is_no_number_concerns_those_who_have_one(monkeypatch, value):
+    """An empty or foreign RANK and WORLD_SIZE stop no other command; an empty one is none."""
+    env = {**os.environ, "RANK": value, "WORLD_SIZE": value, "OMP_NUM_THREADS": ""}
+    assert subprocess.run([*NPPKIT, "where", "demo", "table1"], env=env, capture_output=True, timeout=120).returncode == 0
+    found = subprocess.run([*NPPKIT, "codes", "extract", "none"], env=env, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in found.stderr and ("'none' is unknown" in found.stderr) != bool(value)
 
 
 NPPKIT = [sys.executable, "-m", "nppkit"]
@@ -206,7 +219,9 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(capsys, monkeypatch):
     assert capsys.readouterr().err == "error: run: No space left on device: free some space\n"
 
 
-@pytest.mark.parametrize("words", ["", "run", "train", "plan", "codes", "codes extract", "weights fetch", "where", "verdicts"])
+@pytest.mark.parametrize(
+    "words", ["", "run", "train", "plan", "codes", "codes extract", "weights fetch", "where", "verdicts", "warm"]
+)
 def test_a_command_without_arguments_says_its_usage(capsys, words):
     """What is missing is named in one line after the usage; no command ends in a traceback."""
     with pytest.raises(SystemExit) as end:

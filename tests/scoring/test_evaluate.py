@@ -345,3 +345,10 @@ def test_command_line(home, digits, capsys):
     assert cli.call(["evaluate", "smoke", str(home / "theirs.npz"), "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fid"] > 0 and found["contract"]["samples"] == 20 and found["contract"]["reference_images"] == 500
+    assert "resized_from" not in found["contract"]
+    write_npz(home / "theirs.npz", noise_images(20, 20))
+    assert cli.call(["evaluate", "smoke", str(home / "theirs.npz"), "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["contract"]["resized_from"] == 20
+    write_npz(home / "theirs.npz", noise_images(20, 40)[:, :, :32])
+    assert cli.call(["evaluate", "smoke", str(home / "theirs.npz"), "--device", "cpu"]) == 1
+    assert "theirs.npz: images of 32 x 40 pixels would be distorted" in capsys.readouterr().err
