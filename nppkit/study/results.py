@@ -16,6 +16,10 @@ from nppkit.study.records import origin, processor, why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import SPANS_ZERO, Interval, interval, pooled_deviation
 
+COST = ("seconds", "cpu_seconds", "flops", "parameters")
+SCORES = ("cfg_scale", "select_fid", "repeat_fid", "fid", "inception_score", "kid", "precision", "recall", "agreement")
+COLUMNS = ["run", "size", "large", "recipe", "seed", *SCORES, *(f"best_{k}" for k in SCORES), "best_scale", "heldout_nll", *COST]
+
 
 def run_result(preset: Preset, run: Run) -> dict | None:
     """One seed of a run: metrics at the common and at the best guidance scale, likelihood, cost. None if not run.
@@ -46,7 +50,7 @@ def run_result(preset: Preset, run: Run) -> dict | None:
 
 
 def _cost(train: dict) -> dict:
-    return {key: train.get(key) for key in ("seconds", "cpu_seconds", "flops", "parameters")}
+    return {key: train.get(key) for key in COST}
 
 
 def _text_result(preset: Preset, folder: Path) -> dict:
@@ -84,7 +88,7 @@ def all_results(preset: Preset) -> pd.DataFrame:
     """
     found = [result for run in preset_runs(preset) if (result := run_result(preset, run))]
     check_one_contract({result["run"]: result.pop("contract") for result in found})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=None if found else COLUMNS)
 
 
 def best_guidance(rows: list[dict[str, float]]) -> float:

@@ -289,3 +289,15 @@ def test_what_was_not_measured_is_left_empty(home, smoke):
     table = tables.method_table(preset, {"NTP": Run("B")})
     assert table["seeds"].tolist() == ["2 seeds"] and table["agreement"].tolist()[0].startswith("0.8")
     assert "TFLOPs" not in table or table["TFLOPs"].isin(["", None]).all() or table["TFLOPs"].isna().all()
+
+
+def test_results_of_a_preset_without_runs_have_their_columns(home, smoke):
+    """Before the first run is complete the frame has no rows, and the columns that the rows will have."""
+    nothing = results.all_results(smoke)
+    assert (
+        nothing.empty and len(nothing["fid"]) == len(nothing[nothing["recipe"] == "ntp"].groupby("size")["best_fid"].mean()) == 0
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPPKIT_HOME", str(graph.NOTEBOOKS.parent))
+        found = results.all_results(load_preset("study"))
+    assert [name for name in found.columns if not name.startswith("paper_")] == nothing.columns.tolist()
