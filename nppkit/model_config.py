@@ -81,7 +81,7 @@ class GPTConfig:
     @property
     def grid(self) -> Grid:
         """The lengths of the grid's axes."""
-        return as_grid(self.grid_size)
+        return as_grid(self.grid_size, "grid_size")
 
 
 def name_rows(names: Iterable[str]) -> list[list[int]]:

@@ -360,7 +360,7 @@ def test_command_line(tmp_path, capsys):
     assert run("convert", back, out) == 1
     assert capsys.readouterr().err.startswith(f"error: {back}: weights do not hold the grid size")
     assert run("convert", source, out, "--grid-size", "-4", "--n-head", "2") == 1
-    assert "grid_size -4: give lengths above 0" in capsys.readouterr().err
+    assert "grid_size -4 must be of whole numbers above 0" in capsys.readouterr().err
     assert run("convert", source, out, "--n-head", "-2") == 1 and "n_head -2 is no int" in capsys.readouterr().err
     assert run("fetch", "LlamaGen-XL-256") == 1
     assert capsys.readouterr().err.startswith("error: LlamaGen-XL-256: its weights were not released")

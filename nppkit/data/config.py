@@ -76,5 +76,5 @@ class TokenizerConfig:
             raise NppkitError(f"tokenizer.name {self.name!r} is unknown: use {', '.join(TOKENIZERS)} or vq")
         try:
             return TOKENIZERS[self.name] if self.name else VQConfig(**self.vq)
-        except TypeError as error:
+        except (TypeError, NppkitError) as error:
             raise NppkitError(f"tokenizer.vq {self.vq}: {error}") from None

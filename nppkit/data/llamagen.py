@@ -61,8 +61,8 @@ def _check_given(vocab_size: int, image_size: int, names: list[str]) -> None:
         raise NppkitError(f"vocab_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
     if image_size < 0:
         raise NppkitError(f"image_size {image_size}: give pixels, or 0 for VQ-16's")
-    if bad := [name for name in names if names.count(name) > 1 or not (name.strip() and name.isprintable())]:
-        raise NppkitError(f"class name {bad[0]!r}: give each class a printable one of its own, in UTF-8")
+    if bad := [name for name in names if not (name.strip() and name.isprintable())]:
+        raise NppkitError(f"class name {bad[0]!r}: give each class a printable one, in UTF-8")
 
 
 def _count_files(folders: list[Path]) -> int:

@@ -109,7 +109,7 @@ def precision_recall(generated: Tensor, reference: Reference) -> tuple[float, fl
     """
     distances = calc_cdist_full(reference.features, generated)
     recall = (distances <= radii(generated)).any(1)
-    precision = (distances <= reference_radii(reference.features)[:, None]).any(0)
+    precision = (distances <= reference_radii(reference)[:, None]).any(0)
     return precision.float().mean().item(), recall.float().mean().item()
 
 
@@ -118,7 +118,10 @@ def radii(features: Tensor) -> Tensor:
     return calc_cdist_full(features, features).topk(NEIGHBOURS + 1, largest=False).values[:, -1]  # the nearest is itself
 
 
-reference_radii = functools.lru_cache(maxsize=1)(radii)  # once for all guidance scales
+@functools.lru_cache(maxsize=1)
+def reference_radii(reference: Reference) -> Tensor:
+    """The same of a reference, once for all guidance scales."""
+    return radii(reference.features)
 
 
 def label_shares(setting: str, store: CodeStore, heldout: CodeStore) -> tuple[float, ...]:
@@ -184,12 +187,11 @@ def evaluate_npz(
 ) -> dict:
     """Metrics and contract of the images in an npz file, anyone's. NppkitError names a file that holds none, or no squares."""
     pixels = read_npz(path)
-    height, width = pixels.shape[2:]
-    if height != width:
-        raise NppkitError(f"{path}: images of {height} x {width} pixels would be distorted: cut squares of them")
+    if pixels.shape[2] != (side := pixels.shape[3]):
+        raise NppkitError(f"{path}: images of {pixels.shape[2]} x {side} pixels would be distorted: cut squares of them")
     scores = score(extract_features(extractor, resize(pixels, image_size)), reference, kid_subsets)
     terms = {"samples": len(pixels), "kid_subsets": kid_subsets, **measurement(reference, image_size)}
-    terms |= {"resized_from": width} if width != image_size else {}
+    terms |= {"resized_from": side} if side != image_size else {}
     return {"file": Path(path).name, "file_sha256": sha256(path), **scores, "contract": terms}
 
 

@@ -489,6 +489,10 @@ def test_released_weights(store, tmp_path, home, smoke):
     torch.testing.assert_close(loaded(codes, labels), model.eval()(codes, labels))
     with pytest.raises(NppkitError, match=r"c2i\.pt does not fit this GPT"):
         models.load_trained(dataclasses.replace(preset, models={"B": {**SIZES, "n_layer": 3}}), Run("B"), store)
+    sizes = dict(dim=48, n_layer=1)  # of 12 heads, the default
+    torch.save({"model": GPT(GPTConfig(**sizes, vocab_size=16, num_classes=7, grid_size=4)).state_dict()}, home / "c2i.pt")
+    with pytest.warns(UserWarning, match="taken as 4 x 4"):
+        assert models.load_trained(dataclasses.replace(preset, models={"B": sizes}), Run("B"), store).config.n_head == 12
 
 
 def test_likelihood_of_nothing(tmp_path):
