@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nppkit.errors import NppkitError
 from nppkit.grouping import group, group_embeddings, require_range
 from nppkit.model_config import PADDING, GPTConfig, name_rows
 from nppkit.window import Grid, Window, area, as_grid, patches
