@@ -123,7 +123,7 @@ def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def save_arrays(path: Path, write: Callable = np.savez, **arrays: np.ndarray | str) -> None:
-    """Write an npz file whole or not at all; `write` may be np.savez_compressed."""
+    """Write an npz file whole or not at all; `write` may be np.savez_compressed, or np.save of one array `arr`."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file, **arrays)
 

@@ -18,7 +18,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import replacing, write_atomic
+from nppkit.files import save_arrays, write_atomic
 from nppkit.settings import section, settings
 from nppkit.window import as_grid
 
@@ -151,8 +151,7 @@ def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.
     for name in ("manifest.json", "codes.npz"):
         (folder / name).unlink(missing_ok=True)
     for name, array in (("codes", codes.astype(np.uint16)), ("labels", labels)):
-        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
+        save_arrays(folder / f"{name}.npy", np.save, arr=array)
     manifest.write(folder)
 
 

@@ -56,10 +56,7 @@ def make_model(store: CodeStore, sizes: dict, config: TrainingConfig, seed: int)
     torch.manual_seed(noise.torch_seed(seed))
     shape = dict(vocab_size=store.vocab_size, num_classes=store.num_classes, grid_size=store.grid_size)
     shape |= dict(names=prompts(store.manifest.class_names)) if config.condition == "names" else {}
-    try:
-        model = GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
-    except TypeError as error:
-        raise NppkitError(f"preset: models: {error}: see nppkit/presets/demo.yaml") from None
+    model = GPT(GPTConfig(**{**shape, "dropout": config.dropout, **sizes}))
     model.recompute = config.recompute
     return model
 

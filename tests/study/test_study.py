@@ -152,7 +152,7 @@ def test_readme_says_todays_numbers():
     said = [f"{i.mean:.1f} (from {i.low:.1f} to {i.high:.1f}) at" for i in few]
     again = results.paired(load_preset(study.control), protocol.NPP, protocol.NTP.of("B", restart=True), "fid")
     assert f"it is {again.mean:.1f} (from {again.low:.1f} to {again.high:.1f}): no difference that matters" in told
-    assert -protocol.MARGIN < again.low and again.high < protocol.MARGIN
+    assert again.low > -protocol.MARGIN and again.high < protocol.MARGIN
     worse = results.paired(study, protocol.PATCHES.run, protocol.NTP, "fid")
     assert all(text in told for text in said)
     assert f"it is worse by {worse.mean:.1f} ({worse.low:.1f} to {worse.high:.1f};" in told
