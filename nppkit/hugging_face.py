@@ -65,9 +65,10 @@ class NextPatch:
 
     def patched(self, x: Tensor, of_tokens: Callable, of_prefix: Callable = lambda x: x) -> Tensor:
         """A sequence (B, N, ...) with patches in place of its tokens, but for the prefix."""
-        tokens = x[:, self.prefix :]
-        patches = of_tokens(tokens, self.patch_size, self.grid or (tokens.shape[1],))
-        return torch.cat([of_prefix(x[:, : self.prefix]), patches], 1)
+        prefix, tokens = of_prefix(x[:, : self.prefix]), x[:, self.prefix :]
+        if not self.grid and not tokens.shape[1]:  # a text that is no longer than its prefix
+            return prefix
+        return torch.cat([prefix, of_tokens(tokens, self.patch_size, self.grid or (tokens.shape[1],))], 1)
 
     def patch_loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
         """The model's own loss of logits (B, T, V), averaged over all labels (B, N) but those of the first place; 0 without any.
