@@ -64,18 +64,22 @@ GROUPS = {
     "imagenet256 --gpu H100-80G --gpus 8",
     PRESET,
     argument("--gpu", default="", help=f"{', '.join(GPUS)}; default: the preset's, or this CPU, measured"),
-    argument("--gpus", type=int, default=0, help="how many; default: the preset's number"),
+    argument("--gpus", type=int, help="how many; default: the preset's number"),
     argument("--utilisation", type=float, default=UTILISATION, help=f"share of the GPU's peak, 0 to 1 (default {UTILISATION})"),
 )
 def plan(a: argparse.Namespace) -> None:
     """Steps, FLOPs, memory, disk and hours of every run of a preset, before anything starts."""
-    from nppkit.jobs.plan import report
+    from nppkit.jobs.plan import counted, report
     from nppkit.study.graph import outlook, stale
 
-    if not 0 < a.utilisation <= 1 or a.gpus < 0:
-        raise NppkitError(f"--utilisation {a.utilisation} and --gpus {a.gpus}: use a share in (0, 1], and 1 or more GPUs")
+    if not 0 < a.utilisation <= 1:
+        raise NppkitError(f"--utilisation {a.utilisation:g}: use a share of the peak, above 0 and up to 1")
+    if a.gpus is not None and a.gpus < 1:
+        raise NppkitError(f"--gpus {a.gpus}: use 1 or more")
     for line in outlook(a.preset, stale(a.preset)):
         print(line)
+    if not a.preset.beyond:
+        print(counted(a.preset), flush=True)
     print(report(a.preset, a.gpu or a.preset.gpu, a.gpus or a.preset.gpus, a.utilisation))
 
 

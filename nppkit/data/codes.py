@@ -56,7 +56,7 @@ class Manifest:
         try:
             return pydantic.TypeAdapter(cls).validate_python(json.loads(path.read_text()))
         except FileNotFoundError:
-            raise NppkitError(f"{path} does not exist: run the tokenize notebook first, or let it finish") from None
+            raise NppkitError(f"{path} does not exist: run the tokenize job (make reproduce does), or let it finish") from None
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
             wrong = " lacks {}" if first["type"] == "missing" else ": {} is not what it should be"

@@ -93,9 +93,10 @@ def source_contents(path: Path) -> dict[str, str] | None:
     return contents.digests(path.parent, [(path.name, path.stat())])[0] if path.is_file() else None
 
 
-def count_images(root: Path) -> int:
-    """How many images a folder of class folders holds, by their endings. NppkitError as of folder_images."""
-    return len(_listed(root)[1])
+def count_images(root: Path) -> tuple[int, int]:
+    """How many images a folder of class folders holds, by their endings, and classes. NppkitError as of folder_images."""
+    classes, files, _ = _listed(root)
+    return len(files), len(classes)
 
 
 def _looked_at(root: Path) -> tuple:
@@ -132,6 +133,10 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
         files += images
     if not files:
         raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
+    loose = sorted(p.name for p in root.iterdir() if endings.get(p.suffix.lower()) in Image.OPEN and _seen(p) and p.is_file())
+    if loose:
+        beside = f"beside its class folders ({loose[0]}, ...)" if loose[1:] else f"beside its class folders: {loose[0]}"
+        raise NppkitError(f"image folder {root} holds {len(loose)} images {beside}: move them into one, or out of it")
     return classes, files, others
 
 
@@ -229,12 +234,17 @@ def torchvision_images(name: str, root: str | Path) -> ImageSet:
     return ImageSet(labels, names, digest, lambda i: dataset[i][0].convert("RGB"))
 
 
+def check_heldout(heldout: int, images: int) -> None:
+    """NppkitError unless some of the images are left to train on."""
+    if not 0 <= heldout < images:
+        raise NppkitError(f"data.heldout {heldout} leaves no training image of {images}: use fewer")
+
+
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:
     """A fixed random split (training, held-out) of the first `limit` images of a fixed random order (0: all)."""
     order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)
     order = order[:limit] if limit else order
-    if not 0 <= heldout < len(order):
-        raise NppkitError(f"data.heldout {heldout} leaves no training image of {len(order)}: use fewer")
+    check_heldout(heldout, len(order))
     return images.subset(np.sort(order[heldout:])), images.subset(np.sort(order[:heldout]))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nppkit import cost
-from nppkit.data.images import CROPS, count_images
+from nppkit.data.images import CROPS, check_heldout, count_images
 from nppkit.errors import NppkitError
 from nppkit.files import located
 from nppkit.gpus import GPU, GPUS
@@ -66,15 +66,25 @@ def sampled_images(preset: Preset) -> dict[bool, int]:
 def images_of(preset: Preset) -> tuple[int, str]:
     """How many images the preset's source holds, and where that is from: a folder is counted, its files are not opened.
 
-    Of others, and where the folder is not here, a schedule epoch is taken for one visit.
+    Of others, and where the folder is not here, a schedule epoch is taken for one visit. NppkitError as of count_images,
+    and where nothing is left to train on.
     """
     d, t = preset.data, preset.training
     if d.source in COUNTS:
         return COUNTS[d.source], d.source
     if d.source == "folder" and located(d.path).is_dir():
-        return count_images(located(d.path)), f"{d.path}, counted"
-    absent = f"{located(d.path)} is not there, so not counted" if d.source == "folder" else f"{d.path or d.source} not counted"
+        images, classes = count_images(located(d.path))
+        check_heldout(0 if d.heldout_path else d.heldout, min(images, d.limit) if d.limit else images)
+        return images, f"{d.path}, {classes} class{'es' * (classes > 1)}, counted and not opened"
+    if d.source == "folder" and located(d.path).exists():
+        raise NppkitError(f"image folder {located(d.path)} is a file: set data.path to a folder of class folders")
+    absent = f"{located(d.path)} is not there" if d.source == "folder" else f"{d.path or d.source} not counted"
     return t.steps_per_epoch * t.batch_size, f"{absent}: as many as a schedule epoch has"
+
+
+def counted(preset: Preset) -> str:
+    """How many images there are, in words, to be said before minutes of timing."""
+    return "{:,} images ({})".format(*images_of(preset))
 
 
 def crops(preset: Preset) -> int:
@@ -212,14 +222,15 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
     if gpu:
         (unit, units), (long, longs) = ((60, "minutes"), (60, "minutes")) if total < 36000 else ((3600, "hours"), (86400, "days"))
         body = text(table, unit, f"GPU-{units}")
-        how = f"{total / unit:,.0f} GPU-{units} on {gpu_name} at {utilisation:.0%} of its peak, {preset.precision}"
-        wall = f"{total / long / devices:.1f} {longs} on {devices} of them. Computed, not measured; see docs/imagenet.md."
+        how = f"{total / unit:,.{int(total < 10 * unit)}f} GPU-{units} on {gpu_name} at {utilisation:.0%} of its peak"
+        wall = f"{preset.precision}; {total / long / devices:.1f} {longs} on {devices} of them. Computed, and arithmetic alone: "
+        wall += "reading, starting, compiling and a tokenizer's perceptual loss come on top; see docs/imagenet.md."
     else:
         body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
-        how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s), processor time measured here"
-        wall = f"about {wall_seconds(table, jobs) / 60:.0f} with {jobs} at a time, and some for tables and figures."
-    images, source = images_of(preset)
-    return f"{head}{body}\n\n{images:,} images ({source}). {how}; {wall}"
+        how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s)"
+        wall = f"processor time measured here; about {wall_seconds(table, jobs) / 60:.0f} with {jobs} at a time, "
+        wall += "and some for tables and figures."
+    return f"{head}{body}\n\n{how}, {wall}"
 
 
 def find_gpu(name: str) -> GPU:

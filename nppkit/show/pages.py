@@ -5,7 +5,7 @@ import pandas as pd
 from nppkit.show import figures, plots
 from nppkit.study import results, tables
 from nppkit.study.presets import Preset
-from nppkit.study.protocol import NPP
+from nppkit.study.protocol import NPP, finding
 from nppkit.study.published import REPORTS
 from nppkit.study.runs import Run
 
@@ -29,7 +29,7 @@ class Ablation:
         """The setting's furthest value against the paper's choice, for every size that has both, in Markdown."""
         sizes = {row.split("-")[1].split()[0] for row in self.table["model"]}
         pairs = {size: (self.run.of(size), NPP.of(size)) for size in self.preset.models if size in sizes}
-        return f"{results.finding(self.preset, self.what, pairs)}\n\n{tables.sizes(self.preset)}."
+        return f"{finding(self.preset, self.what, pairs)}\n\n{tables.sizes(self.preset)}."
 
     def figure(self) -> None:
         """FID against the setting, the paper's and ours, saved and shown."""

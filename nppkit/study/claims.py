@@ -18,7 +18,6 @@ from nppkit.study.presets import Preset, load_preset
 from nppkit.study.protocol import (
     EQUAL_EPOCHS,
     EQUAL_FLOPS,
-    LABEL,
     LAMBDA,
     LEVELS,
     NPP,
@@ -26,7 +25,7 @@ from nppkit.study.protocol import (
     PATCHES,
     SCHEDULE,
     Question,
-    decisions,
+    said,
 )
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
@@ -67,22 +66,13 @@ def _say(name: str, found: dict[str, Interval]) -> str:
 def _by_protocol(preset: Preset, question: Question, name: str) -> Finding:
     """The protocol's verdict on its question; before it, and beside it, what the first study's sizes show."""
     found = _over_sizes(preset, "fid", question.run.of, question.baseline.of)
-    said = _decided(load_preset(preset.confirmatory), question.text) if preset.confirmatory else ""
-    return Finding(said or (EXPLORATORY if found else NOT_RUN), _say(f"first study, exploratory: {name}", found))
+    decided = _decided(load_preset(preset.confirmatory), question.text) if preset.confirmatory else ""
+    return Finding(decided or (EXPLORATORY if found else NOT_RUN), _say(f"first study, exploratory: {name}", found))
 
 
 def _decided(asked: Preset, text: str) -> str:
-    """The verdict on the contrast of that text: of one size, on the preset's pictures, which says nothing of others.
-
-    Empty if the preset does not ask it.
-    """
-    for question, decision in decisions(asked).items():
-        if question.text == text and not decision.complete:
-            return f"no verdict yet ({decision.verdict} seeds)"
-        if question.text == text:
-            difference = Interval(decision.n, decision.mean, decision.low, decision.high)
-            return f"{text}, {question.run.size}: {decision.said}, {LABEL[asked.metric]} {difference}"
-    return ""
+    """The protocol's answer to the contrast of that text; empty if the preset does not ask it."""
+    return next((words for question, words in said(asked).items() if question.text == text), "")
 
 
 def cost(preset: Preset) -> Finding:
@@ -212,7 +202,10 @@ def answers(preset: Preset, notebook: str) -> str:
 
 def for_readme(preset: Preset) -> str:
     """Claims, verdicts and evidence, linked from the repository's root, and how much of the study they rest on."""
-    table = verdicts(preset)[["claim", "verdict", "evidence"]]
+    table = verdicts(preset)
+    told = table["verdict"].str.startswith(CONTRADICTED)  # by numbers that are not ours, and so stand here
+    table["verdict"] += (" (" + table["numbers"] + ")").where(told, "")
+    table = table[["claim", "verdict", "evidence"]]
     text = markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
     studies = [preset, *([load_preset(preset.confirmatory)] if preset.confirmatory else [])]
     complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of preset {study.name}" for study in studies)
@@ -225,15 +218,15 @@ def at_equal_flops(preset: Preset) -> str:
     found = {size: i for size, run in longer.items() if (i := paired(preset, run, NTP.of(size), "fid")).n}
     if not found:
         return ""
-    said = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, EQUAL_FLOPS)
-    said = f"{said}; the first study's hint" if said else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
-    return f"Beyond the claims, at equal training FLOPs: {said} ([equal_compute](notebooks/equal_compute.ipynb)). "
+    words = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, EQUAL_FLOPS)
+    words = f"{words}; the first study's hint" if words else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
+    return f"Beyond the claims, at equal training FLOPs: {words} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 
 def schedule_alone(preset: Preset) -> str:
     """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
-    said = _decided(load_preset(preset.confirmatory), SCHEDULE.text) if preset.confirmatory else ""
-    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks: {said}. " if said else ""
+    words = _decided(load_preset(preset.confirmatory), SCHEDULE.text) if preset.confirmatory else ""
+    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks: {words}. " if words else ""
 
 
 def write_verdicts(preset: Preset, path: Path) -> None:

@@ -127,7 +127,9 @@ def load_preset(name: str) -> Preset:
     """
     own_file = name.endswith((".yaml", ".yml"))
     path = Path(os.path.expanduser(name)) if own_file else FOLDER / f"{name}.yaml"
-    if (not own_file and path.parent != FOLDER) or not path.is_file():
+    if own_file and not path.is_file():
+        raise NppkitError(f"preset file {path} does not exist: copy one from {FOLDER}, or write it")
+    if not own_file and (path.parent != FOLDER or not path.is_file()):
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
     return _load(path, str(path.resolve()) if own_file else name, (path.stat().st_mtime_ns, path.stat().st_size))
 

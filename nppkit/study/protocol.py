@@ -10,11 +10,11 @@ import pandas as pd
 
 from nppkit.errors import NppkitError
 from nppkit.study.graph import train_job
-from nppkit.study.presets import Preset
+from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import has_diverged
-from nppkit.study.results import differences, processors
+from nppkit.study.results import differences, paired, processors
 from nppkit.study.runs import Run, seeds
-from nppkit.study.stats import interval
+from nppkit.study.stats import SPANS_ZERO, Interval, interval
 from nppkit.study.verdicts import Contrast, Decision, decide
 
 MARGIN = 1.0  # the smallest difference worth knowing, in FID (the gain that the paper reports) or in KID x 1,000
@@ -47,6 +47,8 @@ ASKED = {"equal_epochs": EQUAL_EPOCHS, "patches": PATCHES, "levels": LEVELS, "la
 
 
 EQUAL_FLOPS = "NPP - NTP, equal FLOPs"
+RESTARTED = NTP.of("B", restart=True)  # next-token prediction with the restart that NPP's learning rate has at its switch
+HINT = "a hint and no verdict, because even where there is no difference one such interval in twenty misses zero"
 
 
 def equal_flops(preset: Preset, size: str) -> Question:
@@ -92,6 +94,66 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
         counted = [scale * x for seed, x in paired.items() if "" not in processors(preset, seed, q.run, q.baseline)]
         found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
+
+
+def control(preset: Preset) -> Interval:
+    """NPP minus next-token prediction with NPP's restart, FID, from the preset's control; of no seed until all are complete."""
+    found = paired(of := load_preset(preset.control), NPP, RESTARTED, "fid") if preset.control else interval([])
+    return found if found.n and found.n == len(seeds(of, RESTARTED)) else interval([])
+
+
+def in_words(difference: Interval) -> str:
+    """A difference of FID, and whether all of its interval, which is no verdict's, is too small to matter."""
+    small = difference.low > -MARGIN and difference.high < MARGIN
+    side = "too small to matter" if small else difference.side("below zero", "above zero").replace(SPANS_ZERO, "open")
+    return f"{difference}, by its own 95 % interval {side}"
+
+
+def said(preset: Preset) -> dict[Question, str]:
+    """The verdict on each question, in words: of one size, on the preset's pictures, which says nothing of others."""
+    answers = {}
+    for question, decision in decisions(preset).items():
+        difference = Interval(decision.n, decision.mean, decision.low, decision.high)
+        found = f"{decision.said}, {LABEL[preset.metric]} {difference}"
+        found = found if decision.complete else f"no verdict yet ({decision.verdict} seeds)"
+        if decision.complete and question.text == EQUAL_EPOCHS.text and (beside := control(preset)).n:
+            found += f"; beside NTP with NPP's restart of the learning rate {in_words(beside)}"
+        answers[question] = f"{question.text}, {question.run.size}: {found}"
+    return answers
+
+
+def finding(
+    preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: str = "fid", label: str = "FID", sure: str = ""
+) -> str:
+    """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it.
+
+    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint, beside which stands what the
+    confirmatory study says to the same contrasts.
+    """
+    found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
+    found = {name: interval for name, interval in found.items() if interval.n}
+    if not found:
+        return f"**{what}: not run yet.**"
+    sides = {"lower": [], "higher": [], SPANS_ZERO: [], "not known from one seed": []}
+    for name, difference in found.items():
+        sides[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
+    words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in sides.items() if names]
+    numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
+    return (
+        f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
+        f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure or HINT}."
+        f"{_confirmed(preset, pairs)}"
+    )
+
+
+def _confirmed(preset: Preset, pairs: dict[str, tuple[Run, Run]]) -> str:
+    """What the confirmatory study says to these pairs, at its own learning rate; empty where there is none."""
+    if not preset.confirmatory:
+        return ""
+    asked = said(load_preset(preset.confirmatory))
+    found = [text for q, text in asked.items() if tuple(replace(run, lr="") for run in (q.run, q.baseline)) in pairs.values()]
+    told = f"says: **{'; '.join(found)}**" if found else "does not ask this"
+    return f" [The report](report.ipynb), with more seeds and at another learning rate, {told}."
 
 
 def summary(preset: Preset, first: Preset) -> pd.DataFrame:

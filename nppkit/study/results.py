@@ -14,7 +14,7 @@ from nppkit.study.provenance import said
 from nppkit.study.published import PUBLISHED
 from nppkit.study.records import origin, processor, why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
-from nppkit.study.stats import SPANS_ZERO, Interval, interval, pooled_deviation
+from nppkit.study.stats import Interval, interval, pooled_deviation
 
 COST = ("seconds", "cpu_seconds", "flops", "parameters")
 SCORES = ("cfg_scale", "select_fid", "repeat_fid", "fid", "inception_score", "kid", "precision", "recall", "agreement")
@@ -123,31 +123,6 @@ def paired(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable 
     return interval(list(differences(preset, run, baseline, key, combine).values()))
 
 
-def finding(
-    preset: Preset, what: str, pairs: dict[str, tuple[Run, Run]], key: str = "fid", label: str = "FID", sure: str = ""
-) -> str:
-    """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it.
-
-    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint.
-    """
-    found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
-    found = {name: interval for name, interval in found.items() if interval.n}
-    if not found:
-        return f"**{what}: not run yet.**"
-    said = {"lower": [], "higher": [], SPANS_ZERO: [], "not known from one seed": []}
-    for name, difference in found.items():
-        said[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
-    words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in said.items() if names]
-    numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
-    decides = " ([the report](report.ipynb) decides such questions, with more seeds, at another learning rate)"
-    decides *= bool(preset.confirmatory)
-    return (
-        f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
-        f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure or HINT + decides}."
-    )
-
-
-HINT = "a hint and no verdict, because even where there is no difference one such interval in twenty misses zero"
 QUALITIES = {"fid": "FID", "best_fid": "FID at each run's best scale", "heldout_nll": "held-out NLL"}
 
 

@@ -130,7 +130,10 @@ def preset_runs(preset: Preset) -> list[Run]:
     105
     """
     names = [f"{size}_{recipe}" for size, recipes in preset.runs.items() for recipe in recipes]
-    first = [Run.parse(f"GPT-{name}_seed0") for name in names]
+    try:
+        first = [Run.parse(f"GPT-{name}_seed0") for name in names]
+    except NppkitError as error:
+        raise NppkitError(f"preset {preset.name}: runs: {error}") from None
     for name, run in zip(names, first, strict=True):
         if run.id != f"GPT-{name}_seed0":
             raise NppkitError(f"preset {preset.name}: runs: {name} is spelt {run.recipe} here: change it")

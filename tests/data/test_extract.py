@@ -133,7 +133,9 @@ def test_a_killed_extraction_continues(model, images, tmp_path, encoded):
     run(model, images, tmp_path / "whole")
     encoded.clear()
     kill_after(4, model, images, tmp_path / "s")
-    with pytest.raises(NppkitError, match=r"manifest\.json does not exist: run the tokenize notebook first, or let it finish"):
+    with pytest.raises(
+        NppkitError, match=r"manifest\.json does not exist: run the tokenize job \(make reproduce does\), or let it finish"
+    ):
         CodeStore(tmp_path / "s")
     run(model, images, tmp_path / "s")
     assert encoded == [15, 15, 10]

@@ -347,6 +347,20 @@ def test_splits_are_no_classes(tmp_path):
     assert folder_images(tmp_path / "train").class_names == ("cat",)
 
 
+def test_images_beside_class_folders_are_not_lost(tmp_path):
+    """Some in class folders and some loose: which class has the loose ones? None is left out without a word."""
+    for name in ("cat/1.png", "2.png", "3.jpg"):
+        save(tmp_path / name, Image.new("RGB", (8, 8)))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NppkitError, match=r"holds 2 images beside its class folders \(2\.png, \.\.\.\): move them into one"):
+        folder_images(tmp_path)
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(NppkitError, match=r"holds 1 images beside its class folders: 3\.jpg"):
+        folder_images(tmp_path)
+    (tmp_path / "3.jpg").unlink()
+    assert len(folder_images(tmp_path)) == 1
+
+
 def test_a_class_without_images_is_named(tmp_path):
     """An empty class would have a label that no image has."""
     save(tmp_path / "cat/1.png", Image.new("RGB", (8, 8)))

@@ -11,6 +11,7 @@ import torch
 
 from nppkit import cli, cost, gpus
 from nppkit.data.images import CROPS
+from nppkit.errors import NppkitError
 from nppkit.jobs import plan, timing
 from nppkit.model import MODELS, GPTConfig
 from nppkit.study import graph, protocol
@@ -153,13 +154,21 @@ def test_times_are_of_real_steps(smoke, monkeypatch):
 def test_pictures_of_a_folder_are_counted(home):
     """The plan of one's own pictures reckons with how many there are, and says so; before they are there, with an epoch's."""
     preset = load_preset("own-images")
-    absent = plan.report(preset, "H100-80G", 1, 0.4)
-    assert f"192 images ({home}/data/images is not there, so not counted: as many as a schedule epoch has)" in absent
+    assert plan.counted(preset) == f"192 images ({home}/data/images is not there: as many as a schedule epoch has)"
+    (home / "data").mkdir()
+    (home / "data" / "images").touch()
+    with pytest.raises(NppkitError, match=r"data/images is a file: set data\.path"):
+        plan.counted(preset)
+    (home / "data" / "images").unlink()
     (home / "data" / "images" / "cats").mkdir(parents=True)
     for number in range(300):
         (home / "data" / "images" / "cats" / f"{number}.png").touch()
     (home / "data" / "images" / "cats" / "notes.txt").touch()
-    assert "300 images (data/images, counted)" in plan.report(preset, "H100-80G", 1, 0.4)
+    assert plan.counted(preset) == "300 images (data/images, 1 class, counted and not opened)"
+    with pytest.raises(NppkitError, match=r"data\.heldout 300 leaves no training image of 300"):
+        plan.report(dataclasses.replace(preset, data=dataclasses.replace(preset.data, heldout=300)), "H100-80G", 1, 0.4)
+    few = dataclasses.replace(preset, runs={"B": ["ntp"]})
+    assert " 0 GPU-minutes" not in plan.report(few, "H200-141G", 1, 0.4)
     assert plan.crops(preset) == 2 * 300 and plan.crops(load_preset("solar")) == CROPS["flips"] * 2624
 
 
@@ -167,10 +176,12 @@ def test_command_line(capsys):
     """The plan names GPU, utilisation and total; unknown GPUs and impossible shares are one line."""
     assert cli.call(["plan", "imagenet256-eval", "--gpu", "H100-80G", "--gpus", "2", "--utilisation", "0.5"]) == 0
     said = capsys.readouterr().out
-    assert "on H100-80G at 50% of its peak, bf16" in said and "on 2 of them" in said and "GPT-XXL-384_ntp_seed0" in said
+    parts = ("on H100-80G at 50% of its peak, bf16", "images (", "on 2 of them", "GPT-XXL-384_ntp_seed0")
+    assert all(part in said for part in parts)
     for options, message in (
         (["--gpu", "TPU"], "GPU 'TPU' is unknown: use one of A100"),
-        (["--utilisation", "2"], "utilisation 2.0"),
+        (["--utilisation", "2"], "--utilisation 2: use a share"),
+        (["--gpus", "0"], "--gpus 0: use 1 or more"),
     ):
         assert cli.call(["plan", "imagenet256", *options]) == 1 and message in capsys.readouterr().err
 

@@ -29,7 +29,9 @@ def studies(home, smoke, monkeypatch):
     """A first study, and one of three seeds a run that is to confirm it."""
     asked = dict.fromkeys(("equal_epochs", "patches", "levels"), "B")
     confirmatory = dataclasses.replace(smoke, name="later", runs=RUNS, seeds={"B": 3}, first_seed=100, questions=asked)
-    monkeypatch.setattr(claims, "load_preset", {"later": confirmatory}.get)
+    control = dataclasses.replace(smoke, name="beside", runs={"B": ["ntp_restart", NPP.recipe]}, seeds={"B": 3}, first_seed=200)
+    for module in (claims, protocol):
+        monkeypatch.setattr(module, "load_preset", {"later": confirmatory, "beside": control}.get)
     return dataclasses.replace(smoke, runs=RUNS, seeds={"B": 3}, confirmatory="later"), confirmatory
 
 
@@ -46,7 +48,7 @@ def test_a_first_study_decides_nothing(studies):
     seeded(first, [-5.0, -5.1, -4.9], NPP, NTP)
     finding = claims.fid(first)
     assert (
-        finding.verdict == "no verdict yet (planned 3, done 0 seeds)"
+        finding.verdict == "NPP - NTP, equal epochs, B: no verdict yet (planned 3, done 0 seeds)"
         and "first study, exploratory: FID minus NTP's: B -5.00" in finding.numbers
     )
     alone = dataclasses.replace(first, confirmatory="")
@@ -60,7 +62,7 @@ def test_a_first_study_decides_nothing(studies):
         ([5.0, 5.1, 4.9], "NPP - NTP, equal epochs, B: refuted, FID 5.00 [4.56, 5.44]"),
         ([0.1, 0.11, 0.12], "NPP - NTP, equal epochs, B: no difference that matters, FID 0.110 [0.066, 0.154]"),
         ([9.0, -9.0, 1.0], "NPP - NTP, equal epochs, B: not decided before the others (1 of 3 complete), FID 0 [-39, 40]"),
-        ([-5.0, -5.1], "no verdict yet (planned 3, done 2 seeds)"),
+        ([-5.0, -5.1], "NPP - NTP, equal epochs, B: no verdict yet (planned 3, done 2 seeds)"),
     ],
 )
 def test_the_confirmatory_study_decides(studies, differences, verdict):
@@ -72,6 +74,34 @@ def test_the_confirmatory_study_decides(studies, differences, verdict):
     assert (
         finding.verdict == verdict and finding.numbers == "first study, exploratory: FID minus NTP's: B 5.00 [4.75, 5.25] (n = 3)"
     )
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([0.1, 0.11, 0.12], "0.110 [0.085, 0.135], by its own 95 % interval too small to matter"),
+        ([-3.0, -3.1, -2.9], "-3.00 [-3.25, -2.75], by its own 95 % interval below zero"),
+        ([0.1, 3.0, -3.0], "0.0 [-7.4, 7.5], by its own 95 % interval open"),
+        ([0.1, 0.11], ""),
+    ],
+)
+def test_first_findings_name_the_verdict_and_its_control(studies, differences, said):
+    """A page of the first study does not end with its hint where the confirmatory study has decided the same contrast; the
+    control stands beside the verdict once all of its seeds are in."""
+    first, confirmatory = studies
+    confirmatory = dataclasses.replace(confirmatory, control="beside")
+    protocol.load_preset.__self__["later"] = confirmatory
+    seeded(first, [1.0, 1.1, 0.9], NPP, NTP)
+    seeded(confirmatory, [-5.0, -5.1, -4.9], NPP, NTP)
+    seeded(protocol.load_preset("beside"), differences, NPP, protocol.RESTARTED)
+    told = protocol.finding(first, "NPP minus NTP", {"B": (NPP, NTP)})
+    beside = f"; beside NTP with NPP's restart of the learning rate {said}" if said else ""
+    verdict = f"NPP - NTP, equal epochs, B: supported, FID -5.00 [-5.44, -4.56]{beside}"
+    assert told.endswith(f"more seeds and at another learning rate, says: **{verdict}**.") and "higher for B" in told
+    seeded(first, [1.0], protocol.LEVELS.run, NTP)
+    asked = protocol.finding(first, "#L = 4 minus NTP", {"B": (protocol.LEVELS.run, NTP)})
+    assert asked.endswith("at another learning rate, does not ask this.")
+    assert "report" not in protocol.finding(dataclasses.replace(first, confirmatory=""), "NPP minus NTP", {"B": (NPP, NTP)})
 
 
 def test_a_diverged_run_is_an_outcome(studies):
@@ -95,7 +125,7 @@ def test_a_pair_counts_on_one_processor(studies, processors, seeds):
     record = json.loads(path.read_text())
     record["made"]["machine"]["processor"] = processors
     path.write_text(json.dumps(record))
-    assert claims.fid(first).verdict == "no verdict yet (planned 3, done 2 seeds)"
+    assert claims.fid(first).verdict == "NPP - NTP, equal epochs, B: no verdict yet (planned 3, done 2 seeds)"
     assert results.paired(confirmatory, NPP, NTP, "fid").n == seeds
 
 
@@ -224,4 +254,4 @@ def test_a_question_that_the_confirmatory_preset_does_not_ask(home, smoke):
     """The claim is then exploratory, not an error; where it decides by KID its verdict says so."""
     solar = dataclasses.replace(load_preset("solar"), confirmatory="photographs")
     assert claims.larger_patches(solar).verdict == claims.NOT_RUN
-    assert claims.fid(solar).verdict == "no verdict yet (planned 8, done 0 seeds)"
+    assert claims.fid(solar).verdict == "NPP - NTP, equal epochs, B: no verdict yet (planned 8, done 0 seeds)"

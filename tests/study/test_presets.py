@@ -71,11 +71,17 @@ def test_defaults_stay(section):
     assert settings(section()) == {} and settings(section(batch_size=7) if "batch_size" in found else section(limit=7)) != {}
 
 
-@pytest.mark.parametrize("name", ["nothing", "../presets/demo", "/etc/passwd", "", "a.yaml"])
+@pytest.mark.parametrize("name", ["nothing", "../presets/demo", "/etc/passwd", ""])
 def test_unknown_preset(name):
     """An unknown preset is named with the known ones, and a name is never a path."""
     with pytest.raises(NppkitError, match="is unknown: use one of"):
         load_preset(name)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    """A YAML file of one's own that does not exist is told so, and not that its name is no preset's."""
+    with pytest.raises(NppkitError, match=r"preset file .*mine\.yaml does not exist: copy one from"):
+        load_preset(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,7 @@ def test_a_preset_at_home_and_of_another_editor(smoke_file, monkeypatch):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     monkeypatch.setenv("HOME", str(path.parent))
     assert load_preset(f"~/{path.name}") == before
-    with pytest.raises(NppkitError, match="is unknown"):
+    with pytest.raises(NppkitError, match="does not exist"):
         load_preset("~nobody-of-this-name/mine.yaml")
 
 
