@@ -55,7 +55,7 @@ def test_targets_are_understood(home, target, reports, needed):
 
 
 BAD = {
-    "preset 'mine.yaml' is unknown": None,
+    "preset file mine.yaml does not exist: copy one": None,
     "lambda 3/2 is outside (0, 1)": {"runs": {"B": ["npp_p2_lambda3-2"]}},
     "patch_size 16 does not divide the 8 x 8 grid": {"runs": {"B": ["npp_L5_lambda1-2"]}},
     "image_size 54 is not a multiple of the tokenizer's 4": {

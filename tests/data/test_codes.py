@@ -84,7 +84,7 @@ def test_manifest_that_disagrees_is_refused(tmp_path, change, message):
 
 def test_missing_and_damaged_files_are_named(tmp_path):
     """A missing manifest, broken JSON, a missing key, a truncated array, an array of objects: each named."""
-    with pytest.raises(NppkitError, match="run the tokenize notebook"):
+    with pytest.raises(NppkitError, match="run the tokenize job"):
         CodeStore(tmp_path / "nothing")
     folder = write_store(tmp_path / "s")
     whole = (folder / "codes.npy").read_bytes()

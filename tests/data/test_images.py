@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import re
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,6 +361,21 @@ def test_images_beside_class_folders_are_not_lost(tmp_path):
         folder_images(tmp_path)
     (tmp_path / "3.jpg").unlink()
     assert len(folder_images(tmp_path)) == 1
+
+
+def test_the_example_that_prepares_photographs(tmp_path, monkeypatch):
+    """What docs/your_images.md shows makes squares of all pictures, nothing cut away, loose ones as a class of their own."""
+    shown = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/your_images.md").read_text(), re.S)
+    (example,) = (code for code in shown if "ImageOps" in code)
+    for name, size in (("1.JPG", (40, 100)), ("cats/deeper/1.png", (9, 4)), ("cats/1.jpeg", (300, 300))):
+        save(tmp_path / "photos" / name, Image.new("RGB", size))
+    (tmp_path / "photos/notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    images = folder_images(tmp_path / "data/images")
+    assert images.class_names == ("all", "cats") and images.labels.tolist() == [0, 1, 1]
+    pixels = np.asarray(images.load(0))
+    assert pixels.shape == (256, 256, 3) and (pixels[:, :70] == 255).all() and (pixels[:, 128] == 0).all()
 
 
 def test_a_class_without_images_is_named(tmp_path):
