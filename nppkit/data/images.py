@@ -23,6 +23,8 @@ from nppkit.errors import NppkitError
 END_OF_JPEG = b"\xff\xd9"
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # folders that hold class folders, and are none
 SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
+NAMED_ALONE = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow tells what such a file is, and cannot read it
+BITS_PER_SAMPLE = 258  # TIFF's tag
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
@@ -119,21 +121,21 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
         train = next((name for name in classes if name.lower().startswith("train")), classes[0])
         unseen = "".join(f", data.heldout_path to {root / name}" for name in sorted(set(classes) - {train}, reverse=True)[:1])
         raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / train}{unseen}")
-    endings, others, files = Image.registered_extensions(), Counter(), []
+    others, files = Counter(), []
     for number, name in enumerate(classes):
         images = []
         for file in _files(root / name):
-            ending = os.path.splitext(file.name)[1].lower()
-            if endings.get(ending) in Image.OPEN and file.is_file():
+            if _is_picture(file):
                 images.append((file, number))
             else:
+                ending = os.path.splitext(file.name)[1].lower()
                 others[(ending or "no ending") if file.is_file() else "broken links, folders behind links, devices"] += 1
         if not images:
             raise NppkitError(f"image folder {root / name} holds no images: add some, or remove the folder")
         files += images
     if not files:
         raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
-    loose = sorted(p.name for p in root.iterdir() if endings.get(p.suffix.lower()) in Image.OPEN and _seen(p) and p.is_file())
+    loose = sorted(entry.name for entry in os.scandir(root) if _seen(entry) and _is_picture(entry))
     if loose:
         beside = f"beside its class folders ({loose[0]}, ...)" if loose[1:] else f"beside its class folders: {loose[0]}"
         raise NppkitError(f"image folder {root} holds {len(loose)} images {beside}: move them into one, or out of it")
@@ -145,6 +147,12 @@ def _files(folder: Path | str) -> Iterator[os.DirEntry]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if _seen(entry):
             yield from _files(entry.path) if entry.is_dir(follow_symlinks=False) else [entry]
+
+
+def _is_picture(file: os.DirEntry) -> bool:
+    """Whether it is a file with the ending of a kind that Pillow reads."""
+    kind = Image.registered_extensions().get(os.path.splitext(file.name)[1].lower())
+    return kind in Image.OPEN and kind not in NAMED_ALONE and file.is_file()
 
 
 def _seen(path: Path | os.DirEntry) -> bool:
@@ -172,13 +180,14 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """The image itself, or grey of 16 bits scaled to 8: Pillow's own conversion would clip it at 255."""
+    """The image itself, or grey of 9 to 16 bits scaled to 8: Pillow's own conversion would clip it at 255."""
     if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
         raise ValueError("numbers of unknown range: scale them to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
-    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    bits = (getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) or (16,))[0]
+    grey = Image.fromarray((values * (255 / (2 ** min(bits, 16) - 1))).round().clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))
     return grey

@@ -175,6 +175,15 @@ def grey16(path):
     Image.fromarray(np.full((40, 40), 51400, np.uint16)).save(path)  # 200 * 257
 
 
+def grey12(path):
+    """A scanner's or a microscope's TIFF of 12 bits a pixel, which Pillow reads and does not write."""
+    pixels = int(f"{3212:03x}" * 2, 16).to_bytes(3, "big") * (40 * 40 // 2)  # 200 of 255
+    tags = {256: 40, 257: 40, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 40, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(pixels))
+    path.write_bytes(header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
 def palette(path):
     Image.new("RGB", (40, 40), (200, 0, 0)).quantize(4).save(path)
 
@@ -187,6 +196,7 @@ def animation(path):
 UNUSUAL = {
     "cmyk.jpg": (lambda path: Image.new("CMYK", (40, 40), (0, 255, 255, 55)).save(path, quality=100), (200, 0, 0)),
     "grey16.png": (grey16, (200, 200, 200)),
+    "grey12.tif": (grey12, (200, 200, 200)),
     "palette.png": (palette, (200, 0, 0)),
     "animation.webp": (animation, (200, 0, 0)),
     "pixel.png": (lambda path: Image.new("RGB", (1, 1), (200, 0, 0)).save(path), (200, 0, 0)),
@@ -361,6 +371,14 @@ def test_images_beside_class_folders_are_not_lost(tmp_path):
         folder_images(tmp_path)
     (tmp_path / "3.jpg").unlink()
     assert len(folder_images(tmp_path)) == 1
+
+
+def test_what_pillow_cannot_read_is_no_picture(tmp_path, capsys):
+    """A camera's film beside its pictures, of a kind that Pillow knows by name alone, is counted and left out."""
+    save(tmp_path / "cat/1.png", Image.new("RGB", (8, 8)))
+    for name in ("cat/film.mpg", "cat/drawing.WMF", "film.mpeg"):
+        (tmp_path / name).write_bytes(b"\x00\x00\x01\xb3" + bytes(20))
+    assert len(folder_images(tmp_path)) == 1 and "2 files are left out" in capsys.readouterr().out
 
 
 def test_the_example_that_prepares_photographs(tmp_path, monkeypatch):

@@ -217,6 +217,17 @@ def test_vgg_from_a_file(tmp_path, monkeypatch):
         PerceptualLoss("vgg16", "empty.pth")
 
 
+def test_lite0_from_a_file(tmp_path, monkeypatch):
+    """EfficientNet-Lite0's weights from a file that is another's, empty or absent end in one line."""
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    (tmp_path / "empty.pth").touch()
+    for name in ("other.pth", "empty.pth", "absent.pth"):
+        with pytest.raises(NppkitError, match=rf"{name} .*set tokenizer\.perceptual_weights to the file of") as error:
+            PerceptualLoss("efficientnet-lite0", name)
+        assert "\n" not in str(error.value)
+
+
 def flat(training):
     """All pictures so far needed one code alone."""
     training.used.copy_(F.one_hot(torch.tensor(3), 16))
