@@ -49,6 +49,7 @@ ASKED = {"equal_epochs": EQUAL_EPOCHS, "patches": PATCHES, "levels": LEVELS, "la
 EQUAL_FLOPS = "NPP - NTP, equal FLOPs"
 RESTARTED = NTP.of("B", restart=True)  # next-token prediction with the restart that NPP's learning rate has at its switch
 HINT = "a hint and no verdict, because even where there is no difference one such interval in twenty misses zero"
+OPEN = "too few seeds to tell; that there is no difference is not shown either"
 
 
 def equal_flops(preset: Preset, size: str) -> Question:
@@ -103,10 +104,10 @@ def control(preset: Preset) -> Interval:
 
 
 def in_words(difference: Interval) -> str:
-    """A difference of FID, and whether all of its interval, which is no verdict's, is too small to matter."""
+    """A difference of FID that has no verdict, and where its 95 % interval lies."""
     small = difference.low > -MARGIN and difference.high < MARGIN
-    side = "too small to matter" if small else difference.side("below zero", "above zero").replace(SPANS_ZERO, "open")
-    return f"{difference}, by its own 95 % interval {side}"
+    side = f"within {MARGIN:g} of zero" if small else difference.side("below zero", "above zero").replace(SPANS_ZERO, "open")
+    return f"{difference} (95 % by itself, no verdict: {side})"
 
 
 def said(preset: Preset) -> dict[Question, str]:
@@ -127,8 +128,8 @@ def finding(
 ) -> str:
     """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it.
 
-    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint, beside which stands what the
-    confirmatory study says to the same contrasts.
+    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint, or open, and beside it stands
+    what the confirmatory study says to the same contrasts.
     """
     found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
@@ -137,11 +138,12 @@ def finding(
     sides = {"lower": [], "higher": [], SPANS_ZERO: [], "not known from one seed": []}
     for name, difference in found.items():
         sides[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
+    sure = sure or (HINT if sides["lower"] or sides["higher"] else OPEN)
     words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in sides.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
     return (
         f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
-        f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure or HINT}."
+        f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure}."
         f"{_confirmed(preset, pairs)}"
     )
 

@@ -79,9 +79,9 @@ def test_the_confirmatory_study_decides(studies, differences, verdict):
 @pytest.mark.parametrize(
     ("differences", "said"),
     [
-        ([0.1, 0.11, 0.12], "0.110 [0.085, 0.135], by its own 95 % interval too small to matter"),
-        ([-3.0, -3.1, -2.9], "-3.00 [-3.25, -2.75], by its own 95 % interval below zero"),
-        ([0.1, 3.0, -3.0], "0.0 [-7.4, 7.5], by its own 95 % interval open"),
+        ([0.1, 0.11, 0.12], "0.110 [0.085, 0.135] (95 % by itself, no verdict: within 1 of zero)"),
+        ([-3.0, -3.1, -2.9], "-3.00 [-3.25, -2.75] (95 % by itself, no verdict: below zero)"),
+        ([0.1, 3.0, -3.0], "0.0 [-7.4, 7.5] (95 % by itself, no verdict: open)"),
         ([0.1, 0.11], ""),
     ],
 )

@@ -151,11 +151,9 @@ def test_readme_says_todays_numbers():
     few = [results.paired(load_preset(name), protocol.NPP, protocol.NTP, "fid") for name in (study.same_rate, study.pilot)]
     assert "Two sets of five seeds could not tell." in told and all(i.n == 5 and i.low < 0 < i.high for i in few)
     again = protocol.control(study)
-    assert (
-        f"on {again.n} seeds more, the difference is {again.mean:.1f} (from {again.low:.1f} to {again.high:.1f}, 95 % by itself)"
-        in told
-    )
-    assert "too small to matter" in protocol.in_words(again)
+    said = f"{again.mean:.2f} (95 %: {again.low:.2f} to {again.high:.2f})"
+    assert f"on {again.n} seeds more, the difference is {said}" in told
+    assert "within 1 of zero" in protocol.in_words(again)
     worse = results.paired(study, protocol.PATCHES.run, protocol.NTP, "fid")
     assert f"it is worse by {worse.mean:.1f} ({worse.low:.1f} to {worse.high:.1f})" in told
 
