@@ -25,7 +25,8 @@ from nppkit.study.protocol import (
     PATCHES,
     SCHEDULE,
     Question,
-    said,
+    answer,
+    decisions,
 )
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
@@ -72,7 +73,7 @@ def _by_protocol(preset: Preset, question: Question, name: str) -> Finding:
 
 def _decided(asked: Preset, text: str) -> str:
     """The protocol's answer to the contrast of that text; empty if the preset does not ask it."""
-    return next((words for question, words in said(asked).items() if question.text == text), "")
+    return next((answer(asked, q, decision) for q, decision in decisions(asked).items() if q.text == text), "")
 
 
 def cost(preset: Preset) -> Finding:

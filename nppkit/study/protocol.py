@@ -110,17 +110,15 @@ def in_words(difference: Interval) -> str:
     return f"{difference} (95 % by itself, no verdict: {side})"
 
 
-def said(preset: Preset) -> dict[Question, str]:
-    """The verdict on each question, in words: of one size, on the preset's pictures, which says nothing of others."""
-    answers = {}
-    for question, decision in decisions(preset).items():
+def answer(preset: Preset, question: Question, decision: Decision) -> str:
+    """The decision in words: of one size, on the preset's pictures, which says nothing of others."""
+    found = f"no verdict yet ({decision.verdict} seeds)"
+    if decision.complete:
         difference = Interval(decision.n, decision.mean, decision.low, decision.high)
         found = f"{decision.said}, {LABEL[preset.metric]} {difference}"
-        found = found if decision.complete else f"no verdict yet ({decision.verdict} seeds)"
-        if decision.complete and question.text == EQUAL_EPOCHS.text and (beside := control(preset)).n:
+        if question.text == EQUAL_EPOCHS.text and (beside := control(preset)).n:
             found += f"; beside NTP with NPP's restart of the learning rate {in_words(beside)}"
-        answers[question] = f"{question.text}, {question.run.size}: {found}"
-    return answers
+    return f"{question.text}, {question.run.size}: {found}"
 
 
 def finding(
@@ -152,8 +150,10 @@ def _confirmed(preset: Preset, pairs: dict[str, tuple[Run, Run]]) -> str:
     """What the confirmatory study says to these pairs, at its own learning rate; empty where there is none."""
     if not preset.confirmatory:
         return ""
-    asked = said(load_preset(preset.confirmatory))
-    found = [text for q, text in asked.items() if tuple(replace(run, lr="") for run in (q.run, q.baseline)) in pairs.values()]
+    asked, found = load_preset(preset.confirmatory), []
+    for question, decision in decisions(asked).items():
+        if tuple(replace(run, lr="") for run in (question.run, question.baseline)) in pairs.values():
+            found.append(answer(asked, question, decision))
     told = f"says: **{'; '.join(found)}**" if found else "does not ask this"
     return f" [The report](report.ipynb), with more seeds and at another learning rate, {told}."
 
