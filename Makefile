@@ -55,7 +55,8 @@ study-report: env  ## the study's tables, figures, report and reading notebooks 
 	(echo report; echo photographs; echo text; echo video; echo patches; echo names; $(BIN)/python -m nppkit where study --notebooks) | xargs -P $(CORES) -I {} $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
 	rm -rf docs/report_files  # its pictures are numbered by cell
-	$(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN --output-dir docs notebooks/report.ipynb
+	for page in "report supplement" "supplement article"; do set -- $$page; $(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags $$2 --output-dir docs --output $$1 notebooks/report.ipynb; done
 	$(BIN)/python -m nppkit verdicts study README.md
 	$(MAKE) crate
 

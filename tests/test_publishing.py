@@ -152,12 +152,23 @@ def test_the_model_card_has_the_pairs_numbers():
 
 
 def test_the_report_is_its_notebook():
-    """docs/report.md has what the committed notebook says, so that neither is older than the other."""
-    text = (ROOT / "docs/report.md").read_text()
+    """docs/report.md has what the committed notebook says up to its supplement, docs/supplement.md the rest: no page is older."""
     cells = nbformat.read(ROOT / "notebooks/report.ipynb", nbformat.NO_CONVERT).cells
-    outputs = [out.get("data", {}).get("text/markdown", "") for cell in cells for out in cell.get("outputs", ())]
-    said = [*outputs, *(cell.source for cell in cells if cell.cell_type == "markdown")]
-    assert len([*filter(None, outputs)]) > 5 and [part for part in said if part.strip() not in text] == []
+    for page, other in (("report", "supplement"), ("supplement", "article")):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        its, others = [], []
+        for cell in cells:
+            outputs = [out.get("data", {}).get("text/markdown", "") for out in cell.get("outputs", ())]
+            said = [*filter(None, outputs), *[cell.source] * (cell.cell_type == "markdown")]
+            (others if other in cell.metadata.get("tags", []) else its).extend(part.strip() for part in said)
+        assert len(its) > 15 and [part for part in its if part not in text] == []
+        assert len(others) > 15 and [part for part in others if part in text] == []
+
+
+def test_the_report_is_four_pages():
+    """What a reader reads, without the tables' rules and the links' addresses: four printed pages beside a figure."""
+    text = re.sub(r"\]\([^)]*\)|\||---", " ", (ROOT / "docs/report.md").read_text())
+    assert 1500 < len(text.split()) <= 2500
 
 
 def test_what_pages_read_is_kept():
