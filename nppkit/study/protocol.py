@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 
 NTP, NPP = Run("B"), Run("B", patch_size=2, lam="1/2")
-EQUAL_EPOCHS = Question("NPP - NTP, equal epochs", "quality improves", NPP, NTP, -1)
+EQUAL_EPOCHS = Question("NPP - NTP, equal epochs", "FID improves", NPP, NTP, -1)
 PATCHES = Question("p = 4 - p = 2", "larger patches transfer less well", NPP.of("B", patch_size=4), NPP, 1)
 LEVELS = Question("#L = 4 - #L = 2", "more levels trade quality for cost", Run("B", levels=4, lam="1/2"), NPP, 1)
 LAMBDA = Question("lambda 4/5 - 1/2", "a larger lambda is slightly worse", NPP.of("L", lam="4/5"), NPP.of("L"), 1)
@@ -74,7 +74,7 @@ def _question(preset: Preset, name: str, size: str) -> Question:
     run, baseline = (_at_its_rate(preset, r) for r in (asked.run, asked.baseline))
     if missing := [r.recipe for r in (run, baseline) if r.recipe not in preset.runs.get(size, [])]:
         raise NppkitError(f"preset {preset.name}: question {name} needs run {missing[0]} of {size}: add it, or do not ask")
-    return asked._replace(run=run, baseline=baseline)
+    return asked._replace(run=run, baseline=baseline, claim=asked.claim.replace("FID", preset.metric.upper()))
 
 
 def _at_its_rate(preset: Preset, run: Run) -> Run:

@@ -131,7 +131,7 @@ def test_readme_says_todays_numbers():
     study = load_preset("digits")
     told = " ".join((ROOT / "README.md").read_text().split("**Found so far")[1].split("\n![")[0].split())
     decided = {question.claim: (question, d) for question, d in protocol.decisions(study).items() if d.complete}
-    gain, decision = decided.pop("quality improves")
+    gain, decision = decided.pop("FID improves")
     ours, theirs = (np.mean([row["fid"] for row in results.results(study, run)]) for run in (gain.run, gain.baseline))
     assert f"is {ours:.1f} with NPP and {theirs:.1f} without, over {decision.n} repeats" in told
     assert f"({decision.mean:.1f}, from {decision.low:.1f} to {decision.high:.1f}; corrected p {decision.adjusted:.3f}," in told
@@ -149,13 +149,18 @@ def test_readme_says_todays_numbers():
     assert "Both networks find the digit that was asked for more often" in told and all(i.low > 0 for i in shown)
 
     few = [results.paired(load_preset(name), protocol.NPP, protocol.NTP, "fid") for name in (study.same_rate, study.pilot)]
-    assert "Two sets of five seeds could not tell." in told and all(i.n == 5 and i.low < 0 < i.high for i in few)
+    assert "Five other seeds could not tell, at either of two learning rates." in told and all(
+        i.n == 5 and i.low < 0 < i.high for i in few
+    )
     again = protocol.control(study)
     said = f"{again.mean:.2f} (95 %: {again.low:.2f} to {again.high:.2f})"
     assert f"on {again.n} seeds more, the difference is {said}" in told
     assert "within 1 of zero" in protocol.in_words(again)
-    worse = results.paired(study, protocol.PATCHES.run, protocol.NTP, "fid")
-    assert f"it is worse by {worse.mean:.1f} ({worse.low:.1f} to {worse.high:.1f})" in told
+    worse, like_the_paper = (
+        results.paired(study, protocol.PATCHES.run, b, "fid") for b in (protocol.NTP, protocol.SCHEDULE.baseline)
+    )
+    assert f"4 x 4 is worse by {worse.mean:.1f} ({worse.low:.1f} to {worse.high:.1f})" in told
+    assert "as in the paper, that is open" in told and like_the_paper.low < 0 < like_the_paper.high
 
 
 EQUAL = [(name, size) for name in preset_names() for size in load_preset(name).equal_flops]
