@@ -149,6 +149,8 @@ def test_the_model_card_has_the_pairs_numbers():
         assert said["held-out likelihood, nats a token"] == f"{metrics['heldout_nll']:.3f}"
         assert said["FID (digit features) at guidance 2"] == f"{at['fid']:.2f}"
         assert said["drawn digits that a classifier names as asked, at guidance 2"] == f"{at['agreement']:.3f}"
+    ntp, npp = (float(value) for value in card["FID (digit features) at guidance 2"])
+    assert f"(size L: FID {npp:.1f} with it, {ntp:.1f} without)" in (ROOT / "README.md").read_text()
 
 
 def test_the_report_is_its_notebook():

@@ -36,7 +36,21 @@ from nppkit.study.tables import cost_audit, make_table, markdown
 
 HOLDS, FAILS = "holds, by arithmetic", "does not hold, by arithmetic"
 CONTRADICTED, AGREES = "contradicted by the paper's own table", "as the paper's own table says"
-EXPLORATORY, NOT_RUN = "exploratory: no verdict", "not run yet"
+EXPLORATORY, NOT_RUN, SLIP = "exploratory: no verdict", "not run yet", "a slip of wording: lower is meant"
+KINDS = {  # in a sentence that counts, and how the verdict begins
+    "hold by arithmetic": "^holds",
+    "do not": "^does not hold",
+    "supported on digits": "^supported",
+    "refuted on digits": "^refuted",
+    "with no difference that matters": "^no difference",
+    "undecided": "^undecided",
+    "contradicted by the paper's own tables": "^contradicted",
+    "as those tables say": "^as the paper",
+    "a slip of wording": "^a slip",
+    "without a verdict yet": "^no verdict yet|^not decided|^not run",
+    "only explored": "^exploratory",
+    "without an experiment in the paper": "^no experiment",
+}
 MARK = "<!-- verdicts -->"  # around the table in README.md
 
 
@@ -157,7 +171,7 @@ def caption(preset: Preset) -> Finding:
     """Claim 11: a slip of the pen, which its own Table 5 corrects."""
     fids = {row_run(row): row["fid"] for _, row in published(5).iterrows() if row_run(row)}
     lower = all(fids[NPP.of(size)] < fids[NTP.of(size)] for size in MODELS)
-    return Finding(CONTRADICTED if lower else AGREES, "Table 5: FID with NPP is lower for every size")
+    return Finding(SLIP if lower else AGREES, "Table 5: FID with NPP is lower for every size")
 
 
 def other_models(preset: Preset) -> Finding:
@@ -195,6 +209,12 @@ def verdicts(preset: Preset) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def counted(table: pd.DataFrame) -> str:
+    """How many claims have which verdict, in a sentence."""
+    found = {said: int(table["verdict"].str.contains(word).sum()) for said, word in KINDS.items()}
+    return f"{len(table)} claims: {', '.join(f'{n} {said}' for said, n in found.items() if n)}."
+
+
 def answers(preset: Preset, notebook: str) -> str:
     """In Markdown what is found of the claims that a notebook is the evidence for."""
     found = [(claim.text, claim.judge(preset)) for claim in CLAIMS if claim.notebook == notebook]
@@ -210,7 +230,7 @@ def for_readme(preset: Preset) -> str:
     text = markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
     studies = [preset, *([load_preset(preset.confirmatory)] if preset.confirmatory else [])]
     complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of preset {study.name}" for study in studies)
-    return f"{text}\n\n{at_equal_flops(preset)}{schedule_alone(preset)}Complete runs: {complete}."
+    return f"**{counted(table)}**\n\n{text}\n\n{at_equal_flops(preset)}{schedule_alone(preset)}Complete runs: {complete}."
 
 
 def at_equal_flops(preset: Preset) -> str:
@@ -221,13 +241,13 @@ def at_equal_flops(preset: Preset) -> str:
         return ""
     words = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, EQUAL_FLOPS)
     words = f"{words}; the first study's hint" if words else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
-    return f"Beyond the claims, at equal training FLOPs: {words} ([equal_compute](notebooks/equal_compute.ipynb)). "
+    return f"Beyond the claims, at equal training FLOPs, {words} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 
 def schedule_alone(preset: Preset) -> str:
     """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
     words = _decided(load_preset(preset.confirmatory), SCHEDULE.text) if preset.confirmatory else ""
-    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks: {words}. " if words else ""
+    return f"Warm-up and decay, which the paper's NPP has and its baseline lacks, {words}. " if words else ""
 
 
 def write_verdicts(preset: Preset, path: Path) -> None:

@@ -112,13 +112,14 @@ def in_words(difference: Interval) -> str:
 
 def answer(preset: Preset, question: Question, decision: Decision) -> str:
     """The decision in words: of one size, on the preset's pictures, which says nothing of others."""
-    found = f"no verdict yet ({decision.verdict} seeds)"
-    if decision.complete:
-        difference = Interval(decision.n, decision.mean, decision.low, decision.high)
-        found = f"{decision.said}, {LABEL[preset.metric]} {difference}"
-        if question.text == EQUAL_EPOCHS.text and (beside := control(preset)).n:
-            found += f"; beside NTP with NPP's restart of the learning rate {in_words(beside)}"
-    return f"{question.text}, {question.run.size}: {found}"
+    asked = f"({question.text}, {question.run.size})"
+    if not decision.complete:
+        return f"no verdict yet: {decision.verdict} seeds {asked}"
+    difference = Interval(decision.n, decision.mean, decision.low, decision.high)
+    found = f"{decision.said}: {LABEL[preset.metric]} {difference} {asked}"
+    if question.text == EQUAL_EPOCHS.text and (beside := control(preset)).n:
+        found += f"; beside NTP whose learning rate warms up twice, as NPP's does, {in_words(beside)}"
+    return found
 
 
 def finding(
