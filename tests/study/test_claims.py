@@ -223,7 +223,7 @@ def test_readme_says_what_equal_flops_give(home, smoke):
         finish(preset, Run("B", seed=seed), fid=10.0)
         finish(preset, dataclasses.replace(NPP, epochs=515, seed=seed), fid=8.0 + seed)
     text = claims.for_readme(preset)
-    assert "at equal training FLOPs: exploratory, FID of NPP minus NTP's" in text
+    assert "at equal training FLOPs, exploratory, FID of NPP minus NTP's" in text
     assert "intervals: B -1.5 [-7.9, 4.9] (n = 2) ([equal" in text
 
 
