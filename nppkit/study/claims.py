@@ -86,8 +86,12 @@ def _by_protocol(preset: Preset, question: Question, name: str) -> Finding:
 
 
 def _decided(asked: Preset, text: str) -> str:
-    """The protocol's answer to the contrast of that text; empty if the preset does not ask it."""
-    return next((answer(asked, q, decision) for q, decision in decisions(asked).items() if q.text == text), "")
+    """The protocol's answer to the contrast of that text, and those of other domains that have one; empty if it is not asked."""
+    found = [answer(asked, q, decision) for q, decision in decisions(asked).items() if q.text == text]
+    for domain in map(load_preset, asked.domains):
+        decided = {q: decision for q, decision in decisions(domain).items() if q.text == text and decision.complete}
+        found += [f"preset {domain.name}: {answer(domain, *pair)}" for pair in decided.items()]
+    return "; ".join(found)
 
 
 def cost(preset: Preset) -> Finding:

@@ -116,6 +116,23 @@ def test_a_diverged_run_is_an_outcome(studies):
     assert not records.has_diverged(graph.train_job(other, dataclasses.replace(NPP, seed=102)))  # at another rate it may not
 
 
+def test_another_domain_stands_beside_the_verdict(studies):
+    """As soon as all of its seeds are in, and not before; it does not change how the claims are counted."""
+    first, confirmatory = studies
+    pictures = dataclasses.replace(confirmatory, name="pictures", questions={"equal_epochs": "B"}, first_seed=300)
+    for module in (claims, protocol):
+        more = {"pictures": pictures, "later": dataclasses.replace(confirmatory, domains=["pictures"])}
+        module.load_preset.__self__.update(more)
+    seeded(confirmatory, [-5.0, -5.1, -4.9], NPP, NTP)
+    seeded(pictures, [5.0, 5.1], NPP, NTP)
+    alone = "supported: FID -5.00 [-5.44, -4.56] (NPP - NTP, equal epochs, B)"
+    assert claims.fid(first).verdict == alone
+    seeded(pictures, [5.0, 5.1, 4.9], NPP, NTP)
+    assert claims.fid(first).verdict == f"{alone}; preset pictures: refuted: FID 5.00 [4.75, 5.25] (NPP - NTP, equal epochs, B)"
+    assert "1 supported on digits" in claims.counted(claims.verdicts(first))
+    assert "refuted on" not in claims.counted(claims.verdicts(first))
+
+
 @pytest.mark.parametrize(("processors", "seeds"), [(["another"], 2), ([], 3)], ids=["another processor", "none named"])
 def test_a_pair_counts_on_one_processor(studies, processors, seeds):
     """A seed whose two runs come from two kinds of processor is none anywhere; for a verdict both records have to name it."""
