@@ -232,7 +232,8 @@ def for_readme(preset: Preset) -> str:
     table["verdict"] += (" (" + table["numbers"] + ")").where(told, "")
     table = table[["claim", "verdict", "evidence"]]
     text = markdown(table.assign(evidence=table["evidence"].str.replace("](", "](notebooks/", regex=False)))
-    studies = [preset, *([load_preset(preset.confirmatory)] if preset.confirmatory else [])]
+    asked = [load_preset(preset.confirmatory)] if preset.confirmatory else []
+    studies = [preset, *asked, *(load_preset(name) for study in asked for name in study.domains)]
     complete = ", ".join(f"{len(all_results(study))} of {len(preset_runs(study))} of preset {study.name}" for study in studies)
     return f"**{counted(table)}**\n\n{text}\n\n{at_equal_flops(preset)}{schedule_alone(preset)}Complete runs: {complete}."
 

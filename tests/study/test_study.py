@@ -157,8 +157,9 @@ def test_readme_says_todays_numbers():
     photographs = load_preset(study.domains[-1])
     same, cheaper = protocol.decisions(photographs).values()
     assert same.verdict == "no difference that matters" and cheaper.verdict == "supported" and same.n == cheaper.n == 8
-    assert f"differs by {same.mean:.1f} ({same.low:.1f} to {same.high:.1f}; 8 repeats" in told
-    assert f"it is better by {-cheaper.mean:.1f} ({-cheaper.high:.1f} to {-cheaper.low:.1f}): supported" in told
+    assert f"KID (like FID; x 1,000) is {same.mean:.1f} higher ({same.low:.1f} to {same.high:.1f}; 8 repeats" in told
+    assert f"KID is {-cheaper.mean:.1f} lower ({-cheaper.high:.1f} to {-cheaper.low:.1f}): supported" in told
+    assert results.paired(photographs, *protocol.questions(photographs)[0][2:4], "heldout_nll").low > 0  # "a little worse"
 
     first = load_preset(study.pilot)
     large = [results.paired(first, protocol.NPP.of(size), protocol.NTP.of(size), "fid") for size in ("XL", "XXL")]
