@@ -56,7 +56,7 @@ study-report: env  ## the study's tables, figures, report and reading notebooks 
 	  --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/{}.ipynb
 	rm -rf docs/report_files  # its pictures are numbered by cell
 	for page in "report supplement" "supplement article"; do set -- $$page; $(BIN)/jupyter nbconvert --to markdown --no-input --log-level WARN \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags $$2 --output-dir docs --output $$1 notebooks/report.ipynb; done
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags $$2 --output-dir docs --output $$1 notebooks/report.ipynb || exit 1; done
 	$(BIN)/python -m nppkit verdicts study README.md
 	$(MAKE) crate
 

@@ -1,5 +1,6 @@
 """The pins: one list in pyproject.toml, repeated by environment.yml and kept by constraints.txt."""
 
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -31,6 +32,12 @@ def test_constraints_agree_with_the_pins():
     """The lock file of indirect dependencies holds every direct pin unchanged."""
     locked = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     assert {normal(pin) for pin in pins("dev", "slurm", "site")} <= locked
+
+
+def test_no_package_lacks_another():
+    """What is installed satisfies what every package asks for."""
+    found = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert not found.returncode, found.stdout + found.stderr
 
 
 def test_every_pin_says_why():

@@ -1,5 +1,6 @@
 """Notebooks: how they are committed, and that each runs from top to bottom at smoke size."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -48,6 +49,21 @@ def test_committed_form(name):
     assert max(len(cell.source.splitlines()) for cell in code(notebook)) <= 25
     assert not any(output.output_type == "error" for cell in code(notebook) for output in cell.outputs)
     assert (NOTEBOOKS / f"{name}.ipynb").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_notebook_begins_with_its_question(name):
+    """In italics before the first code; those that read results say how sure the answer is, explorers what to try first.
+
+    The claims and the report are verdicts: how sure they are is all that they say.
+    """
+    cells = read(name).cells
+    before = itertools.takewhile(lambda cell: cell.cell_type == "markdown", cells)
+    assert re.search(r"^\*[^*]+\?[^*]*\*", "\n".join(cell.source for cell in before), re.M)
+    outputs = [out.get("data", {}).get("text/markdown", "") for cell in code(read(name)) for out in cell.outputs]
+    said = "\n".join([*(cell.source for cell in cells if cell.cell_type == "markdown"), *outputs])
+    assert name not in READING or name in ("claims", "report", "tokenize_text") or "how sure" in said.lower()
+    assert not name.startswith("explore_") or "**Try first**: " in said
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -134,6 +134,14 @@ def test_badges(tmp_path):
         badges.write(tmp_path, "https://example.org/x")
 
 
+def test_the_pages_workflow_publishes_what_make_site_builds():
+    """It calls the Makefile's target and uploads the folder that the target writes."""
+    steps = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text())["jobs"]["build"]["steps"]
+    (folder,) = [step["with"]["path"] for step in steps if "upload" in step.get("uses", "")]
+    assert any(step.get("run", "").startswith("make site") for step in steps)
+    assert re.search(rf"^site:.*\n\t.*sphinx .* {re.escape(folder)}$", (ROOT / "Makefile").read_text(), re.M)
+
+
 def test_the_model_card_has_the_pairs_numbers():
     """Each number of the card's table is what the pair's own files say."""
     rows = [line.split("|")[1:-1] for line in (ROOT / "docs/model_card.md").read_text().splitlines() if line.startswith("|")]
