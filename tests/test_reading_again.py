@@ -9,7 +9,15 @@ import pytest
 from test_notebooks import NOTEBOOKS, READING, TRAINING
 
 PARTS = 4  # so that processes that test side by side share the work
-NBVAL = "import sys, pytest; from nppkit.jobs import kernels; kernels.use_forked_kernels(); sys.exit(pytest.main(sys.argv[1:]))"
+NBVAL = """
+import sys
+import pytest
+from nbval.plugin import IPyNbCell
+from nppkit.jobs import kernels
+IPyNbCell.output_timeout = property(lambda cell: 120, lambda cell, seconds: None)  # nbval's 5 are few on a busy machine
+kernels.use_forked_kernels()
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.parametrize("part", range(PARTS))
