@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import first_line, home, located, read_json, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, located, noted, read_json, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.tokenizer import VQModel
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
@@ -240,8 +240,14 @@ def convert(source: Path, out: Path, config: GPTConfig | VQConfig) -> dict:
 
 
 def export(checkpoint: Path, out: Path) -> None:
-    """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them."""
-    state, _ = read_state(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
+    """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them.
+
+    NppkitError for a training that is still on patches, and for one that was told names in place of class tokens.
+    """
+    file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    state, _ = read_state(file)
+    if noted(file.with_name("state.json")).get("condition") == "names":
+        raise NppkitError(f"{checkpoint} was trained on names of classes, which LlamaGen does not read: draw from it here")
     if patches := [key for key in state if key.startswith("windows.")]:
         raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")
     with replacing(out) as temporary:

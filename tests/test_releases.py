@@ -124,6 +124,15 @@ def test_a_training_on_patches_is_not_exported(tmp_path):
     assert not (tmp_path / "ours.pt").exists()
 
 
+@pytest.mark.parametrize("file", ["", "model.safetensors"])
+def test_a_training_on_names_is_not_exported(tmp_path, file):
+    """Its table of bytes has the shape of a table of classes, so LlamaGen's scripts would read it and draw nonsense."""
+    folder = save_checkpoint(tmp_path, 3, {"model": gpt().state_dict()}, {"config_digest": "d", "condition": "names"})
+    with pytest.raises(NppkitError, match="was trained on names of classes"):
+        releases.export(folder / file, tmp_path / "ours.pt")
+    assert not (tmp_path / "ours.pt").exists()
+
+
 def test_exported_checkpoint(tmp_path):
     """A checkpoint of our training, exported, is plain tensors under "model", and gives identical logits."""
     model = gpt()

@@ -16,7 +16,7 @@ import torch
 from conftest import write_store
 from torch import nn
 
-from nppkit import cli, loss
+from nppkit import cli, loss, releases
 from nppkit.checkpoint import checkpoints, load_checkpoint, load_optimizer, optimizer_tensors
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
@@ -89,6 +89,16 @@ def same(a, b):
     pd.testing.assert_frame_equal(
         pd.DataFrame(a.history).drop(columns=clock), pd.DataFrame(b.history).drop(columns=clock), check_exact=True
     )
+
+
+def test_a_checkpoint_says_what_the_model_was_told(tmp_path):
+    """Bytes of names or class tokens: the weights cannot say it, and no names model is exported as one of LlamaGen's."""
+    store, (told, plain) = CodeStore(write_store(tmp_path / "store")), (tmp_path / "names", tmp_path / "class")
+    for folder, condition in ((told, "names"), (plain, "class")):
+        run(store, folder, config=dataclasses.replace(CONFIG, condition=condition))
+    with pytest.raises(NppkitError, match="was trained on names of classes"):
+        releases.export(checkpoints(told / "ckpt")[-1], tmp_path / "names.pt")
+    releases.export(checkpoints(plain / "ckpt")[-1], tmp_path / "class.pt")
 
 
 @pytest.mark.parametrize("stops", [(12,), (7,), (6,), (1, 13, 23)], ids=["half", "mid-epoch", "boundary", "thrice"])
