@@ -28,6 +28,7 @@ RUNNING = ("tokenize", "tokenize_text", "train", "evaluate")
 TRAINING = ("start_here", "npp_in_your_model")  # read with outputs, and too slow to be compared with them again
 ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 READING = [name for name in ALL if name not in RUNNING]
+CONFIRMED = re.compile(r"protocol\.finding\(|Ablation\(|claims\.verdicts\(")  # what tells of the preset that confirms this one
 
 
 def read(name):
@@ -151,9 +152,29 @@ def test_notebooks_say_what_they_write_and_read(name):
     saved = re.findall(r'save_figure\(\w+, study, f?"([^"]*)"', source)
     if saved:
         assert says.get("figures", [""]) == [figure.removeprefix(name) for figure in saved]
-    through = {"confirmatory": "", "tokenizer_of": "tokenizer_preset(study)"}  # where not by load_preset, or several
+    confirmed = dict.fromkeys(("confirmatory", "control"), "") if CONFIRMED.search(source) else {}
+    assert set(confirmed) <= set(says.get("reads", []))
+    through = {"tokenizer_of": "tokenizer_preset(study)", **confirmed}  # where not by load_preset, or several
     through |= {key: f"load_preset(name) for name in study.{key}]" for key in ("tokens", "domains")}
+    through |= {"domains": "claims.verdicts"} if name == "claims" else {}
     assert all(through.get(key, f"load_preset(study.{key}") in source for key in says.get("reads", []))
+
+
+def test_a_page_is_made_again_when_a_preset_that_it_tells_of_has_new_results(tmp_path, monkeypatch):
+    """Not those alone that it names: verdicts come from the preset that confirms it, its control, and its other images."""
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    study, digits = presets.load_preset("study"), presets.load_preset("digits")
+    for name in ("table3_lambda", "gain", "when_it_pays", "figure1_cost_vs_fid", "figure4_samples", "equal_compute"):
+        assert {"digits", "digits_restart"} <= graph.report_job(study, name).config.keys()
+    told = graph.report_job(study, "claims").config.keys()
+    assert {"digits", "digits_restart", "photographs"} <= told
+    assert {"study", "photographs", "solar", "photographs_rates"} <= graph.report_job(digits, "report").config.keys()
+    before = graph.report_job(study, "table3_lambda").digest
+    run = next(run for run in runs.preset_runs(digits))
+    record = graph.evaluate_job(digits, run).record
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"config_digest": "", "outputs": {"metrics.json": "new"}, "upstream": {}}))
+    assert graph.report_job(study, "table3_lambda").digest != before
 
 
 @pytest.mark.parametrize("name", [name for name in READING if name in published.REPORTS])

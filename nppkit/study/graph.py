@@ -152,18 +152,31 @@ def says_of_itself(report: str) -> dict[str, list[str]]:
     return read_json(path)["metadata"].get("nppkit", {}) if path.is_file() else {}
 
 
-def report_job(preset: Preset, report: str) -> Job:
-    """One table or figure."""
+def report_job(preset: Preset, report: str, known: dict[str, dict] | None = None) -> Job:
+    """One table or figure. known: the results of other presets that it reads, by name, as far as they were looked up."""
     says = says_of_itself(report)
     outputs = [f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",))]
     figures = [f"{report}{part}.{suffix}" for part in says.get("figures", [""]) for suffix in ("png", "pdf")]
     folder, config = results_dir(preset), {"report": report}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(result_job(preset, run) for run in report_runs(preset, report))
-    read = [getattr(preset, key) for key in says.get("reads", [])]  # a preset's name, or several, or none
-    for name in [name for names in read for name in ([names] if isinstance(names, str) else names) if name]:
-        config[name] = {run.id: outputs_digest(evaluate_job(load_preset(name), run)) for run in preset_runs(load_preset(name))}
+    known = {} if known is None else known
+    for name, other in _read_presets(preset, says.get("reads", [])).items():
+        if name not in known:
+            known[name] = {run.id: outputs_digest(result_job(other, run)) for run in preset_runs(other)}
+        config[name] = known[name]
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
+
+
+def _read_presets(preset: Preset, settings: list[str]) -> dict[str, Preset]:
+    """Those that a preset names by these settings, and those that they name by them in turn."""
+    found, asked = {}, [preset]
+    while asked:
+        values = [getattr(asked[-1], setting) for setting in settings]  # a preset's name, or several, or none
+        names = [name for value in values for name in ([value] if isinstance(value, str) else value)]
+        new = {name: load_preset(name) for name in names if name and name not in {*found, preset.name}}
+        found, asked = found | new, asked[:-1] + list(new.values())
+    return found
 
 
 def report_runs(preset: Preset, report: str) -> list[Run]:
@@ -188,7 +201,8 @@ def graph(preset: Preset) -> list[Job]:
     tokenize = [tokenize_job(preset)] + [tokenize_job(preset, True)] * any(run.large for run in runs)
     train = [train_job(preset, run) for run in runs if run.id not in preset.weights]
     evaluate = [] if preset.data.text else [evaluate_job(preset, run) for run in runs]
-    return [*tokenize, *train, *evaluate, *(report_job(preset, report) for report in reports(preset))]
+    known = {}
+    return [*tokenize, *train, *evaluate, *(report_job(preset, report, known) for report in reports(preset))]
 
 
 def stale(preset: Preset) -> dict[str, str]:
