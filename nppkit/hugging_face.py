@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group, group_embeddings, group_targets
-from nppkit.schedule import Segment, segment_at
+from nppkit.schedule import Segment, is_coarse, segment_at
 from nppkit.window import Grid, Window, area
 
 try:
@@ -27,7 +27,7 @@ except ImportError:
 
 IGNORED = -100  # a label that is not scored
 GROUPED = ("input_ids", "attention_mask", "labels", "num_items_in_batch")
-UNGROUPED = ("inputs_embeds", "position_ids", "token_type_ids", "shift_labels")  # of single tokens
+UNGROUPED = ("inputs_embeds", "position_ids", "token_type_ids", "shift_labels", "logits_to_keep")  # of single tokens
 
 
 class NextPatch:
@@ -47,16 +47,31 @@ class NextPatch:
             return super().forward(*args, **inputs)
         inputs |= zip(self.by_place, args, strict=False)
         ids, mask, labels, items = (inputs.pop(name, None) for name in GROUPED)
-        if ids is None or any(inputs.get(name) is not None for name in UNGROUPED):
+        if ids is None or any(isinstance(inputs.get(name), Tensor) or inputs.get(name) for name in UNGROUPED):
             raise NppkitError(f"patches are made of input_ids alone: give them, without {', '.join(UNGROUPED)}")
+        if mask is not None and mask.shape != ids.shape:
+            raise NppkitError(
+                f"attention_mask {[*mask.shape]} is not that of input_ids {[*ids.shape]}: a patch has one by token alone"
+            )
         as_asked = inputs.pop("return_dict", None)
         inputs["inputs_embeds"] = self.patched(self.get_input_embeddings()(ids), group_embeddings)
         if mask is not None:
             inputs["attention_mask"] = self.patched(mask, lambda *of: group(*of).amin(-1))
         output = super().forward(**inputs, return_dict=True)
         if labels is not None:
-            output = type(output)(loss=self.patch_loss(output.logits, labels, items), **output)
+            loss = self.patch_loss(output.logits, labels, items)
+            if output.get("aux_loss") is not None:  # what a mixture of experts adds, to balance them
+                loss = loss + self.balance() * output.aux_loss
+            output = type(output)(loss=loss, **output)
         return output if (self.config.return_dict if as_asked is None else as_asked) else output.to_tuple()
+
+    def balance(self) -> float:
+        """The factor of a mixture's balancing loss. NppkitError where the configuration names it otherwise than most do."""
+        if (factor := getattr(self.config, "router_aux_loss_coef", None)) is None:
+            raise NppkitError(
+                f"{type(self).__name__}: no router_aux_loss_coef for its aux_loss: set output_router_logits to False"
+            )
+        return factor
 
     def __reduce__(self) -> tuple:
         """Pickled as the model's own class, which can be imported, and what `next_patch` makes of it."""
@@ -100,15 +115,25 @@ def next_patch(model: PreTrainedModel, grid: Grid = (), prefix: int = 0) -> PreT
 
 
 class PatchSchedule(TrainerCallback):
-    """Sets the patch size of each step: the segments, stretched over the whole training. Resumed trainings go on in theirs."""
+    """Sets the patch size of each step: the segments, stretched over the whole training. Resumed trainings go on in theirs.
+
+    Levels that are drawn (`drawn_segments`) are drawn by the Trainer's seed. NppkitError for label smoothing, which the Trainer
+    does by itself, of single tokens.
+    """
 
     def __init__(self, segments: tuple[Segment, ...]):
         self.segments = segments
 
+    def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if args.label_smoothing_factor:
+            raise NppkitError(f"label_smoothing_factor {args.label_smoothing_factor} is of single tokens: patches need 0")
+
     def on_step_begin(self, args: object, state: object, control: object, model: nn.Module, **kwargs: object) -> None:
-        epoch = state.global_step * self.segments[-1].end // state.max_steps
+        step, epochs = state.global_step, self.segments[-1].end
+        segment = self.segments[segment_at(step * epochs // state.max_steps, self.segments, 1)]
+        single = segment.coarse < 1 and not is_coarse(step, segment, state.max_steps / epochs, args.seed)
         found = [module for module in model.modules() if isinstance(module, NextPatch)]
         if not found:
             raise NppkitError("PatchSchedule: the model does not know of patches: give it to next_patch first")
         for module in found:
-            module.patch_size = self.segments[segment_at(epoch, self.segments, 1)].patch_size
+            module.patch_size = 1 if single else segment.patch_size

@@ -103,7 +103,7 @@ def drawn_segments(epochs: int, patch_size: Window, lam: str | float | Fraction)
     return (Segment(patch_size, 0, epochs, float(parse_lambda(lam))),)
 
 
-def is_coarse(step: int | np.ndarray, segment: Segment, steps_per_epoch: int, seed: int) -> np.ndarray:
+def is_coarse(step: int | np.ndarray, segment: Segment, steps_per_epoch: float, seed: int) -> np.ndarray:
     """Whether steps of a segment are made at its patch size: a function of seed and step, whoever asks, and whenever.
 
     With probability 1 - x**a, where x goes from 0 to 1 over the segment: of mean a / (a + 1), which a makes the share

@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from nppkit.errors import NppkitError  # noqa: E402
 from nppkit.hugging_face import PatchSchedule, next_patch  # noqa: E402
-from nppkit.schedule import multi_scale_segments, single_scale_segments  # noqa: E402
+from nppkit.schedule import drawn_segments, multi_scale_segments, single_scale_segments  # noqa: E402
 
 V, N = 50, 24
 
@@ -142,14 +142,16 @@ class Texts(Dataset):
         return {"input_ids": self.ids[i], "labels": self.labels[i]}
 
 
-def lengths_of_training(model, folder, **changes):
-    """The sequence lengths that a Trainer's steps have, by the schedule #L = 3, K = 4, 2, 1."""
+LEVELS = multi_scale_segments(300, 3, "1/2", coarsest=(4,))
+
+
+def lengths_of_training(model, folder, segments=LEVELS, steps=8, **changes):
+    """The sequence lengths that a Trainer's steps have, by default by the schedule #L = 3, K = 4, 2, 1."""
     seen = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
-    arguments = dict(max_steps=8, per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True, save_steps=3)
+    arguments = dict(max_steps=steps, per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True, save_steps=3)
     arguments = transformers.TrainingArguments(str(folder), **arguments)
-    schedule = PatchSchedule(multi_scale_segments(300, 3, "1/2", coarsest=(4,)))
-    trainer = transformers.Trainer(model, arguments, train_dataset=Texts(), callbacks=[schedule])
+    trainer = transformers.Trainer(model, arguments, train_dataset=Texts(), callbacks=[PatchSchedule(segments)])
     trainer.train(**changes)
     hook.remove()
     return seen, {name: value.clone() for name, value in model.state_dict().items()}
@@ -165,6 +167,42 @@ def test_trainer_follows_the_schedule(pair, tmp_path):
     assert resumed == seen[3:]
     for name, value in weights.items():
         torch.testing.assert_close(same[name], value)
+
+
+def test_trainer_follows_levels_that_are_drawn(pair, tmp_path):
+    """K = 4 for about half of the steps, less and less often, else single tokens; the same in a resumed training."""
+    _, model = pair
+    again, drawn = copy.deepcopy(model), drawn_segments(3, (4,), "1/2")
+    seen, _ = lengths_of_training(model, tmp_path, drawn, steps=20)
+    coarse = [length == N // 4 for length in seen]
+    assert set(seen) == {N // 4, N} and sum(coarse[:10]) > 5 > sum(coarse[10:])
+    assert lengths_of_training(again, tmp_path, drawn, 20, resume_from_checkpoint=str(tmp_path / "checkpoint-9"))[0] == seen[9:]
+
+
+def test_trainer_that_smooths_labels(pair, tmp_path):
+    """It does so outside of the model, token by token: refused by name before the first step."""
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, label_smoothing_factor=0.1)
+    trainer = transformers.Trainer(pair[1], arguments, train_dataset=Texts(), callbacks=[PatchSchedule(LEVELS)])
+    with pytest.raises(NppkitError, match=r"label_smoothing_factor 0\.1"):
+        trainer.train()
+
+
+def test_a_mixture_of_experts_keeps_its_balance():
+    """The loss on patches has the term that the model adds by itself at patch size 1."""
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+    experts = dict(num_local_experts=4, num_experts_per_tok=2, output_router_logits=True)
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(vocab_size=V, **sizes, **experts)).train()
+    model, losses = next_patch(model), {}
+    for model.patch_size in (1, (4,)):
+        for model.config.router_aux_loss_coef in (0.0, 1.0):
+            model.router_aux_loss_coef = model.config.router_aux_loss_coef
+            output = model(input_ids=batch(), labels=batch())
+            losses[model.router_aux_loss_coef] = output.loss.item()
+        assert losses[1.0] - losses[0.0] == pytest.approx(output.aux_loss.item(), rel=1e-3) and output.aux_loss > 1
+    model.config.router_aux_loss_coef = None  # as some models name it otherwise
+    with pytest.raises(NppkitError, match="MixtralForCausalLM: no router_aux_loss_coef"):
+        model(input_ids=batch(), labels=batch())
 
 
 def test_trainer_with_a_piece_that_is_not_scored(pair, tmp_path):
@@ -220,7 +258,7 @@ def test_called_as_the_model_is(pair):
             assert torch.equal(loss, named.loss) and torch.equal(logits, named.logits)
 
 
-@pytest.mark.parametrize("name", ["inputs_embeds", "position_ids", "token_type_ids", "shift_labels"])
+@pytest.mark.parametrize("name", ["inputs_embeds", "position_ids", "token_type_ids", "shift_labels", "logits_to_keep"])
 def test_inputs_that_cannot_be_grouped(pair, name):
     """What else is given for each token is refused by name."""
     _, ours = pair
@@ -228,6 +266,14 @@ def test_inputs_that_cannot_be_grouped(pair, name):
     for inputs in (dict(input_ids=batch()), {}):
         with pytest.raises(NppkitError, match=f"input_ids alone.*{name}"):
             ours(**inputs, labels=batch(), **{name: batch()})
+
+
+def test_masks_of_pairs_of_tokens(pair):
+    """Such as packed texts have: of a patch it is not defined, and the line says which mask is."""
+    _, ours = pair
+    ours.patch_size = (4,)
+    with pytest.raises(NppkitError, match=r"attention_mask \[3, 1, 24, 24\] is not that of input_ids \[3, 24\]"):
+        ours(input_ids=batch(), attention_mask=torch.ones(3, 1, N, N), labels=batch())
 
 
 def test_schedule_of_a_model_without_patches(pair):
