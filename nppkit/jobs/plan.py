@@ -8,6 +8,7 @@ are measured here, on the CPU: a few real steps and samples of each model size a
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import pandas as pd
@@ -45,9 +46,10 @@ def patch_steps(preset: Preset, run: Run) -> dict[int, int]:
     """Optimiser steps at each patch side; none where released weights take the place of training."""
     if run.id in preset.weights:
         return {}
-    t = run.training(preset)
-    segments = run.segments(t.epochs)
-    return {p: round(share * (s.end - s.start) * t.steps_per_epoch) for s in segments for p, share in s.shares.items()}
+    t, found = run.training(preset), Counter()
+    for s in run.segments(t.epochs):
+        found += Counter({p: round(share * (s.end - s.start) * t.steps_per_epoch) for p, share in s.shares.items()})
+    return dict(found)
 
 
 def train_flops(preset: Preset, run: Run) -> float:
