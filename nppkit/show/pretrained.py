@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from nppkit.data.images import reference_pixels
 from nppkit.data.prepare_tokenizer import UNUSED, load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
-from nppkit.files import home, sha256, write_atomic
+from nppkit.files import home, noted, sha256, write_atomic
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import load_weights
-from nppkit.study.graph import checkpoint_dir, evaluate_job, run_dir, tokenizer_dir
+from nppkit.study.graph import checkpoint_dir, evaluate_job, run_dir, tokenizer_dir, tokenizer_preset
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, versions
 from nppkit.study.runs import find_run
@@ -87,17 +88,26 @@ def weights_file(run: Path) -> Path | None:
     return max(found, key=os.path.getmtime, default=None) if (run / "config.json").is_file() else None
 
 
+def tokenizer_folder(run: Path) -> Path | None:
+    """Where the tokenizer of a run's images is: with its preset or the one that this names. None without, and of other grids."""
+    said, place = noted(run / "config.json"), run.parents[1]
+    with suppress(NppkitError):  # a preset that is not known here has its own
+        place = place.with_name(tokenizer_preset(load_preset(said.get("preset", place.name))).name)
+    square = isinstance(said.get("model", {}).get("grid_size"), int)  # not of videos or texts
+    return place / "tokenizer" if square and (place / "tokenizer/tokenizer.safetensors").is_file() else None
+
+
 def results_of(preset: Preset) -> Path:
     """Results of a preset: the package's own of the preset that it has a pair of, else this machine's."""
     return (HOME if preset.name == PRESET else home()) / "results" / preset.name
 
 
 def trained_runs(homes: list[Path]) -> dict[str, Path]:
-    """Run folders with weights, by a name for a menu; the package's pair first."""
+    """Run folders whose images can be drawn, because weights and tokenizer are there, by a name for a menu; the pair first."""
     runs = [HOME / "results" / PRESET / "runs" / run for run in RUNS]
     runs += [path for place in homes for path in sorted(place.glob("results/*/runs/*"))]
     named = {f"{run.name} ({run.parents[1].name}{'' if HOME in run.parents else f', {run.parents[3]}'})": run for run in runs}
-    return {name: run for name, run in named.items() if weights_file(run)}
+    return {name: run for name, run in named.items() if weights_file(run) and tokenizer_folder(run)}
 
 
 def preset_images(preset: Preset, n: int = 0, heldout: bool = False) -> tuple[Tensor, np.ndarray]:

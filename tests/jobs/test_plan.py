@@ -97,6 +97,14 @@ def test_released_weights_are_not_trained():
     assert table.loc["GPT-B_ntp_seed0", ["FLOPs", "train", "disk GB"]].tolist() == [0, 0, 0]
 
 
+def test_a_restart_costs_no_step_less():
+    """Two segments of one patch size are both counted: next-token prediction with a restart takes the time it takes without."""
+    preset = load_preset("digits_restart")
+    restarted, npp = (next(run for run in preset_runs(preset) if run.restart == restart) for restart in (True, False))
+    assert plan.patch_steps(preset, restarted) == {1: sum(plan.patch_steps(preset, npp).values())}
+    assert plan.train_flops(preset, restarted) > 1.5 * plan.train_flops(preset, npp)
+
+
 def test_measured_times_are_added_up(smoke, monkeypatch):
     """Without a GPU a run's time is what was measured for its steps, compilations, images, metrics and starts, added up."""
     monkeypatch.setattr(timing, "start_seconds", lambda: 3.0)

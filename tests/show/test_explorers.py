@@ -17,6 +17,7 @@ from nppkit.sample import SamplingConfig, sample_codes
 from nppkit.schedule import cost_ratio, multi_scale_segments
 from nppkit.show import monitor, photographs, plots, pretrained
 from nppkit.show.explorers import browser, designer, method, playground, training
+from nppkit.study import graph, protocol
 from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.runs import preset_runs
 from nppkit.tokenizer import to_pixels
@@ -187,6 +188,7 @@ def test_saved_presets_are_accepted(tmp_path):
         assert preset.training.epochs == 60 and preset.tokenizer == load_preset(base).tokenizer
         assert {run.recipe for run in preset_runs(preset)} == {"ntp", "npp_p2_lambda2-3"}
         assert cost_ratio(preset_runs(preset)[1].segments(60)) == pytest.approx(0.5)
+        assert len(graph.graph(preset)) >= 3 and not protocol.questions(preset) and not preset.confirmatory
 
 
 def test_saving_refuses_what_would_lose_or_break(tmp_path, changed):
@@ -304,6 +306,20 @@ def test_browser_adds_other_homes(runs, tmp_path):
     runs.form.controls["others"].value = str(tmp_path)
     runs.form.controls["state"].value = "running"
     assert list(runs.table["run"]) == ["GPT-B_ntp_seed7"]
+
+
+def test_browser_tells_twins_apart(tmp_path):
+    """Runs of one id in two presets, and in two homes of one preset: each has its own curve and line."""
+    twins = [tmp_path / place / "runs/GPT-B_ntp_seed0" for place in ("a/results/x", "a/results/y", "b/results/x")]
+    for run in twins:
+        run.mkdir(parents=True)
+        for name in ("history.csv", "config.json"):
+            (run / name).write_text((PAIR[0] / name).read_text())
+    runs = browser.RunBrowser([tmp_path / "a", tmp_path / "b"])
+    for run in twins:
+        runs.ticks[run].value = True
+    named = [f"GPT-B_ntp_seed0 (x, {tmp_path / 'a'})", "GPT-B_ntp_seed0 (y)", f"GPT-B_ntp_seed0 (x, {tmp_path / 'b'})"]
+    assert all(f"<b>{name}</b>" in runs.running.value and name in runs.curves.value for name in named)
 
 
 def test_browser_follows_a_history_that_grows(tmp_path):

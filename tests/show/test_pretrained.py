@@ -64,8 +64,29 @@ def test_runs_of_other_homes_are_found(tmp_path):
     step = tmp_path / "checkpoints/demo/GPT-B_ntp_seed0/digest/step_00000004"
     step.mkdir(parents=True)
     shutil.copyfile(PAIR[0] / "model.safetensors", step / "model.safetensors")
+    assert [*pretrained.trained_runs([tmp_path])][2:] == []  # nothing decodes what it would draw
+    shutil.copytree(TOKENIZER, tmp_path / "results/demo/tokenizer")
     assert [*pretrained.trained_runs([tmp_path])][2:] == [f"GPT-B_ntp_seed0 (demo, {tmp_path})"]
     assert torch.equal(pretrained.load_model(run).output.weight, pretrained.load_model(PAIR[0]).output.weight)
+
+
+@pytest.mark.parametrize(
+    ("preset", "of"), [("digits", "study"), ("study", "study"), ("digits_restart", "study"), ("mine", "mine")]
+)
+def test_a_run_is_drawn_with_the_tokenizer_of_its_preset(tmp_path, preset, of):
+    """Which may be another's; videos, whose grid has three axes, are not for the playground."""
+    run = tmp_path / f"results/{preset}/runs/GPT-B_ntp_seed0"
+    run.mkdir(parents=True)
+    shutil.copyfile(PAIR[0] / "model.safetensors", run / "model.safetensors")
+    config = json.loads((PAIR[0] / "config.json").read_text()) | {"preset": preset}
+    (run / "config.json").write_text(json.dumps(config))
+    assert len(pretrained.trained_runs([tmp_path])) == 2
+    shutil.copytree(TOKENIZER, tmp_path / f"results/{of}/tokenizer")
+    assert pretrained.tokenizer_folder(run) == tmp_path / f"results/{of}/tokenizer"
+    assert len(pretrained.trained_runs([tmp_path])) == 3
+    config["model"]["grid_size"] = [8, 8, 8]
+    (run / "config.json").write_text(json.dumps(config))
+    assert len(pretrained.trained_runs([tmp_path])) == 2
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

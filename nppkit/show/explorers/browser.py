@@ -93,7 +93,7 @@ class RunBrowser:
     def redraw(self) -> None:
         """Draw the curves of the ticked runs, where each is, and the chosen sample grid."""
         ticked = [run for run in self.found if self.ticks[run].value]
-        lines = [f"<b>{html.escape(run.name)}</b>: {monitor.say(monitor.progress_of(run))}" for run in ticked]
+        lines = [f"<b>{html.escape(curve_name(run, ticked))}</b>: {monitor.say(monitor.progress_of(run))}" for run in ticked]
         self.running.value = "<br>".join(lines) or "Tick runs to see their curves."
         histories = {curve_name(run, ticked): monitor.read_history(run) for run in ticked}
         histories = {name: rows.assign(minutes=rows["seconds"].cumsum() / 60) for name, rows in histories.items()}
@@ -131,6 +131,7 @@ def cell(value: object) -> str:
 
 
 def curve_name(run: Path, among: list[Path]) -> str:
-    """The run's id, with its home where another has the same id."""
-    twins = [other for other in among if other.name == run.name]
-    return run.name if len(twins) == 1 else f"{run.name} ({run.parents[3].name})"
+    """The run's id; with its preset where another has the same id, and its home where that one's preset is the same too."""
+    twins = [other.parents[1].name for other in among if other.name == run.name and other != run]
+    preset, home = run.parents[1].name, run.parents[3]
+    return f"{run.name} ({preset}{f', {home}' if preset in twins else ''})" if twins else run.name

@@ -19,6 +19,8 @@ from nppkit.study.presets import Preset, load_preset, preset_names, save_preset
 from nppkit.study.runs import Run, preset_runs
 from nppkit.study.tables import printed_cost
 
+KEPT = ("data", "tokenizer", "extractor", "models", "evaluation", "tokenizer_of", "precision", "graphs", "gpu", "gpus")
+KEPT += ("threads", "tokenizer_threads")  # what a base's runs, questions and pages are of is left out
 KINDS = ("next token (NTP)", "one patch side, then tokens", "coarse to fine")
 
 
@@ -107,7 +109,7 @@ def say_relative_cost(run: Run, segments: tuple[Segment, ...]) -> str:
 
 
 def designed_preset(base: Preset, name: str, **values) -> Preset:
-    """The base preset with the designed schedule: NTP and the designed run for every size, with one seed.
+    """The base preset's images, models and machine, and the designed schedule: NTP and the designed run for every size, one seed.
 
     NppkitError if a patch side does not divide the base's code grid.
     """
@@ -115,8 +117,9 @@ def designed_preset(base: Preset, name: str, **values) -> Preset:
     keys = ("epochs", "warmup_epochs", "decay_fraction", "lr")
     training = dataclasses.replace(base.training, **{key: values[key] for key in keys})
     recipes = list(dict.fromkeys(["ntp", run.recipe]))
-    changes = {"training": training, "runs": {size: recipes for size in base.models}, "seeds": {}, "weights": {}, "reports": []}
     words = f"{run.recipe} over {values['epochs']} epochs, from {base.name}"
-    preset = dataclasses.replace(base, name=name, description=words, **changes)
+    kept = {key: getattr(base, key) for key in KEPT}
+    runs = {size: recipes for size in base.models}
+    preset = Preset(name=name, description=words, training=training, runs=runs, **kept)
     preset_runs(preset)
     return preset

@@ -15,7 +15,7 @@ from nppkit.errors import NppkitError
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, decode_tokens
 from nppkit.show import plots
-from nppkit.show.pretrained import encode, load_model, load_tokenizer
+from nppkit.show.pretrained import encode, load_model, load_tokenizer, tokenizer_folder
 from nppkit.show.widgets import Form, Task, control, picture
 from nppkit.tokenizer import VQModel, to_pixels
 
@@ -52,7 +52,7 @@ class Playground:
         chosen, steps, total = [name for name in (first, second) if name != "none"], [], 0
         self.views[1].value = ""
         for name, view in zip(chosen, self.views, strict=False):
-            gpt, tokenizer = load_model(self.runs[name]), load_tokenizer(self.runs[name].parents[1] / "tokenizer")
+            gpt, tokenizer = load_model(self.runs[name]), load_tokenizer(tokenizer_folder(self.runs[name]))
             steps.append(self.decode(gpt, tokenizer, name, view, pause, **values))
             total = max(total, gpt.config.block_size)
         return total, itertools.zip_longest(*steps)
