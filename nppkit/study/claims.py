@@ -112,10 +112,10 @@ def other_metrics(preset: Preset) -> Finding:
     """Claim 3: Inception score, precision and recall of NPP minus next-token prediction's; the protocol does not ask."""
     metrics = {"inception_score": "IS", "precision": "precision", "recall": "recall"}
     found = {f"{size} {name}": i for key, name in metrics.items() for size, i in _over_sizes(preset, key, NPP.of, NTP.of).items()}
-    sides = {name: i.side("below", "above") for name, i in found.items()}
+    sides = {name: i.side("below", "above") for name, i in found.items() if i.n > 1}
     below, above = ([name for name, side in sides.items() if side == which] for which in ("below", "above"))
-    better, worse, rest = ", ".join(above) or "none", ", ".join(below) or "none", len(found) - len(above) - len(below)
-    numbers = f"of {len(found)} intervals NPP is better in {better}, worse in {worse}; {rest} leave it open"
+    better, worse, rest = ", ".join(above) or "none", ", ".join(below) or "none", len(sides) - len(above) - len(below)
+    numbers = f"of {len(sides)} intervals NPP is better in {better}, worse in {worse}; {rest} leave it open"
     return Finding(EXPLORATORY, numbers) if found else Finding(NOT_RUN, "")
 
 

@@ -14,7 +14,7 @@ from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import has_diverged
 from nppkit.study.results import differences, paired, processors
 from nppkit.study.runs import Run, seeds
-from nppkit.study.stats import SPANS_ZERO, Interval, interval
+from nppkit.study.stats import ONE_SEED, SPANS_ZERO, Interval, interval
 from nppkit.study.verdicts import Contrast, Decision, decide
 
 MARGIN = 1.0  # the smallest difference worth knowing, in FID (the gain that the paper reports) or in KID x 1,000
@@ -134,9 +134,9 @@ def finding(
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
         return f"**{what}: not run yet.**"
-    sides = {"lower": [], "higher": [], SPANS_ZERO: [], "not known from one seed": []}
+    sides = {"lower": [], "higher": [], SPANS_ZERO: [], ONE_SEED: []}
     for name, difference in found.items():
-        sides[difference.side("lower", "higher") if difference.n > 1 else "not known from one seed"].append(name)
+        sides[difference.side("lower", "higher")].append(name)
     sure = sure or (HINT if sides["lower"] or sides["higher"] else OPEN)
     words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in sides.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
@@ -156,7 +156,10 @@ def _confirmed(preset: Preset, pairs: dict[str, tuple[Run, Run]]) -> str:
         if tuple(replace(run, lr="") for run in (question.run, question.baseline)) in pairs.values():
             found.append(answer(asked, question, decision))
     told = f"says: **{'; '.join(found)}**" if found else "does not ask this"
-    return f" [The report](report.ipynb), with more seeds and at another learning rate, {told}."
+    rates = {"NPP": NPP, "NTP": NTP}
+    other = [name for name, r in rates.items() if _at_its_rate(asked, r).training(asked).lr != r.training(preset).lr]
+    rate = f" and at another learning rate{' for NTP' * (other == ['NTP'])}" if other else ""
+    return f" [The report](report.ipynb), with more seeds{rate}, {told}."
 
 
 def summary(preset: Preset, first: Preset) -> pd.DataFrame:

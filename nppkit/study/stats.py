@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
-SPANS_ZERO = "spans zero"
+SPANS_ZERO, ONE_SEED = "spans zero", "not known from one seed"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Interval:
     high: float
 
     def side(self, below: str, above: str) -> str:
-        """`below` if all of the interval lies below zero, `above` if above; otherwise it spans zero."""
+        """`below` if all of the interval lies below zero, `above` if above; otherwise it spans zero, or is not known."""
+        if self.n < 2:
+            return ONE_SEED
         if self.high < 0:
             return below
         return above if self.low > 0 else SPANS_ZERO
@@ -57,12 +59,13 @@ def rounded(value: float, places: int) -> str:
 
 
 def plus_minus(mean: float, spread: float) -> str:
-    """Mean and standard deviation, with the decimals that the deviation leaves.
+    """Mean and standard deviation, with the decimals that the deviation leaves; the mean alone where there is none (NaN).
 
     >>> plus_minus(13.5534, 0.8475)
     '13.6 ± 0.8'
     """
-    return f"{rounded(mean, decimals(spread))} ± {rounded(spread, decimals(spread))}"
+    places = decimals(spread)
+    return rounded(mean, places) + (f" ± {rounded(spread, places)}" if math.isfinite(spread) else "")
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

@@ -55,6 +55,16 @@ def test_a_first_study_decides_nothing(studies):
     assert claims.fid(alone).verdict == claims.other_metrics(alone).verdict == EXPLORATORY
 
 
+def test_what_one_seed_shows_is_not_counted_as_open(studies):
+    """It has no interval, which is not one that spans zero."""
+    first, _ = studies
+    for differences, n in (([1.0], 0), ([1.0, -1.0, 0.0], 3)):
+        seeded(first, differences, NPP, NTP)
+        assert claims.other_metrics(first).numbers.endswith(
+            f"of {n} intervals NPP is better in none, worse in none; {n} leave it open"
+        )
+
+
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
@@ -97,11 +107,24 @@ def test_first_findings_name_the_verdict_and_its_control(studies, differences, s
     told = protocol.finding(first, "NPP minus NTP", {"B": (NPP, NTP)})
     beside = f"; beside NTP whose learning rate warms up twice, as NPP's does, {said}" if said else ""
     verdict = f"supported: FID -5.00 [-5.44, -4.56] (NPP - NTP, equal epochs, B){beside}"
-    assert told.endswith(f"more seeds and at another learning rate, says: **{verdict}**.") and "higher for B" in told
+    assert told.endswith(f"more seeds, says: **{verdict}**.") and "higher for B" in told
     seeded(first, [1.0], protocol.LEVELS.run, NTP)
     asked = protocol.finding(first, "#L = 4 minus NTP", {"B": (protocol.LEVELS.run, NTP)})
-    assert asked.endswith("at another learning rate, does not ask this.")
+    assert asked.endswith("more seeds, does not ask this.")
     assert "report" not in protocol.finding(dataclasses.replace(first, confirmatory=""), "NPP minus NTP", {"B": (NPP, NTP)})
+
+
+def test_first_findings_say_whose_learning_rate_was_another(studies, changed):
+    """That of both methods, or of one of them."""
+    first, confirmatory = studies
+    other = dict(rates={"ntp": "4e-3"}, questions={"equal_epochs": "B"}, runs={"B": ["ntp_lr4e-3", NPP.recipe]})
+    seeded(first, [1.0], protocol.LEVELS.run, NTP)
+    for preset, words in (
+        (changed(confirmatory, "training.lr", 0.5), "more seeds and at another learning rate, does"),
+        (dataclasses.replace(confirmatory, **other), "more seeds and at another learning rate for NTP, does"),
+    ):
+        protocol.load_preset.__self__["later"] = preset
+        assert words in protocol.finding(first, "#L = 4 minus NTP", {"B": (protocol.LEVELS.run, NTP)})
 
 
 def test_a_diverged_run_is_an_outcome(studies):
