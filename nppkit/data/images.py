@@ -24,7 +24,7 @@ END_OF_JPEG = b"\xff\xd9"
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # folders that hold class folders, and are none
 SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
 NAMED_ALONE = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow tells what such a file is, and cannot read it
-BITS_PER_SAMPLE = 258  # TIFF's tag
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF's tags
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
@@ -67,7 +67,7 @@ def mnist_images() -> ImageSet:
 
 
 def folder_images(path: str | Path, check: bool = True, upright: bool = True, background: str = "white") -> ImageSet:
-    """A folder of class folders (the layout of ImageNet). The digest covers relative paths and contents.
+    """A folder of class folders (the layout of ImageNet). The digest covers relative paths, contents, and how they are shown.
 
     Hidden and system files and folders are neither classes nor images; files of other kinds are counted and left out.
     NppkitError names a missing folder, a class without images, a root of train/ and val/ and, with `check`, counts the
@@ -85,6 +85,8 @@ def folder_images(path: str | Path, check: bool = True, upright: bool = True, ba
     if check and (copies := len(each) - len(set(each))):
         print(f"{root}: {copies} images are copies of others: of two that are alike one may be trained on, the other held out")
     digest, load = contents.digest_of(digests), lambda i: read_image(Path(files[i][0]), upright, background)
+    if (upright, background) != (True, "white"):  # other pixels of the same files
+        digest = hashlib.sha256(f"{digest} {upright} {background}".encode()).hexdigest()
     return ImageSet(labels, tuple(classes), digest, load, files=each)
 
 
@@ -181,12 +183,14 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """The image itself, or grey of 9 to 16 bits scaled to 8: Pillow's own conversion would clip it at 255."""
-    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+    tags = getattr(image, "tag_v2", {})
+    bits, signed = (tags.get(BITS_PER_SAMPLE) or (16,))[0], 2 in (tags.get(SAMPLE_FORMAT) or ())
+    low, high = image.getextrema() if image.mode == "I" else (0, 0)
+    if image.mode == "F" or low < 0 or high > 65535 or bits > 16 or (signed and image.mode.startswith("I")):
         raise ValueError("numbers of unknown range: scale them to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
-    bits = (getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) or (16,))[0]
     grey = Image.fromarray((values * (255 / (2 ** min(bits, 16) - 1))).round().clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))

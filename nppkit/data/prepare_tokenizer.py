@@ -15,7 +15,7 @@ from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.data.images import CROPS, ImageSet, some_images
 from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
-from nppkit.files import first_line, home, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, located, replacing, sha256, write_atomic
 from nppkit.machine.devices import CPU
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
@@ -57,8 +57,9 @@ def prepare_tokenizer(
 
 
 def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
-    """Digest of what a tokenizer is trained from and on."""
-    source = json.dumps([settings(data), settings(t), images.digest], sort_keys=True)
+    """Digest of what a tokenizer is trained from and on: settings, images, and the files that settings name."""
+    files = [sha256(path) for path in (t.start and find(t.start), t.perceptual_weights and located(t.perceptual_weights)) if path]
+    source = json.dumps([settings(data), settings(t), images.digest, *files], sort_keys=True)
     return hashlib.sha256(source.encode()).hexdigest()
 
 

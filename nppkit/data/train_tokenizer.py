@@ -75,7 +75,7 @@ class TokenizerTraining:
     """A tokenizer and its discriminator between two steps: weights, both optimisers, the counts of codes, the history.
 
     The codebook starts from latents of the first batch, and a code that nothing used since the last look moves to a
-    random latent: otherwise most codes of a small codebook die.
+    random latent: otherwise most codes of a small codebook die. That of weights to start from has no such moves.
     """
 
     def __init__(self, config: VQConfig, settings: TokenizerConfig, device: torch.device = CPU):
@@ -163,7 +163,7 @@ class TokenizerTraining:
         if self.history:
             self.history[-1] |= {"codes_used": int((self.used > 0).sum()), "perplexity": perplexity(self.used)}
             self._check()
-        if self.step < REVIVE_UNTIL * self.settings.steps:
+        if self.step < REVIVE_UNTIL * self.settings.steps and not self.settings.start:
             revive(self.model, images, self.used, self.step, self.settings.seed)
         else:
             self.used.zero_()

@@ -61,6 +61,13 @@ def test_folder_digest_follows_the_files(folder):
     assert folder_images(folder).digest != before
 
 
+def test_folder_digest_follows_what_is_shown(folder):
+    """Of the same files other pixels are seen with another background or orientation: what was made from them is made again."""
+    shown = ({}, {"upright": False}, {"background": "black"}, {"upright": False, "background": "black"})
+    found = [folder_images(folder, **how) for how in shown]
+    assert len({images.digest for images in found}) == 4 and len({images.files for images in found}) == 1
+
+
 def test_bad_folders_are_named(folder, tmp_path):
     """A missing folder, an empty one, and an unreadable file, each in one line with the path."""
     with pytest.raises(NppkitError, match="nowhere does not exist"):
@@ -292,6 +299,19 @@ def save(path, image, **options):
     image.save(path, **options)
 
 
+def tiff_of(path, values):
+    """A TIFF of one strip with just these numbers, of a kind that Pillow may not write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = {256: values.shape[1], 257: values.shape[0], 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 0, 277: 1}
+    tags |= {278: values.shape[0], 279: values.nbytes, 339: kind}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the strip begins
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    path.write_bytes(
+        b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values.astype(values.dtype.newbyteorder("<")).tobytes()
+    )
+
+
 def test_a_phones_picture_stands_upright(tmp_path):
     """EXIF orientation 6 turns a lying picture, unless the preset says that ADM would not."""
     lying, turn = Image.new("RGB", (60, 30), "red"), Image.Exif()
@@ -323,6 +343,14 @@ def test_16_bits_turn_and_are_transparent_like_8(tmp_path, ending):
     found = folder_images(tmp_path, background="#0000ff").load(0)
     assert found.size == (4, 8) and found.getpixel((1, 1)) == (0, 0, 0)
     assert found.getpixel((1, 6)) == ((0, 0, 255) if clear else (156, 156, 156))
+
+
+@pytest.mark.parametrize("values", [np.int32(200), np.int16(-1000), np.int16(30000), np.uint32(7), np.float32(0.5)])
+def test_numbers_of_unknown_range_are_refused(tmp_path, values):
+    """TIFFs of 32 bits, of signed numbers and of fractions: what is white in them, the file does not say."""
+    tiff_of(tmp_path / "scan/a.tif", np.full((4, 4), values))
+    with pytest.raises(NppkitError, match="numbers of unknown range: scale them to 8 or 16 bits"):
+        folder_images(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])

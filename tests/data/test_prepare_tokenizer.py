@@ -1,6 +1,7 @@
 """Training of the tokenizer and of the digit classifier, and what they are made from."""
 
 import dataclasses
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -115,6 +116,18 @@ def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed
         2,
         0,
     ]
+
+
+def test_another_file_to_start_from_is_another_start(smoke, tmp_path, home, changed):
+    """Under the same name too: what was trained from the file that stood there is not taken for it."""
+    few, images = changed(smoke, "tokenizer.steps", 2), mnist_images().subset(np.arange(0, 5000, 125))
+    tuned, start = changed(few, "tokenizer.start", str(tmp_path / "start.safetensors")), tmp_path / "start.safetensors"
+    for seed, trained in ((0, [2, 0]), (5, [2, 0])):
+        other = changed(few, "tokenizer.seed", seed)
+        prepare_tokenizer.prepare_tokenizer(other.tokenizer, other.data, images, tmp_path / f"seed{seed}")
+        shutil.copyfile(tmp_path / f"seed{seed}/tokenizer.safetensors", start)
+        made = [prepare_tokenizer.prepare_tokenizer(tuned.tokenizer, tuned.data, images, tmp_path / "tuned") for _ in range(2)]
+        assert [len(history) for _, history in made] == trained
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,9 @@ def test_fine_tuning_starts_from_weights(pixels, tmp_path):
     _, history = train_tokenizer.train_tokenizer(pixels, TINY, tuned)
     _, anew = train_tokenizer.train_tokenizer(pixels, TINY, SHORT)
     assert history[0]["l1"] < anew[0]["l1"]
+    training = TokenizerTraining(TINY, tuned)
+    training.look(to_model_range(pixels[:4, 0]))
+    assert torch.equal(training.model.quantize.embedding.weight, first.quantize.embedding.weight)  # no code moved by chance
     with pytest.raises(NppkitError, match="does not fit this VQModel"):
         TokenizerTraining(dataclasses.replace(TINY, codebook_size=8), tuned)
 
