@@ -22,7 +22,7 @@ from nppkit import noise
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import check_space, remedy, save_arrays, write_atomic
+from nppkit.files import check_space, read_arrays, remedy, save_arrays, write_atomic
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
@@ -114,7 +114,8 @@ def write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
 def publish(part: Path, folder: Path, labels: np.ndarray, manifest: Manifest) -> None:
     """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
     if _stored_manifest(folder) != manifest:
-        (folder / "manifest.json").unlink(missing_ok=True)
+        for name in ("manifest.json", *["codes.npz"] * part.exists()):  # another store's: packed codes are opened first
+            (folder / name).unlink(missing_ok=True)
     save_arrays(folder / "labels.npy", np.save, arr=labels)
     with contextlib.suppress(FileNotFoundError):  # another process, or this one before it was killed, has done it
         part.replace(folder / "codes.npy")
@@ -167,8 +168,8 @@ def extract_codes(
     """Encode every crop of every image with the frozen tokenizer, batched over images, and open the store.
 
     Process `rank` of `world_size` encodes its share of the batches; a batch is the same images whoever encodes it. What
-    is already there is not encoded again, imported codes neither. None while other processes are still at work.
-    NppkitError for unfit arguments, and for an imported store of another size.
+    is already there is not encoded again, imported codes neither. None while other processes are still at work. packed: as
+    codes.npz. NppkitError for unfit arguments, and for an imported store of another size.
     """
     folder, manifest = Path(folder), _manifest(model, images, crops, image_size, tokenizer_sha256)
     if not 0 <= rank < world_size:
@@ -176,8 +177,8 @@ def extract_codes(
     if batch_size < 1:
         raise NppkitError(f"batch_size {batch_size}: give 1 image or more")
     for open_store in (_open_imported, open_complete):
-        if (store := open_store(folder, manifest)) is not None:
-            return store
+        if open_store(folder, manifest) is not None:
+            return _in_form(folder, packed)
     part, n = Part(folder, manifest, rank, world_size), manifest.images
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
@@ -188,15 +189,25 @@ def extract_codes(
     part.complete(images.labels[:: images.frames])
     if _stored_manifest(folder) != manifest:
         return None
-    if packed:
-        pack(folder)
+    return _in_form(folder, packed)
+
+
+def _in_form(folder: Path, packed: bool) -> CodeStore:
+    """A complete store, its codes packed or not, whichever it held them as."""
+    plain, small = folder / "codes.npy", folder / "codes.npz"
+    with contextlib.suppress(FileNotFoundError):  # another process has packed it
+        if packed and plain.exists():
+            pack(folder)
+        elif not packed and not plain.exists():
+            save_arrays(plain, np.save, arr=read_arrays(small, ["codes"])["codes"])
+            small.unlink()
     return CodeStore(folder)
 
 
 def pack(folder: Path) -> None:
     """Turn a complete store's codes.npy into codes.npz, a fraction of its size, which is read into memory as a whole."""
     save_arrays(folder / "codes.npz", np.savez_compressed, codes=np.load(folder / "codes.npy"))
-    (folder / "codes.npy").unlink()
+    (folder / "codes.npy").unlink(missing_ok=True)
 
 
 def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> Manifest:

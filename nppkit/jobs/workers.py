@@ -81,7 +81,8 @@ def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str
     for split, images in (("train", training), ("heldout", heldout)):
         folder = tokenizer_dir(preset, large) / split
         show = functools.partial(progress, label=f"{split}, process {rank + 1} of {world_size}")
-        store = extract_codes(model, images, folder, crops, side, digest, batch_size, show, rank, world_size)
+        shares = dict(rank=rank, world_size=world_size, packed=preset.data.packed)
+        store = extract_codes(model, images, folder, crops, side, digest, batch_size, show, **shares)
         print(f"{folder}: {'complete' if store is not None else 'this share is done, other processes are not'}", flush=True)
 
 

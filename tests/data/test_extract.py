@@ -220,6 +220,10 @@ def test_a_packed_store_holds_the_same(model, images, tmp_path, encoded):
     assert run(model, images, tmp_path / "packed", packed=True) is not None and not encoded
     assert run(model, images, tmp_path / "packed", "new").manifest.tokenizer_sha256 == "new"
     assert not (tmp_path / "packed/codes.npz").exists()
+    for packed in (True, False, True):  # whatever form a store was left in, it comes in the one that is asked for
+        encoded.clear()
+        assert np.array_equal(run(model, images, tmp_path / "plain", packed=packed).codes, plain.codes) and not encoded
+        assert sorted(contents(tmp_path / "plain"))[0] == ("codes.npz" if packed else "codes.npy")
     (tmp_path / "plain/codes.npz").write_bytes(b"damaged")
     with pytest.raises(NppkitError, match=r"codes\.npz cannot be opened .*: extract the codes again"):
         CodeStore(tmp_path / "plain")
@@ -414,8 +418,27 @@ def preset(home, model):
     return path
 
 
-def test_command_line_extracts_what_the_notebook_finds(preset, home, model, monkeypatch, capsys, encoded):
-    """Two processes extract both splits, with the digest of the tokenizer file that the notebook will write."""
+def test_killed_before_the_old_packed_codes_are_gone(model, images, tmp_path, encoded, monkeypatch):
+    """They are not taken for the new ones, which a killed process has left beside them."""
+    old = run(model, images, tmp_path, "old", packed=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        replace = type(tmp_path).replace
+
+        def killed(self, target):
+            replace(self, target)
+            if self.name.endswith(".part"):
+                raise KeyboardInterrupt
+
+        patch.setattr(type(tmp_path), "replace", killed)
+        run(model, images.subset(np.arange(len(images))[::-1]), tmp_path)
+    again = run(model, images.subset(np.arange(len(images))[::-1]), tmp_path)
+    assert np.array_equal(again.codes, old.codes[::-1]) and not np.array_equal(again.codes, old.codes)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_command_line_extracts_what_the_notebook_finds(preset, home, model, monkeypatch, capsys, encoded, packed):
+    """Two processes extract both splits, in the preset's form, with the digest of the file that the notebook will write."""
+    preset.write_text(preset.read_text().replace("limit: 20", f"limit: 20, packed: {packed}"))
     monkeypatch.setenv(BATCH, "1")
     for rank, said in ((1, "this share is done, other processes are not"), (0, "complete")):
         arguments = ["codes", "extract", str(preset), "--rank", str(rank), "--world-size", "2", "--batch-size", "2"]
@@ -425,6 +448,7 @@ def test_command_line_extracts_what_the_notebook_finds(preset, home, model, monk
     assert {name: len(store) for name, store in stores.items()} == {"train": 15, "heldout": 5}
     assert stores["train"].require(tokenizer_sha256=files.sha256(home / "vq.safetensors"))
     assert sum(encoded) == 5 * 20
+    assert len([*home.rglob(f"codes.np{'z' if packed else 'y'}")]) == 2 == len([*home.rglob("codes.np?")])
 
 
 def test_command_line_imports(tmp_path, monkeypatch, capsys):
