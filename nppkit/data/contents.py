@@ -26,12 +26,15 @@ def notes(key: str) -> Path:
     return home() / "checkpoints" / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-def digests(root: Path, files: Iterable[tuple[str, os.stat_result]], look: Callable = lambda path: "") -> tuple[dict, dict]:
+def digests(
+    root: Path, files: Iterable[tuple[str, os.stat_result]], look: Callable = lambda path: "", note: Path | None = None
+) -> tuple[dict, dict]:
     """The first half of sha256 of each file (name below root, and what the system says of it), and why some are no good.
 
-    look(path) is empty if the file is good; it comes soon after the digest, while what was read is still in memory.
+    look(path) is empty if the file is good; it comes soon after the digest, while what was read is still in memory. note: of
+    what, where these are not all files below root.
     """
-    note, now, found, bad = notes(str(root.resolve())), time.time() - SETTLED, {}, {}
+    note, now, found, bad = notes(str((note or root).resolve())), time.time() - SETTLED, {}, {}
     known = noted(note)
     states = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in files}
     unread = [name for name, state in states.items() if known.get(name, [])[:3] != state]

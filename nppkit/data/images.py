@@ -94,7 +94,7 @@ def source_contents(path: Path) -> dict[str, str] | None:
     """Digests by name of the images below a folder of class folders, or of the one file; None if it is not there."""
     if path.is_dir():
         return _looked_at(path)[1][0]
-    return contents.digests(path.parent, [(path.name, path.stat())])[0] if path.is_file() else None
+    return contents.digests(path.parent, [(path.name, path.stat())], note=path)[0] if path.is_file() else None
 
 
 def count_images(root: Path) -> tuple[int, int]:

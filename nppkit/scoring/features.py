@@ -95,7 +95,8 @@ def weights_file(name: str, weights: str | Path = "") -> Path:
     if not Path(weights).name and name == "inception-v3-compat":
         return _download_inception()
     if not Path(weights).is_file():
-        raise NppkitError(f"extractor weights {weights} do not exist: set extractor.weights to the file")
+        remedy = "run the tokenize job" if name == "digits" else "set extractor.weights to the file"
+        raise NppkitError(f"extractor weights {weights} do not exist: {remedy}")
     return Path(weights)
 
 

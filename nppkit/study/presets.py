@@ -26,6 +26,7 @@ INHERITED = (*SECTIONS, "models", "precision")
 Size = Annotated[str, AfterValidator(named(r"[A-Za-z0-9]+(-384)?", "is no model size: see nppkit/presets/demo.yaml"))]
 ModelSetting = Literal["dim", "n_layer", "n_head", "n_kv_head", "dropout", "rope_base", "multiple_of", "norm_eps"]
 Question = Literal["equal_epochs", "equal_flops", "patches", "levels", "lambda", "schedule"]
+OUTSIDE = ("folder", "npz", "torchvision")  # sources of images that lie at data.path
 RUNNING = "tokenize|tokenize_text|train|evaluate"
 Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING})$)[a-z0-9_]+", "is no reading notebook's name"))]
 
@@ -91,6 +92,9 @@ class Preset:
             f"tokenizer needs weights (a file) or steps (to train one): {EXAMPLE}": not (d.text or k.weights or k.steps),
             "extractor.steps is 0, and the digit classifier is trained here: set it": x.name == "digits"
             and not (x.steps or d.text),
+            "extractor.weights are not of the digit classifier, which is trained here: take them away": x.name == "digits"
+            and x.weights,
+            f"data.path is empty: set it to where the {d.source} is": d.source in OUTSIDE and not d.path,
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
             f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,

@@ -75,6 +75,17 @@ def test_files_that_did_not_change_are_not_read_again(folder, monkeypatch):
     assert read[12:] == ["0.png"]
 
 
+def test_files_of_one_folder_do_not_forget_each_other(home, monkeypatch):
+    """Weights and references often lie side by side, and are gigabytes: each is read once."""
+    read, sha256 = [], contents.sha256
+    monkeypatch.setattr(contents, "sha256", lambda path: read.append(path.name) or sha256(path))
+    for name in "ab":
+        (home / name).write_bytes(b"weights")
+        os.utime(home / name, (time.time() - 3600,) * 2)
+    time.sleep(contents.SETTLED + 0.1)
+    assert [source_contents(home / name) is not None for name in "ababab"] == [True] * 6 and read == ["a", "b"]
+
+
 def test_one_pass_digests_and_looks(folder, monkeypatch):
     """The pass that looks for damaged pictures takes the digests; what it found good is not read again, what was bad is."""
     looked, why = [], images._why_unreadable

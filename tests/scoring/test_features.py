@@ -111,7 +111,7 @@ def test_unfit_files(digits, tmp_path):
     """Missing and empty files and weights of another network are refused by name."""
     with pytest.raises(NppkitError, match=r"weights .*absent\.pth do not exist"):
         load_extractor("inception-v3-compat", tmp_path / "absent.pth")
-    with pytest.raises(NppkitError, match=r"set extractor\.weights"):
+    with pytest.raises(NppkitError, match="do not exist: run the tokenize job"):
         load_extractor("digits", "")
     (tmp_path / "empty.pth").touch()
     with pytest.raises(NppkitError, match=r"empty\.pth are not those of inception-v3-compat \(EOFError\)"):

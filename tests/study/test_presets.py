@@ -97,6 +97,8 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
         (lambda c: c["training"].update(patch="heads"), "training.patch heads is a run's: name it in runs"),
         (lambda c: c["evaluation"].update(select_seed=0), "select_seed"),
+        *((lambda c, s=s: c["data"].update(source=s), f"data.path is empty.*{s}") for s in ("folder", "npz", "torchvision")),
+        (lambda c: c["extractor"].update(weights="a.pth"), "extractor.weights are not of the digit classifier"),
         (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),
         (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
         (lambda c: c["tokenizer"].update(name="VQ-32"), "tokenizer.name 'VQ-32' is unknown"),
