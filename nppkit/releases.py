@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import first_line, home, located, noted, read_json, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, located, noted, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
-from nppkit.tokenizer import VQModel
+from nppkit.tokenizer import UNUSED, VQModel
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
@@ -101,7 +101,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     if path.suffix == ".safetensors":
         return _unwrap(_read_safetensors(path), path), "safetensors"
     content = _unpickle(path)
-    found = [k for k in (*CONTAINERS, *EMA) if isinstance(content, dict) and isinstance(content.get(k), dict)]
+    found = [k for k in (*CONTAINERS, *EMA) if isinstance(content, dict) and _is_state(content.get(k))]
     state = _unwrap(content[_first(found, path)] if found else content, path)
     if not state:
         raise NppkitError(f"{path} holds no state dict, alone or under {', '.join((*CONTAINERS, *EMA))}: give a weights file")
@@ -134,9 +134,15 @@ def _unpickle(path: Path) -> object:
         raise NppkitError(f"{path} {reason}: get it from its publisher") from None
 
 
+def _is_state(content: object) -> bool:
+    """Whether it is a state dict; not, e.g., settings of the same name."""
+    pairs = content.items() if isinstance(content, dict) else ()
+    return bool(pairs) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs)
+
+
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     """Names and tensors without wrappers' prefixes and computed tables; empty if it is no state dict."""
-    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+    if not _is_state(content):
         return {}
     names = {key: functools.reduce(lambda name, part: name.replace(part, ""), WRAPPERS, key) for key in content}
     first = {name.split(".")[0] for name in names.values()}
@@ -155,7 +161,7 @@ def release_config(path: Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig
     path = Path(path)
     state, _ = read_state(path)
     if "quantize.embedding.weight" in state:
-        return TOKENIZERS["VQ-16"]
+        return next((c for c in TOKENIZERS.values() if _empty(c).state_dict().keys() == state.keys()), TOKENIZERS["VQ-16"])
     if not (grid_size := grid_size or _grid_by_name(path)):
         raise NppkitError(f"{path}: weights do not hold the grid size, and this is no release's name: give it, 16 at 256 pixels")
     return _gpt_config(state, path, grid_size, n_head)
@@ -201,6 +207,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> str:
     NppkitError if it does not fit, or is known to be of another grid, which is not among a transformer's weights.
     """
     state, _ = read_state(path)
+    if isinstance(model, VQModel):
+        state.setdefault(UNUSED, model.quantize.codebook_used)
     check_state(state, model, path)
     grid = model.config.grid_size if isinstance(model, GPT) else 0
     if grid and (known := known_grid(path)) not in (0, grid):
@@ -211,9 +219,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> str:
 
 def known_grid(path: Path) -> int:
     """The grid side that a transformer's file is known to be of, by a release's name or by what `convert` wrote; 0: unknown."""
-    about = path.with_suffix(".json")
-    config = read_json(about).get("config", {}) if path.suffix == ".safetensors" and about.is_file() else {}
-    return config.get("grid_size") or _grid_by_name(path)
+    config = noted(path.with_suffix(".json")).get("config") if path.suffix == ".safetensors" else None
+    return (config.get("grid_size") if isinstance(config, dict) else 0) or _grid_by_name(path)
 
 
 def _grid_by_name(path: Path) -> int:
@@ -227,9 +234,7 @@ def convert(source: Path, out: Path, config: GPTConfig | VQConfig) -> dict:
     if out.suffix != ".safetensors":
         raise NppkitError(f"{out}: the converted file is named *.safetensors")
     state, kind = read_state(source)
-    with torch.device("meta"):
-        model = GPT(config) if isinstance(config, GPTConfig) else VQModel(config)
-    check_state(state, model, source)
+    check_state(state, model := _empty(config), source)
     about = {"source": source.name, "sha256": sha256(source), "container": kind, "class": type(model).__name__}
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "names"}  # releases have class tokens
     about |= {"config": settings, "parameters": count_parameters(model)}
@@ -237,6 +242,12 @@ def convert(source: Path, out: Path, config: GPTConfig | VQConfig) -> dict:
         save_file({key: value.clone().contiguous() for key, value in state.items()}, temporary)  # tensors may share memory
     write_atomic(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     return about
+
+
+def _empty(config: GPTConfig | VQConfig) -> GPT | VQModel:
+    """A model of these sizes without weights."""
+    with torch.device("meta"):
+        return GPT(config) if isinstance(config, GPTConfig) else VQModel(config)
 
 
 def export(checkpoint: Path, out: Path) -> None:

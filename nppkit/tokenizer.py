@@ -7,6 +7,7 @@ Images are (B, 3, S, S) in [-1, 1]; codes are (B, N) int64 in raster order of th
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from nppkit.grouping import require_range
 from nppkit.tokenizer_config import VQConfig
+from nppkit.window import square
+
+UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
 
 
 class ResnetBlock(nn.Module):
@@ -169,15 +173,14 @@ class VQModel(nn.Module):
         return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, N) of images (B, 3, S, S) in [-1, 1]."""
-        self.config.grid_size(images.shape[-1])
+        """Codes (B, N) of images (B, 3, S, S) in [-1, 1]. NppkitError for a side that makes no grid."""
+        square(prod(map(self.config.grid_size, images.shape[-2:])))
         return self.quantize.nearest(self.latent(images)).flatten(1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, S, S), about [-1, 1], of codes (B, N). NppkitError for codes beyond the codebook."""
+        """Images (B, 3, S, S), about [-1, 1], of codes (B, N). NppkitError for codes beyond the codebook, or of no square."""
         codes = require_range(codes, self.config.codebook_size, "codes")
-        side = int(codes.shape[1] ** 0.5)
-        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes.unflatten(1, (side, side)))))
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes.unflatten(1, square(codes.shape[1])))))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: reconstructions, codebook loss with commitment weight 0.25, and the codes (B, G, G)."""

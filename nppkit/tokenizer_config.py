@@ -27,6 +27,8 @@ class VQConfig:
     def __post_init__(self):
         require_kinds(self)
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # a list when read from YAML or JSON
+        if not self.ch_mult:
+            raise NppkitError("tokenizer ch_mult is empty: give the width of at least one resolution")
         if self.ch % self.norm_groups:
             raise NppkitError(f"tokenizer ch {self.ch} is not a multiple of norm_groups {self.norm_groups}")
 

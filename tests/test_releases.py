@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from nppkit import cli, releases
 from nppkit.checkpoint import save_checkpoint
+from nppkit.data import prepare_tokenizer
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.model import GPT, MODELS, GPTConfig
+from nppkit.show import pretrained
+from nppkit.study.presets import load_preset
 from nppkit.tokenizer import VQModel
-from nppkit.tokenizer_config import VQConfig
+from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 TINY = GPTConfig(dim=16, n_layer=2, n_head=2, vocab_size=32, num_classes=5, grid_size=4, multiple_of=8)
 TINY_VQ = VQConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2)
@@ -66,6 +69,7 @@ CONTAINERS = {
     "release": (lambda state: {"model": state}, "model"),
     "deepspeed": (lambda state: {"module": state, "global_steps": 3}, "module"),
     "state_dict": (lambda state: {"state_dict": state, "epoch": 1}, "state_dict"),
+    "settings": (lambda state: {"model": {"dim": 16}, "ema": None, "state_dict": state}, "state_dict"),
     "bare": (lambda state: state, "bare"),
     "fsdp": (flat, "bare"),
     "ddp": (prefixed("module."), "model"),
@@ -114,6 +118,31 @@ def test_converted_tokenizer(tmp_path):
     loaded = VQModel(VQConfig(**about["config"])).eval()
     releases.load_weights(loaded, out)
     assert loaded.config == TINY_VQ and torch.equal(loaded.decode(codes), model.decode(codes))
+
+
+def test_every_tokenizer_is_told_by_its_weights(tmp_path):
+    """VQ-8 has a level less than VQ-16."""
+    for name, config in TOKENIZERS.items():
+        with torch.device("meta"):
+            state = VQModel(config).state_dict()
+        torch.save({"model": {key: torch.zeros(1) for key in state}}, tmp_path / "vq.pt")
+        assert releases.release_config(tmp_path / "vq.pt") == TOKENIZERS[name]
+
+
+def test_a_kept_tokenizer_is_read_as_weights():
+    """That of the package lacks a buffer that nothing reads; `tokenizer.weights` and `tokenizer.start` take it all the same."""
+    folder = pretrained.HOME / "results/demo/tokenizer"
+    model = VQModel(load_preset("demo").tokenizer.network)
+    releases.load_weights(model, folder / "tokenizer.safetensors")
+    assert torch.equal(model.quantize.embedding.weight, prepare_tokenizer.load_tokenizer(folder).quantize.embedding.weight)
+
+
+@pytest.mark.parametrize("about", ["[1]", '{"config": null}', '{"config": [1]}', "no JSON"])
+def test_what_lies_beside_weights_may_be_anything(tmp_path, about):
+    """A JSON file of another program's, beside a file of safetensors."""
+    save_file(gpt().state_dict(), tmp_path / "mine.safetensors")
+    (tmp_path / "mine.json").write_text(about)
+    assert releases.known_grid(tmp_path / "mine.safetensors") == 0
 
 
 def test_a_training_on_patches_is_not_exported(tmp_path):

@@ -17,13 +17,13 @@ from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
 from nppkit.files import first_line, home, located, replacing, sha256, write_atomic
 from nppkit.machine.devices import CPU
+from nppkit.machine.guard import exclusive
 from nppkit.releases import find, load_weights
 from nppkit.settings import settings
-from nppkit.tokenizer import VQModel
+from nppkit.tokenizer import UNUSED, VQModel
 from nppkit.tokenizer_config import VQConfig
 
-UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
-MAX_BYTES = 4 * 10**9  # of pixels in memory that a tokenizer trains on
+MAX_BYTES = 4 * 10**9  # of pixels that a tokenizer trains on; while they are read, memory holds them twice
 
 
 def prepare_tokenizer(
@@ -31,8 +31,9 @@ def prepare_tokenizer(
 ) -> tuple[VQModel, list[dict]]:
     """The tokenizer, saved in `folder`: loaded from its weights file, or trained. Returns it and its history.
 
-    It trains on all crops of as many random images as fit 4 GB, which are held in memory. One that was trained from the
-    same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes stay.
+    It trains on all crops of as many random images as fit 4 GB, which are held in memory, twice while they are read. One that
+    was trained from the same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes
+    stay.
     """
     weights, origin, config = folder / "tokenizer.safetensors", folder / "tokenizer.origin", t.network
     if t.weights:
@@ -46,7 +47,8 @@ def prepare_tokenizer(
         fitting = MAX_BYTES // (CROPS[crops] * 3 * size**2)
         pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
         saved = home() / "checkpoints" / "tokenizers" / source[:16]
-        model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
+        with exclusive(saved):  # another preset with the same settings may train the same one
+            model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
     with replacing(weights) as temporary:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
     write_atomic(folder / "tokenizer.json", json.dumps(asdict(config)) + "\n")

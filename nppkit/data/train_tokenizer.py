@@ -170,11 +170,8 @@ class TokenizerTraining:
 
     def _check(self) -> None:
         """NppkitError where the codebook has died, the discriminator has won, or a loss is not finite."""
-        recent, where = self.history[-LOOK_EVERY:], f"tokenizer, step {self.step}"
-        l1 = float(np.mean([row["l1"] for row in recent]))
+        l1, where = self.recent_l1(), f"tokenizer, step {self.step}"
         found = [row["perplexity"] for row in self.history if "perplexity" in row]
-        if not math.isfinite(l1):
-            raise NppkitError(f"{where}: the loss is {l1}: lower tokenizer.lr")
         if max(found[-2:]) < FALLEN * max(found):
             said = f"the codebook died, perplexity {found[-1]:.1f} after {max(found):.1f}"
             raise NppkitError(f"{where}: {said}: lower tokenizer.lr")
@@ -184,6 +181,13 @@ class TokenizerTraining:
             raise NppkitError(
                 f"{where}: the discriminator won, L1 {l1:.3f} after {self.lowest:.3f} without it: lower tokenizer.discriminator"
             )
+
+    def recent_l1(self) -> float:
+        """The mean L1 since the last look. NppkitError if it is not finite."""
+        l1 = float(np.mean([row["l1"] for row in self.history[-LOOK_EVERY:]]))
+        if not math.isfinite(l1):
+            raise NppkitError(f"tokenizer, step {self.step}: the loss is {l1}: lower tokenizer.lr")
+        return l1
 
     def save(self, folder: Path, digest: str) -> None:
         """A checkpoint of everything; NppkitError if the disk is full."""
@@ -222,9 +226,9 @@ def train_tokenizer(
 ) -> tuple[VQModel, list[dict]]:
     """Train a tokenizer on uint8 crops (n, crops, 3, S, S). Returns it in eval mode, and a row of losses for each step.
 
-    Every 50th row tells how many codes these 50 steps used, and their perplexity. With a `folder` the training is saved
-    there every 200 steps, under the digest of all that decides it, and a killed one continues. NppkitError where colours
-    meet a tokenizer of gray, the codebook dies, or the discriminator wins.
+    Every 50th row but the last tells how many codes these 50 steps used, and their perplexity. With a `folder` the training is
+    saved there every 200 steps, under the digest of all that decides it, and a killed one continues. NppkitError where colours
+    meet a tokenizer of gray, the codebook dies, a loss is not finite, or the discriminator wins.
     """
     if config.gray and not (pixels == pixels[:, :, :1]).all():
         raise NppkitError("tokenizer.vq.gray is for gray images, and these have colours: leave it out")
@@ -235,4 +239,5 @@ def train_tokenizer(
         training.train_step(to_model_range(random_crops(pixels, settings.batch_size, settings.seed, step)[0].to(device)))
         if folder and training.step % SAVE_EVERY == 0:
             training.save(folder, digest)
+    training.recent_l1()  # the last steps are not looked at before the next
     return training.model.eval(), training.history

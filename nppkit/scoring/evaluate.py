@@ -56,7 +56,7 @@ def generate(
 def decode_pixels(tokenizer: VQModel, codes: Tensor, grid: Grid = ()) -> Tensor:
     """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in; of a video's grid all its frames."""
     codes = codes.reshape(len(codes) * math.prod(grid[:-2]), -1)
-    with torch.autocast(codes.device.type, enabled=False):
+    with torch.autocast(codes.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         together = images_at_once(tokenizer.config.downsampling * math.isqrt(codes.shape[1]), codes.device)
         return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(together)])
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nppkit.checkpoint import checkpoints
 from nppkit.data.images import reference_pixels
-from nppkit.data.prepare_tokenizer import UNUSED, load_tokenizer  # noqa: F401  a kept one is loaded like a job's
+from nppkit.data.prepare_tokenizer import load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.data.sources import study_images
 from nppkit.errors import NppkitError
 from nppkit.files import home, noted, sha256, write_atomic
@@ -29,7 +29,7 @@ from nppkit.study.graph import checkpoint_dir, evaluate_job, run_dir, tokenizer_
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, versions
 from nppkit.study.runs import find_run
-from nppkit.tokenizer import VQModel, to_model_range
+from nppkit.tokenizer import UNUSED, VQModel, to_model_range
 
 HOME = Path(__file__).parent / "pretrained"
 PRESET = "demo"

@@ -14,6 +14,7 @@ from nppkit.data import prepare_tokenizer, train_tokenizer
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
 from nppkit.errors import NppkitError
+from nppkit.machine import guard
 from nppkit.study import models
 from nppkit.tokenizer import VQModel, to_model_range
 from nppkit.tokenizer_config import VQConfig
@@ -116,6 +117,31 @@ def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed
         2,
         0,
     ]
+
+
+def test_what_is_no_grid_is_refused():
+    """Codes of no square, pictures with a side that makes no grid or two that make no square, and sizes without a resolution."""
+    model = VQModel(TINY_VQ).eval()
+    with pytest.raises(NppkitError, match="10 tokens are not a square grid"):
+        model.decode(torch.zeros(2, 10, dtype=torch.int64))
+    for shape, message in (
+        ((1, 3, 32, 30), "30 is not a multiple"),
+        ((1, 3, 30, 32), "30 is not"),
+        ((1, 3, 16, 32), "not a square"),
+    ):
+        with pytest.raises(NppkitError, match=message):
+            model.encode(torch.zeros(shape))
+    with pytest.raises(NppkitError, match="ch_mult is empty"):
+        VQConfig(ch_mult=())
+
+
+def test_two_trainings_of_one_tokenizer(smoke, tmp_path, home, changed, monkeypatch):
+    """Presets with the same images and settings have the same tokenizer: while one trains it, the other says so."""
+    few, images = changed(smoke, "tokenizer.steps", 1), mnist_images().subset(np.arange(40))
+    monkeypatch.setattr(guard, "LOCK_SECONDS", 0.1)
+    source = prepare_tokenizer._source(few.tokenizer, few.data, images)
+    with guard.exclusive(home / "checkpoints/tokenizers" / source[:16]), pytest.raises(NppkitError, match="by another process"):
+        prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
 
 
 def test_another_file_to_start_from_is_another_start(smoke, tmp_path, home, changed):

@@ -273,6 +273,16 @@ def test_a_discriminator_that_wins_ends_with_words(pixels, monkeypatch):
         failing(pixels, SHORT, partial(risen, float("nan")))
 
 
+def test_a_loss_that_is_lost_in_the_last_steps_ends_with_words(pixels, monkeypatch):
+    """Nothing looks behind them, and a tokenizer of NaN must not be saved."""
+    step = TokenizerTraining.train_step
+    monkeypatch.setattr(
+        TokenizerTraining, "train_step", lambda self, images: step(self, images * (1 if self.step < 8 else torch.nan))
+    )
+    with pytest.raises(NppkitError, match="step 12: the loss is nan: lower"):
+        train_tokenizer.train_tokenizer(pixels, TINY, SHORT)
+
+
 def test_fine_tuning_starts_from_weights(pixels, tmp_path):
     """`start` is a file, or a release such as VQ-16, from which the training goes on; a file of another size is refused."""
     first, _ = train_tokenizer.train_tokenizer(pixels, TINY, SHORT)

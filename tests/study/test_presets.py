@@ -106,6 +106,7 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda c: c["tokenizer"].update(steps=0), r"tokenizer needs weights \(a file\) or steps"),
         (lambda c: c["tokenizer"].update(vq={"channels": 8}), "tokenizer.vq {.*channels"),
         (lambda c: c["tokenizer"].update(vq={"ch": 9}), "tokenizer ch 9 is not a multiple of norm_groups 32"),
+        (lambda c: c["tokenizer"].update(vq={"ch_mult": []}), "ch_mult"),
         (lambda c: c["tokenizer"]["vq"].update(codebook_size=[32]), r"codebook_size \[32\] is no int"),
         (lambda c: c["tokenizer"]["vq"].update(z_channels=[3]), r"z_channels \[3\] is no int"),
         (lambda c: c["tokenizer"]["vq"].update(ch=True), "ch True is no int"),
