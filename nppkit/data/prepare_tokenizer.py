@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nppkit.data.config import DataConfig, TokenizerConfig
-from nppkit.data.images import CROPS, ImageSet, some_images
+from nppkit.data.images import CROPS, ImageSet, some_images, source_contents
 from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
-from nppkit.files import first_line, home, located, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, replacing, sha256, write_atomic
 from nppkit.machine.devices import CPU
 from nppkit.machine.guard import exclusive
 from nppkit.releases import find, load_weights
@@ -35,32 +35,37 @@ def prepare_tokenizer(
     was trained from the same already is loaded, without a history: when an extraction is killed, its tokenizer and its codes
     stay.
     """
-    weights, origin, config = folder / "tokenizer.safetensors", folder / "tokenizer.origin", t.network
+    weights, origin = folder / "tokenizer.safetensors", folder / "tokenizer.origin"
     if t.weights:
-        model, history = VQModel(config), []
+        model = VQModel(t.network)
         load_weights(model, find(t.weights))
-    else:
-        source = _source(t, data, train)
-        if origin.is_file() and weights.is_file() and origin.read_text() == f"{source} {sha256(weights)}":
-            return load_tokenizer(folder), []
-        crops, size = data.crops, data.image_size
-        fitting = MAX_BYTES // (CROPS[crops] * 3 * size**2)
-        pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
-        saved = home() / "checkpoints" / "tokenizers" / source[:16]
-        with exclusive(saved):  # another preset with the same settings may train the same one
-            model, history = train_tokenizer(pixels, config, t, progress, device, saved, source)
-    with replacing(weights) as temporary:
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
-    write_atomic(folder / "tokenizer.json", json.dumps(asdict(config)) + "\n")
-    if history:
+        return _kept(model, folder), []
+    source = _source(t, data, train)
+    if origin.is_file() and weights.is_file() and origin.read_text() == f"{source} {sha256(weights)}":
+        return load_tokenizer(folder), []
+    crops, size = data.crops, data.image_size
+    fitting = MAX_BYTES // (CROPS[crops] * 3 * size**2)
+    pixels = all_crops(train if len(train) <= fitting else some_images(train, fitting), crops, size)
+    saved = home() / "checkpoints" / "tokenizers" / source[:16]
+    with exclusive(saved.parent, saved.name):  # another preset with the same settings may train the same one
+        model, history = train_tokenizer(pixels, t.network, t, progress, device, saved, source)
+        _kept(model, folder)
         write_atomic(origin, f"{source} {sha256(weights)}")  # what it was trained from and on, and its file
         shutil.rmtree(saved, ignore_errors=True)
     return model.eval(), history
 
 
+def _kept(model: VQModel, folder: Path) -> VQModel:
+    """The tokenizer, in eval mode, its weights and sizes in the folder."""
+    with replacing(folder / "tokenizer.safetensors") as temporary:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
+    write_atomic(folder / "tokenizer.json", json.dumps(asdict(model.config)) + "\n")
+    return model.eval()
+
+
 def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
     """Digest of what a tokenizer is trained from and on: settings, images, and the files that settings name."""
-    files = [sha256(path) for path in (t.start and find(t.start), t.perceptual_weights and located(t.perceptual_weights)) if path]
+    files = [source_contents(find(name)) for name in (t.start, t.perceptual_weights) if name]
     source = json.dumps([settings(data), settings(t), images.digest, *files], sort_keys=True)
     return hashlib.sha256(source.encode()).hexdigest()
 

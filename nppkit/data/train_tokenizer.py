@@ -171,16 +171,26 @@ class TokenizerTraining:
     def _check(self) -> None:
         """NppkitError where the codebook has died, the discriminator has won, or a loss is not finite."""
         l1, where = self.recent_l1(), f"tokenizer, step {self.step}"
-        found = [row["perplexity"] for row in self.history if "perplexity" in row]
-        if max(found[-2:]) < FALLEN * max(found):
-            said = f"the codebook died, perplexity {found[-1]:.1f} after {max(found):.1f}"
-            raise NppkitError(f"{where}: {said}: lower tokenizer.lr")
+        self._check_codebook([])
         if self.discriminator is None or self.step <= self.start:
             self.lowest = min(self.lowest, l1)
         elif l1 > RISEN * self.lowest:
             raise NppkitError(
                 f"{where}: the discriminator won, L1 {l1:.3f} after {self.lowest:.3f} without it: lower tokenizer.discriminator"
             )
+
+    def _check_codebook(self, last: list[float]) -> None:
+        """NppkitError where it has died by the looks so far, and by a last one that is not in the history."""
+        found = [row["perplexity"] for row in self.history if "perplexity" in row] + last
+        if found and max(found[-2:]) < FALLEN * max(found):
+            said = f"the codebook died, perplexity {found[-1]:.1f} after {max(found):.1f}"
+            raise NppkitError(f"tokenizer, step {self.step}: {said}: lower tokenizer.lr")
+
+    def finish(self) -> VQModel:
+        """The tokenizer in eval mode. NppkitError where the last steps, at which nothing has looked, have ruined it."""
+        self.recent_l1()
+        self._check_codebook([perplexity(self.used)] if self.step % LOOK_EVERY == 0 else [])
+        return self.model.eval()
 
     def recent_l1(self) -> float:
         """The mean L1 since the last look. NppkitError if it is not finite."""
@@ -239,5 +249,4 @@ def train_tokenizer(
         training.train_step(to_model_range(random_crops(pixels, settings.batch_size, settings.seed, step)[0].to(device)))
         if folder and training.step % SAVE_EVERY == 0:
             training.save(folder, digest)
-    training.recent_l1()  # the last steps are not looked at before the next
-    return training.model.eval(), training.history
+    return training.finish(), training.history

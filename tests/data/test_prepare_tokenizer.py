@@ -140,8 +140,19 @@ def test_two_trainings_of_one_tokenizer(smoke, tmp_path, home, changed, monkeypa
     few, images = changed(smoke, "tokenizer.steps", 1), mnist_images().subset(np.arange(40))
     monkeypatch.setattr(guard, "LOCK_SECONDS", 0.1)
     source = prepare_tokenizer._source(few.tokenizer, few.data, images)
-    with guard.exclusive(home / "checkpoints/tokenizers" / source[:16]), pytest.raises(NppkitError, match="by another process"):
+    with guard.exclusive(home / "checkpoints/tokenizers", source[:16]), pytest.raises(NppkitError, match="by another process"):
         prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
+    prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
+    lock = home / f"checkpoints/tokenizers/.{source[:16]}.lock"  # outside of what is removed at the end, so others' stays theirs
+    assert lock.is_file() and not (home / "checkpoints/tokenizers" / source[:16]).exists()
+
+
+@pytest.mark.parametrize("setting", ["start", "perceptual_weights"])
+def test_a_file_to_train_from_that_is_not_there(smoke, tmp_path, home, changed, setting):
+    """It is named in one line."""
+    preset = changed(changed(smoke, "tokenizer.perceptual", 1.0), f"tokenizer.{setting}", "absent.pt")
+    with pytest.raises(NppkitError, match=r"absent\.pt"):
+        prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, mnist_images().subset(np.arange(40)), tmp_path)
 
 
 def test_another_file_to_start_from_is_another_start(smoke, tmp_path, home, changed):

@@ -243,6 +243,7 @@ def failing(pixels, recipe, change, looks=3):
         if step >= 2:
             change(training)
         training.look(to_model_range(pixels[:4, 0]))
+    return training
 
 
 def test_a_dead_codebook_ends_with_words(pixels, monkeypatch):
@@ -254,8 +255,11 @@ def test_a_dead_codebook_ends_with_words(pixels, monkeypatch):
     monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
     with pytest.raises(NppkitError, match=r"step 16: the codebook died, perplexity 1\.0 after 16\.0: lower tokenizer\.lr"):
         failing(pixels, SHORT, flat, looks=4)
-    failing(pixels, SHORT, flat)
-    failing(pixels, SHORT, lambda t: None)
+    training = failing(pixels, SHORT, flat)
+    training.used, training.step = torch.zeros(16).index_fill(0, torch.tensor([3]), 4.0), 16
+    with pytest.raises(NppkitError, match=r"step 16: the codebook died, perplexity 1\.0"):
+        training.finish()  # nothing looks behind the last steps, and the tokenizer must not be saved
+    assert not failing(pixels, SHORT, lambda t: None).finish().training
 
 
 def test_a_discriminator_that_wins_ends_with_words(pixels, monkeypatch):
