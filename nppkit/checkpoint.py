@@ -46,7 +46,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise NppkitError(f"checkpoint {final} could not be written ({error}): {remedy(error)}; older ones are intact") from None
-    _prune(folder, keep_last, keep_best)
+    _prune(folder, final, keep_last, keep_best)
     return final
 
 
@@ -71,10 +71,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, keep_last: int, keep_best: int) -> None:
+def _prune(folder: Path, written: Path, keep_last: int, keep_best: int) -> None:
     """Remove older checkpoints; each becomes hidden first, so that no half removed one is seen."""
     found = checkpoints(folder)
-    keep = {*found[-keep_last:], *sorted(found, key=_score)[:keep_best]}
+    keep = {written, *found[-keep_last:], *sorted(found, key=_score)[:keep_best]}
     for old in (path for path in found if path not in keep):
         old.replace(folder / f".{old.name}.old")
     _discard_leftovers(folder)
@@ -132,6 +132,13 @@ def load_newest(folder: Path, config_digest: str) -> tuple[dict[str, dict[str, T
         except NppkitError as error:
             warnings.warn(str(error), stacklevel=2)
     return None
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Hide the checkpoints beyond the step that a run goes on from, all damaged ones; they go when the next is written."""
+    for path in checkpoints(folder):
+        if path.name > f"step_{step:08d}":
+            path.replace(folder / f".{path.name}.damaged")
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -30,6 +30,11 @@ def test_older_ones_go_after_the_new_one(tmp_path):
     assert [p.name for p in checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
 
 
+def test_the_one_just_written_stays(tmp_path):
+    """However many of higher steps lie beside it."""
+    assert [save(tmp_path, step).exists() for step in (2, 3, 1)] == [True] * 3
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "missing"])
 def test_damaged_is_named_and_the_one_before_used(tmp_path, file, damage):

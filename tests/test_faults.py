@@ -23,6 +23,7 @@ from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch
 from nppkit.machine import guard
+from nppkit.schedule import multi_scale_segments
 from nppkit.study import graph, presets, runs
 
 KILLS = int(os.environ.get("NPPKIT_KILLS", 20))  # make soak: 50
@@ -357,6 +358,22 @@ def test_last_and_best_are_kept(store, tmp_path, monkeypatch):
     for wrong in ({"keep_last": 0}, {"keep_best": -1}, {"save_minutes": -1.0}):
         with pytest.raises(NppkitError, match=next(iter(wrong))):
             test_trainer.make_trainer(store, tmp_path, **wrong)
+
+
+@pytest.mark.parametrize(("damaged", "begins"), [(["step_00000018", "step_00000024"], 0), (["step_00000024"], 18)])
+def test_what_is_written_outlives_damaged_ones(store, tmp_path, damaged, begins):
+    """A run that goes on from before damaged checkpoints keeps those that it writes then, and its next start finds them."""
+    folder = tmp_path / "ckpt"
+    segments = multi_scale_segments(8, 2, "3/4")  # their ends, and checkpoints: 18 and 24
+    test_trainer.run(store, tmp_path, segments=segments)
+    for name in damaged:
+        (folder / name / "model.safetensors").write_bytes(b"")
+    trainer = test_trainer.make_trainer(store, tmp_path, segments=segments, save_minutes=0.0)
+    with pytest.warns(UserWarning, match="step_00000024"), pytest.raises(test_trainer.Stopped):
+        test_trainer.fit(trainer, test_trainer.stop_after(begins + 3))
+    expected = [f"step_{begins + step:08d}" for step in (2, 3)]
+    assert [path.name for path in checkpoints(folder)] == expected
+    assert load_newest(folder, "digest")[1]["step"] == begins + 3
 
 
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(30)"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nppkit import noise
-from nppkit.checkpoint import checkpoints, load_newest, load_optimizer, optimizer_tensors, save_checkpoint
+from nppkit.checkpoint import checkpoints, load_newest, load_optimizer, optimizer_tensors, save_checkpoint, set_aside
 from nppkit.cost import step_flops
 from nppkit.data.codes import CodeStore, prompts
 from nppkit.errors import Diverged, NppkitError
@@ -334,6 +334,8 @@ class Trainer:
         step = found[1]["step"] if found else 0
         if self.processes.total([step]) != [step * self.processes.size]:
             raise NppkitError(f"{self.checkpoint_folder} differs between the processes: use a file system that all of them share")
+        if self.processes.rank == 0:
+            set_aside(self.checkpoint_folder, step)
         if found is None:
             return
         tensors, state = found
