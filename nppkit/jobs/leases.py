@@ -55,12 +55,13 @@ def leased(count: int) -> Iterator[list[str]]:
 
 
 def _acquire(gpus: list[str], count: int) -> dict[str, filelock.FileLock]:
-    """GPU -> its lock, for the first `count` that are free at once."""
+    """GPU -> its lock, for the first `count` that are free at once. In a Slurm job "0" may be another GPU than in the next."""
     FOLDER.mkdir(exist_ok=True)
+    job = os.environ.get("SLURM_JOB_ID", "") if VISIBLE in os.environ else ""
     while True:
         locks = {}
         for gpu in gpus:
-            lock = filelock.FileLock(FOLDER / f"{gpu}.lock")
+            lock = filelock.FileLock(FOLDER / f"{job}-{gpu}.lock")
             with contextlib.suppress(filelock.Timeout):
                 lock.acquire(timeout=0)
                 locks[gpu] = lock

@@ -19,8 +19,9 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv(leases.VISIBLE, "0,1,2")
 
 
-def hold(folder, visible, count, got):
-    leases.FOLDER, os.environ[leases.VISIBLE] = folder, visible  # the server that forks this may be older than the test
+def hold(folder, variables, count, got):
+    leases.FOLDER = folder
+    os.environ.update(variables)  # the server that forks this may be older than the test
     with leases.leased(count) as gpus:
         got.put(gpus)
         got.put(os.environ[leases.VISIBLE])
@@ -30,7 +31,7 @@ def hold(folder, visible, count, got):
 def start(count):
     """Another process with a lease, and what it has."""
     got = faults.processes.Queue()
-    process = faults.processes.Process(target=hold, args=(leases.FOLDER, os.environ[leases.VISIBLE], count, got), daemon=True)
+    process = faults.processes.Process(target=hold, args=(leases.FOLDER, dict(os.environ), count, got), daemon=True)
     process.start()
     return process, got
 
@@ -49,6 +50,20 @@ def test_jobs_take_distinct_gpus():
     first.kill()
     assert later.get(timeout=120) == ["0", "1"]
     second.kill()
+
+
+def test_slurm_jobs_do_not_wait_for_each_other(monkeypatch):
+    """Each calls its own GPU 0, where Slurm constrains devices; within one job a GPU is leased once."""
+    monkeypatch.setenv(leases.VISIBLE, "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    first, got = start(1)
+    assert got.get(timeout=120) == ["0"]
+    second, later = start(1)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    other, own = start(1)
+    assert own.get(timeout=120) == ["0"] and later.empty()
+    for process in (first, second, other):
+        process.kill()
 
 
 def test_a_job_within_a_job_keeps_its_lease():
