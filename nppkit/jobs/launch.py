@@ -113,6 +113,7 @@ def execute(job: Job, overrides: dict) -> None:
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
         try:
             inputs = read_inputs(job)
+            options["on_notebook_start"] = lambda **_: stop.requested and stop_kernels()  # asked before there was a kernel
             with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
@@ -145,6 +146,8 @@ def prepare(job: Job, values: dict) -> Options:
 def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
     """Run a notebook, again where its kernel ended before it could say anything."""
     for start in range(1, KERNEL_STARTS + 1):
+        if stop.requested:
+            raise RuntimeError("asked to stop")
         try:
             run()
             return

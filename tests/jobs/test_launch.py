@@ -11,8 +11,9 @@ import pytest
 
 from nppkit import cli
 from nppkit.errors import NppkitError
-from nppkit.jobs import launch
+from nppkit.jobs import kernels, launch
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
+from nppkit.machine.guard import Interrupted
 from nppkit.study import graph, records
 from nppkit.study.presets import load_preset
 
@@ -154,6 +155,24 @@ def test_a_kernel_that_ends_at_its_start_is_started_again(tmp_path, monkeypatch,
             launch.execute(job, {})
     assert job.record.exists() == (tmp_path / "made.txt").exists() == done
     assert len((tmp_path / "bin/starts").read_text()) == min(failures + 1, launch.KERNEL_STARTS)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(launch, "read_inputs"), (kernels.OwnKernel, "kernel_spec")])
+def test_a_stop_before_there_is_a_kernel_is_heard(tmp_path, monkeypatch, owner, name):
+    """SIGTERM while inputs are read, or just before the kernel is made: its cells do not run, and the status is 75."""
+    notebook_of(tmp_path / "notebooks", "open('../made.txt', 'w').close()")
+    monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
+    ordinary = getattr(owner, name)
+
+    def told(asked):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ordinary(asked) if callable(ordinary) else ordinary.fget(asked)
+
+    monkeypatch.setattr(owner, name, told if callable(ordinary) else property(told))
+    job = records.Job("make", "make", {}, tmp_path, ("made.txt",), (), {})
+    with pytest.raises(Interrupted, match="make: stopped; the same command begins it again") as error:
+        launch.execute(job, {})
+    assert error.value.status == 75 and not job.record.exists() and not (tmp_path / "made.txt").exists()
 
 
 def test_command_line_prints_one_line(capsys):
