@@ -17,7 +17,7 @@ from nppkit.machine import guard
 from nppkit.machine.progress import BATCH
 
 MAX_RESTARTS = 3  # of all processes, after one was lost
-PORT = 29577  # where the nodes of one run meet
+PORTS = range(29577, 30577)  # one of them is where the nodes of a Slurm job's run meet
 ERROR = re.compile(r"error: |(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # one of nppkit's, or a traceback's last line
 
 
@@ -26,7 +26,9 @@ def command(words: list[str], devices: int, nodes: int = 1) -> list[str]:
     torchrun = [sys.executable, "-m", "nppkit", "torchrun", f"--nproc-per-node={devices}", f"--max-restarts={MAX_RESTARTS}"]
     meeting, srun = ["--standalone"], []
     if nodes > 1:
-        meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node(nodes)}:{PORT}"]
+        job = os.environ.get("SLURM_JOB_ID", "0")
+        place = f"{_first_node(nodes)}:{PORTS[int(job) % len(PORTS)]}"
+        meeting = [f"--nnodes={nodes}", f"--rdzv-id={job}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]
         srun = ["srun", "--overlap", f"--nodes={nodes}", "--ntasks-per-node=1"]
     return [*srun, *torchrun, *meeting, "-m", "nppkit", *words]
 

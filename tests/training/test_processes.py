@@ -118,12 +118,23 @@ def test_more_processes_than_images_are_refused(store, tmp_path):
 
 def test_nodes_need_slurm(monkeypatch):
     """More than one machine without a Slurm job of as many is an error that says what to do; within one srun starts torchrun."""
-    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    for name in ("SLURM_JOB_NUM_NODES", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(NppkitError, match="no Slurm job of as many nodes"):
         torchrun.command(["train"], 8, 2)
     monkeypatch.setattr(torchrun, "_first_node", lambda nodes: "node1")
     words = torchrun.command(["train", "P", "R"], 8, 2)
-    assert words[0] == "srun" and "--nnodes=2" in words and f"--rdzv-endpoint=node1:{torchrun.PORT}" in words
+    assert words[0] == "srun" and "--nnodes=2" in words and f"--rdzv-endpoint=node1:{torchrun.PORTS[0]}" in words
+
+
+def test_jobs_of_one_first_node_do_not_meet(monkeypatch):
+    """Two Slurm jobs that begin at the same node have places and names of their own, the nodes of one job the same."""
+    monkeypatch.setattr(torchrun, "_first_node", lambda nodes: "node1")
+    meetings = []
+    for job in ("41999", "42000", "42000"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        meetings.append({word for word in torchrun.command(["train", "P", "R"], 8, 2) if word.startswith("--rdzv")})
+    assert len(meetings[0] - meetings[1]) == 2 and meetings[1] == meetings[2] and "--rdzv-id=42000" in meetings[1]
 
 
 @pytest.fixture(scope="module")
