@@ -1,7 +1,8 @@
 """What a machine does for a job, and not what the job computes: the one place of these options.
 
 A running notebook takes them as one text, `options: str = "devices=8 save_minutes=5"`; the launcher and the Slurm profile
-write it from `-p devices 8`. None of them changes a result, but for rounding.
+write it from `-p devices 8`. None of them changes a result but for rounding and, where dropout is above 0, another sample of
+its noise: that depends on device, devices, nodes and micro_batch.
 """
 
 import dataclasses
