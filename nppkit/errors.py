@@ -26,3 +26,5 @@ def require_kinds(sizes: Any) -> None:
 
 class Diverged(NppkitError):
     """A training whose loss, gradient or held-out likelihood is no longer a number: an outcome, which a study counts."""
+
+    status = 76  # which no other end has, so that torchrun can tell

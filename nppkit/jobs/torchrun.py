@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nppkit.errors import NppkitError
+from nppkit.errors import Diverged, NppkitError
 from nppkit.machine import guard
 from nppkit.machine.progress import BATCH
 
@@ -42,7 +42,8 @@ def _first_node(nodes: int) -> str:
 
 
 def run(arguments: list[str], log: Path) -> None:
-    """Run a command, print its lines as they come and keep them in `log`. NppkitError with its last error if it fails.
+    """Run a command, print its lines as they come and keep them in `log`. NppkitError, or Diverged, with its last error if it
+    fails.
 
     A signal to stop is passed on as SIGTERM, and raises Interrupted when the command has ended.
     """
@@ -59,14 +60,37 @@ def run(arguments: list[str], log: Path) -> None:
             raise
     if stop.requested:
         raise guard.Interrupted(f"asked to stop; the same command goes on (log: {log})", stop.requested)
+    if process.returncode == Diverged.status:
+        raise Diverged(last.strip().removeprefix("error: "))
     if process.returncode:
         raise NppkitError(f"torchrun failed with status {process.returncode}: {last.strip()} (read {log})")
 
 
 def start(words: list[str]) -> None:
-    """torchrun with these words, but it ends with its parent, and its workers find each other after a restart."""
+    """torchrun with these words, but it ends with its parent, and its workers find each other after a restart.
+
+    After Diverged there is none, since it would end alike: torchrun ends with that status.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import api
     from torch.distributed.run import main as torchrun
+
+    class Agent(api.LocalElasticAgent):
+        def _monitor_workers(self, group: object) -> object:
+            found = super()._monitor_workers(group)
+            if diverged(found.failures):
+                self._remaining_restarts = 0
+            return found
+
+    def diverged(failures: dict) -> bool:
+        return Diverged.status in [failure.exitcode for failure in failures.values()]
 
     guard.die_with_parent()
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else restarted workers read each other's addresses of the last time
-    torchrun(words)
+    api.LocalElasticAgent = Agent
+    try:
+        torchrun(words)
+    except ChildFailedError as error:
+        if diverged(error.failures):
+            sys.exit(Diverged.status)
+        raise

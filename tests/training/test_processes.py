@@ -17,7 +17,7 @@ from conftest import write_store
 from test_faults import wait_for
 
 from nppkit.checkpoint import checkpoints, load_checkpoint
-from nppkit.errors import NppkitError
+from nppkit.errors import Diverged, NppkitError
 from nppkit.jobs import torchrun
 from nppkit.machine import guard
 from nppkit.machine.options import Options
@@ -183,6 +183,24 @@ def test_a_failed_worker_is_named(tmp_path, said):
     script = f"print({said!r}); print('torch.ChildFailedError: '); [print('=' * 60) for _ in range(50)]; raise SystemExit(3)"
     with pytest.raises(NppkitError, match=rf"status 3: {re.escape(said)} \(read "):
         torchrun.run([sys.executable, "-c", script], tmp_path / "log")
+
+
+LOST = """
+import os, pathlib, sys
+print("error: step 7: loss nan: lower training.lr")
+pathlib.Path(__file__).with_name("starts").open("a").write(os.environ["TORCHELASTIC_RESTART_COUNT"])
+sys.exit({})
+"""
+
+
+@pytest.mark.parametrize(("status", "starts", "error"), [(Diverged.status, "0", Diverged), (1, "01", NppkitError)])
+def test_a_training_that_diverged_is_not_started_again(tmp_path, status, starts, error):
+    """As other failures are; whoever waits for torchrun is told of that outcome, in its words."""
+    (tmp_path / "lost.py").write_text(LOST.format(status))
+    words = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", str(tmp_path / "lost.py")]
+    with pytest.raises(NppkitError, match=r"step 7: loss nan: lower training\.lr") as found:
+        torchrun.run([sys.executable, "-m", "nppkit", "torchrun", *words], tmp_path / "log")
+    assert type(found.value) is error and set((tmp_path / "starts").read_text()) == set(starts)
 
 
 @pytest.mark.slow
