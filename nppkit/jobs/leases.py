@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -21,13 +22,17 @@ LOOK_SECONDS = 2.0  # between two looks for a free GPU
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES where it is set, else the machine's."""
+    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES where it is set, else the machine's.
+
+    Of GPUs that are divided (MIG) their instances, since a process has one of these and calls it by its UUID.
+    """
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
     if not shutil.which("nvidia-smi"):
         return []
-    found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True).stdout
-    return [str(number) for number, _ in enumerate(found.splitlines())]
+    found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    listed = "" if found.returncode else found.stdout
+    return re.findall(r"UUID: (MIG-[^)]+)", listed) or re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
 
 
 @contextlib.contextmanager

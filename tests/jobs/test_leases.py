@@ -84,3 +84,31 @@ def test_without_gpus_nothing_changes(monkeypatch, value):
     monkeypatch.setenv(leases.VISIBLE, value)
     with leases.leased(8) as gpus:
         assert gpus == [] and os.environ[leases.VISIBLE] == value
+
+
+GPU = "GPU {}: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a7{})\n"
+MIG = "  MIG 3g.20gb     Device  {}: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3{})\n"
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "gpus"),
+    [
+        ("NVIDIA-SMI has failed because it could not communicate with the driver.\n", 9, []),
+        ("GPU 0: Unable to determine the device handle\n", 15, []),
+        ("No devices were found\n", 0, []),
+        (GPU.format(0, 0) + GPU.format(1, 1), 0, ["0", "1"]),
+        (
+            GPU.format(0, 0) + MIG.format(0, 0) + MIG.format(1, 1),
+            0,
+            [f"MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3{i}" for i in (0, 1)],
+        ),
+    ],
+)
+def test_only_gpus_are_counted(tmp_path, monkeypatch, says, status, gpus):
+    """Of what nvidia-smi prints: no complaint is a GPU, and one that is divided is as many as its instances."""
+    (tmp_path / "says").write_text(says)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {tmp_path}/says\nexit {status}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv(leases.VISIBLE)
+    assert leases.visible_gpus() == gpus
