@@ -130,6 +130,8 @@ class Trainer:
             raise NppkitError(f"batch_size {batch} is below {n} processes: use fewer devices")
         if o.micro_batch > batch:
             raise NppkitError(f"micro_batch {o.micro_batch} is above batch_size {batch}: use at most {batch}")
+        if o.graphs and n == 1 and self.config.recompute and not self.config.compile:
+            raise NppkitError("graphs: training.recompute is no part of them without training.compile: set that, or graphs=false")
         if o.shard and batch % n:  # all must compute as many pieces
             raise NppkitError(f"shard: {n} processes do not divide batch_size {batch}")
 
@@ -228,18 +230,14 @@ class Trainer:
     def warm_up(self, patch_sizes: tuple[int, ...] = ()) -> None:
         """Compile these patch sides, or every one that is still to come, and record its graph, outside the measured time."""
         self.model.train()
-        if self.loss_fn is npp_loss and not self.replays:
-            return
         for p in patch_sizes or self.sizes(self.step):
-            if self.replays:
-                self.record_graph(p)
-                continue
-            batch = self.batch(0)
+            if self.loss_fn is npp_loss and not self.replays:
+                return
             try:
                 with compiling():
-                    self.backward(*batch, p)
+                    self.record_graph(p) if self.replays else self.backward(*self.batch(0), p)
             except CannotCompile:
-                self.loss_fn = npp_loss
+                self.loss_fn, self.replays = npp_loss, False
             self.optimizer.zero_grad(set_to_none=True)
 
     def record_graph(self, patch_size: int) -> None:

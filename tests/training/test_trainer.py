@@ -258,6 +258,23 @@ def test_graphs_need_a_gpu(store, tmp_path):
     assert not trainer.replays and trainer.optimizer.param_groups[0]["capturable"] is False
 
 
+def test_graphs_that_cannot_be_recorded(store, tmp_path, monkeypatch, hopeful):
+    """Where the compiler fails they are left out, in one line; recomputed activations without a compiler are refused."""
+    from torch._inductor.exc import InductorError
+
+    def record(trainer, patch_size):
+        raise InductorError(RuntimeError("Failed to find C compiler"), None)
+
+    monkeypatch.setattr(trainer.Trainer, "record_graph", record)
+    there = make_trainer(store, tmp_path / "graphs", dataclasses.replace(CONFIG, compile=True), graphs=True)
+    there.replays = True  # as on a GPU
+    with pytest.warns(UserWarning, match=r"torch.compile failed \(.*C compiler\): training runs eagerly"):
+        fit(there)
+    same(run(store, tmp_path / "eager"), there)
+    with pytest.raises(NppkitError, match=r"graphs: training\.recompute is no part of them without training\.compile"):
+        make_trainer(store, tmp_path, dataclasses.replace(CONFIG, recompute=True), graphs=True)
+
+
 def test_precision_is_in_the_digest(store, home, smoke):
     """A preset's trainer computes in the preset's precision, and its checkpoints are not those of another."""
     trainers = [
