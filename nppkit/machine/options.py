@@ -47,9 +47,9 @@ class Options:
         """How many compute a job together."""
         return self.devices * self.nodes
 
-    def one_process(self, batch_size: int) -> "Options":
-        """For one process that looks at what several have trained: as much at once as one of them had."""
-        return dataclasses.replace(self, micro_batch=self.micro_batch or -(-batch_size // self.processes), devices=1, nodes=1)
+    def one_process(self) -> "Options":
+        """For one process that looks at what several have trained: on the CPU, because a GPU may not hold all of it."""
+        return dataclasses.replace(self, device="cpu", devices=1, nodes=1, graphs=False) if self.processes > 1 else self
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Options))

@@ -238,10 +238,16 @@ def test_options_are_one_text():
     """Options and their text determine each other; a word without a value and an unknown name are refused."""
     options = Options(devices=8, shard=True, save_minutes=0.5)
     assert Options.parse(str(options)) == options and str(Options()) == ""
-    assert options.one_process(100).micro_batch == 13 and options.one_process(100).processes == 1
     for text, message in (("devices 8", "'devices' is not name=value"), ("gpus=8", "unknown setting 'gpus'")):
         with pytest.raises(NppkitError, match=message):
             Options.parse(text)
+
+
+def test_what_several_have_trained_is_looked_at_on_the_cpu():
+    """A GPU that could hold its shard may not hold the whole; who trained alone goes on where it is."""
+    several = Options(device="cuda", devices=8, nodes=2, shard=True, micro_batch=4, graphs=True)
+    alone = Options(device="cuda", micro_batch=4, graphs=True)
+    assert several.one_process() == Options(device="cpu", shard=True, micro_batch=4) and alone.one_process() == alone
 
 
 def test_pieces_of_a_batch_cost_what_the_batch_does(store, tmp_path):
