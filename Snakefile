@@ -14,24 +14,28 @@ sys.path.insert(0, workflow.basedir)  # this clone's package, also in an environ
 
 from snakemake.logging import logger
 
-from nppkit import errors
+from nppkit import errors, settings
 from nppkit.jobs import slurm, targets
+from nppkit.machine.options import Options
 from nppkit.study import graph, presets, protocol
 
 # The launcher says what begins, what is done, and in one line why a job failed; Snakemake's words for the same go.
 SAID = ("Select jobs to execute", "Execute ", "RuleException:\nCalledProcessError", "WorkflowError:\nAt least one job")
 logger.addFilter(lambda record: not record.getMessage().startswith(SAID))
 
+ASKED = {name: value for name, value in config.items() if name != "preset"}  # the RUN of make
 try:
+    if unknown := ASKED.keys() - {"devices", "nodes", "shard", "tensorboard"}:
+        raise errors.NppkitError(f"RUN: {min(unknown)!r} is unknown: use devices, nodes, shard or tensorboard")
+    RUN = settings.build(Options, ASKED, "RUN")
     PRESET = presets.load_preset(config.get("preset", "demo"))
     JOBS = graph.graph(PRESET)
     protocol.questions(PRESET)  # refuses one that no run will answer
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
 LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run --with-parent {shlex.quote(config.get('preset', 'demo'))} {{}}"
-PLACES = int(config.get("devices", 0)), int(config.get("nodes", 1))  # a training's; 0: the preset's GPUs
-SHARD = bool(config.get("shard", False))
-EVENTS = " -p tensorboard true" * bool(config.get("tensorboard", False))
+PLACES = RUN.devices if "devices" in ASKED else 0, RUN.nodes  # a training's; 0: the preset's GPUs
+EVENTS = " -p tensorboard true" * RUN.tensorboard
 
 # Looking changes nothing: only a run that is to do something sets records aside that are no longer valid.
 ASKS = {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--summary", "--detailed-summary", "--list", "--lint", "--report"}
@@ -67,7 +71,7 @@ for job in JOBS:
         message:
             job.name
         params:
-            command=LAUNCH.format(targets.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, SHARD)
+            command=LAUNCH.format(targets.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, RUN.shard)
             + EVENTS * (job.notebook == "train"),
         resources:
             **slurm.request(PRESET, job, *PLACES),

@@ -214,6 +214,21 @@ def test_what_a_preset_lacks_is_said_before_anything_starts(tmp_path, capsys, li
     assert found.returncode and message in found.stderr and "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("device=2 shard=true", "error: RUN: 'device' is unknown: use devices, nodes, shard or tensorboard"),
+        ("devices=two", "error: RUN: devices: 'two' is not an int"),
+        ("devices=2 shard=maybe", "error: RUN: shard: 'maybe' is not a bool"),
+    ],
+)
+def test_what_a_graph_is_told_is_known(words, message):
+    """A slip in make's RUN is one line, not a run on one device."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", "preset=smoke", *words.split()]
+    found = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert found.returncode == 1 and found.stderr.strip().splitlines()[-1] == message and "Traceback" not in found.stderr
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_packaged_presets_lack_nothing(name):
     """Each makes its graph, has its notebooks, and runs what its questions ask."""
