@@ -67,14 +67,13 @@ def notebook_parameters(namespace: dict, where: str = "parameters") -> None:
     namespace.update(check_parameters({name: namespace[name] for name in (*declared, *names)}, declared, where))
 
 
-def with_options(values: dict) -> dict:
-    """The values, those that are options of the machine as one text: `devices 8` becomes options "... devices=8"."""
-    words = {name: values[name] for name in NAMES if name in values}
-    if not words:
-        return values
-    given = [word for word in values.get("options", "").split() if word.partition("=")[0] not in words]
-    text = " ".join([*given, *(f"{name}={value}" for name, value in words.items())])
-    return {name: value for name, value in values.items() if name not in words} | {"options": text}
+def with_options(values: dict, overrides: dict) -> dict:
+    """Both; those that are options of the machine as one text, the later one where two are alike, `devices 8` as devices=8."""
+    named = [f"{name}={value}" for name, value in overrides.items() if name in NAMES]
+    words = [*values.get("options", "").split(), *overrides.get("options", "").split(), *named]
+    text = " ".join({word.partition("=")[0]: word for word in words}.values())
+    others = {name: value for name, value in overrides.items() if name not in NAMES}
+    return values | others | ({"options": text} if words else {})
 
 
 def job_parameters(job: Job, notebook: Path, overrides: dict) -> dict:
@@ -85,7 +84,7 @@ def job_parameters(job: Job, notebook: Path, overrides: dict) -> dict:
         raise NppkitError(f"{notebook} does not exist: a preset's reports are notebooks in that folder")
     cells = papermill.iorw.load_notebook_node(str(notebook))["cells"]
     source = next(cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    values = check_parameters(with_options({**job.parameters, **overrides}), declared_parameters(source), notebook.name)
+    values = check_parameters(with_options(job.parameters, overrides), declared_parameters(source), notebook.name)
     if changed := [name for name in DECIDED & job.parameters.keys() if values[name] != job.parameters[name]]:
         raise NppkitError(f"{notebook.name}: parameter {changed[0]} is decided by the preset and the run: change those")
     return values
@@ -136,6 +135,9 @@ def execute(job: Job, overrides: dict) -> None:
 def prepare(job: Job, values: dict) -> Options:
     """The machine that the job runs on, its processes' environment set, and the preset's results claimed."""
     machine = Options.parse(values.get("options", "device=cpu"))
+    most = {"train": machine.processes, "evaluate": machine.devices}.get(job.notebook, 1)
+    if machine.processes > most:
+        raise NppkitError(f"{job.name}: several devices are for train and evaluate, several nodes for train: leave them out")
     if source := job.parameters.get("preset"):
         claim(load_preset(source))
     os.environ[BATCH] = "1"
@@ -172,13 +174,18 @@ def find_job(notebook: str, preset: Preset, run_id: str = "", large: bool = Fals
     """The job of that notebook. NppkitError names an unknown notebook or run."""
     if notebook == "evaluate" and preset.data.text:
         raise NppkitError(f"preset {preset.name}: a text's runs have no images to evaluate: their numbers are in history.csv")
-    if notebook in ("tokenize", tokenize_job(preset).notebook):
+    tokenizers, trained = ("tokenize", tokenize_job(preset).notebook), ("train", "evaluate")
+    if notebook not in (*tokenizers, *trained, *reports(preset)):
+        raise NppkitError(f"notebook {notebook!r} is unknown: use {', '.join(('tokenize', *trained, *reports(preset)))}")
+    if large and notebook not in tokenizers:
+        raise NppkitError(f"--large is for tokenize, not for {notebook}: leave it out")
+    if run_id and notebook not in trained:
+        raise NppkitError(f"run {run_id!r} is for train and evaluate, not for {notebook}: leave it out")
+    if notebook in tokenizers:
         return tokenize_job(preset, large)
-    if notebook in ("train", "evaluate"):
+    if notebook in trained:
         return (train_job if notebook == "train" else evaluate_job)(preset, find_run(preset, run_id))
-    if notebook in reports(preset):
-        return report_job(preset, notebook)
-    raise NppkitError(f"notebook {notebook!r} is unknown: use tokenize, train, evaluate, {', '.join(reports(preset))}")
+    return report_job(preset, notebook)
 
 
 def ensure(job: Job) -> None:

@@ -29,16 +29,18 @@ from nppkit.tokenizer import VQModel
 from nppkit.training.trainer import make_model
 
 
-def _begin(threads: int) -> None:
-    """As a process of torchrun's, which must not outlive it."""
+def _begin(options: Options) -> None:
+    """As a process of torchrun's, which must not outlive it. NppkitError where it started fewer than asked for."""
     if "WORLD_SIZE" in os.environ:
         die_with_parent()
-    torch.set_num_threads(threads)
+    if int(os.environ.get("WORLD_SIZE") or 1) < options.processes:
+        raise NppkitError(f"options: {options}: so many processes are started by nppkit run, or by torchrun: see docs/scaling.md")
+    torch.set_num_threads(options.threads)
 
 
 def train(preset: Preset, run_id: str, options: Options) -> None:
     """One run's training: the loop of the train notebook, in every process."""
-    _begin(options.threads)
+    _begin(options)
     run = find_run(preset, run_id)
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
@@ -54,7 +56,7 @@ def train(preset: Preset, run_id: str, options: Options) -> None:
 
 def sample(preset: Preset, run_id: str, options: Options) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
-    _begin(options.threads)
+    _begin(options)
     run = find_run(preset, run_id)
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:

@@ -1,5 +1,6 @@
 """The launcher: parameters are checked data, records are written last."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -14,6 +15,7 @@ from nppkit.errors import NppkitError
 from nppkit.jobs import kernels, launch
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 from nppkit.machine.guard import Interrupted
+from nppkit.machine.options import Options
 from nppkit.study import graph, records
 from nppkit.study.presets import load_preset
 
@@ -80,6 +82,8 @@ def test_other_variables_are_no_parameters():
         (("train", "nothing"), "preset 'nothing' is unknown"),
         (("train", "smoke", "GPT-B"), "run 'GPT-B' is not a run id"),
         (("paint", "smoke"), "notebook 'paint' is unknown"),
+        (("train", "smoke", "GPT-B_ntp_seed0", True), "--large is for tokenize, not for train"),
+        (("tokenize", "smoke", "GPT-B_ntp_seed0"), "run 'GPT-B_ntp_seed0' is for train and evaluate, not for tokenize"),
     ],
 )
 def test_unknown_jobs_are_named(arguments, message):
@@ -95,6 +99,31 @@ def test_what_a_record_names_cannot_be_another(home, name, value):
     with pytest.raises(NppkitError, match=f"parameter {name} is decided by the preset and the run"):
         launch.execute(job, {name: value})
     assert not job.folder.exists()
+
+
+@pytest.mark.parametrize(("notebook", "name"), [("tokenize", "devices"), ("evaluate", "nodes")])
+def test_devices_that_a_job_does_not_use_are_refused(home, smoke, notebook, name):
+    """Rather than leased: before any work."""
+    job = find_job(notebook, smoke, "GPT-B_ntp_seed0" * (notebook == "evaluate"))
+    with pytest.raises(NppkitError, match=f"{job.name}: several devices are for train and evaluate, several nodes for train"):
+        launch.execute(job, {name: "4"})
+    assert not job.folder.exists()
+
+
+def test_several_devices_need_torchrun(capsys, monkeypatch):
+    """A command that would train or sample on one device, where more are asked for, says so."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for command in ("train", "sample"):
+        assert cli.call([command, "smoke", "GPT-B_ntp_seed0", "--options", "devices=8"]) == 1
+        assert capsys.readouterr().err.startswith("error: options: devices=8: so many processes are started by nppkit run, or by")
+
+
+@pytest.mark.parametrize("overrides", [{"options": "save_minutes=5 threads=2"}, {"save_minutes": "5", "threads": "2"}])
+def test_options_add_to_the_presets(home, smoke, overrides):
+    """By name or as one text: what is not named stays, as graphs when somebody sets minutes."""
+    job = find_job("train", dataclasses.replace(smoke, threads=4, graphs=True), "GPT-B_ntp_seed0")
+    values = launch.job_parameters(job, graph.NOTEBOOKS / "train.ipynb", overrides)
+    assert Options.parse(values["options"]) == Options(threads=2, graphs=True, save_minutes=5.0)
 
 
 def test_a_report_without_its_notebook_is_named(home, smoke):
