@@ -115,7 +115,7 @@ def execute(job: Job, overrides: dict) -> None:
             options["on_notebook_start"] = lambda **_: stop.requested and stop_kernels()  # asked before there was a kernel
             with_kernel(lambda: papermill.execute_notebook(notebook, executed, values, **options), stop)
         except PapermillExecutionError as error:
-            reason = f"{error.ename}: {error.evalue}"
+            reason = f"{error.ename}: {error.evalue.strip()}".split("\n")[0]
             if error.ename == Diverged.__name__:
                 write_diverged(job, reason)
         except DeadKernelError:

@@ -168,6 +168,15 @@ def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
     assert not records.has_diverged(job)
 
 
+def test_a_job_fails_in_one_line(tmp_path, monkeypatch):
+    """However many the notebook's error has; they stay in the executed notebook."""
+    notebook_of(tmp_path / "notebooks", "raise RuntimeError('shapes do not fit:\\n\\t[2, 3]\\n\\t[4, 5]')")
+    monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
+    with pytest.raises(NppkitError) as error:
+        launch.execute(records.Job("make", "make", {}, tmp_path / "run", ("made.txt",), (), {}), {})
+    assert str(error.value) == f"make failed: RuntimeError: shapes do not fit: (read {tmp_path}/run/make.ipynb)"
+
+
 @pytest.mark.parametrize(("failures", "done"), [(2, True), (99, False)])
 def test_a_kernel_that_ends_at_its_start_is_started_again(tmp_path, monkeypatch, failures, done):
     """As when another process takes its port: the job is done nevertheless, or fails in one line after some starts."""
