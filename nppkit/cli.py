@@ -340,7 +340,7 @@ def call(words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("error: stopped before anything was under way; the same command begins again", file=sys.stderr)
+        print("error: stopped; what is finished stays, and the same command does the rest", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has read enough, e.g. head
         return 128 + signal.SIGPIPE

@@ -10,7 +10,7 @@ import sys
 import nbformat
 import pytest
 
-from nppkit import cli
+from nppkit import cli, releases
 from nppkit.errors import NppkitError
 from nppkit.jobs import kernels, launch
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
@@ -274,6 +274,17 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(capsys, monkeypatch):
     monkeypatch.setattr(launch, "find_job", full)
     assert cli.call(["run", "smoke", "tokenize"]) == 1
     assert capsys.readouterr().err == "error: run: No space left on device: free some space\n"
+
+
+def test_ctrl_c_claims_nothing_that_it_does_not_know(capsys, monkeypatch):
+    """It may come in the first second or after hours of downloading or extracting."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(releases, "fetch", stopped)
+    assert cli.call(["weights", "fetch", "LlamaGen-B-256"]) == 130
+    assert capsys.readouterr().err == "error: stopped; what is finished stays, and the same command does the rest\n"
 
 
 @pytest.mark.parametrize(
