@@ -72,6 +72,8 @@ def sample(preset: Preset, run_id: str, options: Options) -> None:
 
 def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str, batch_size: int) -> None:
     """This process's share of the codes that the tokenize notebook extracts; the notebook then finds them."""
+    if "WORLD_SIZE" in os.environ:
+        die_with_parent()
     if world_size > 1:
         os.environ.setdefault(BATCH, "1")  # lines, because the bars of several processes overwrite each other
     place = pick_device(device)

@@ -16,9 +16,10 @@ import torch
 from conftest import write_store
 from test_faults import wait_for
 
+from nppkit import cli
 from nppkit.checkpoint import checkpoints, load_checkpoint
 from nppkit.errors import Diverged, NppkitError
-from nppkit.jobs import torchrun
+from nppkit.jobs import torchrun, workers
 from nppkit.machine import guard
 from nppkit.machine.options import Options
 from nppkit.machine.processes import Processes
@@ -229,6 +230,18 @@ def test_notebook_trains_on_two_devices(home):
     trained = models.load_trained(preset, RUN, store).state_dict()
     for key, value in model.state_dict().items():
         torch.testing.assert_close(trained[key], value, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("words", [f"train smoke {RUN.id}", f"sample smoke {RUN.id}", "codes extract smoke"])
+def test_no_worker_outlives_torchrun(capsys, monkeypatch, words):
+    """Whatever torchrun's processes do, they begin by binding themselves to it."""
+
+    def bound():
+        raise NppkitError("bound")
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(workers, "die_with_parent", bound)
+    assert cli.call(words.split()) == 1 and capsys.readouterr().err == "error: bound\n"
 
 
 @pytest.mark.slow
