@@ -17,6 +17,7 @@ from nppkit.machine import guard
 from nppkit.machine.progress import BATCH
 
 MAX_RESTARTS = 3  # of all processes, after one was lost
+SHUTDOWN = int(guard.GRACE_SECONDS) - 10  # seconds that workers have for a checkpoint before torchrun kills them; its own are 30
 PORTS = range(29577, 30577)  # one of them is where the nodes of a Slurm job's run meet
 ERROR = re.compile(r"error: |(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # one of nppkit's, or a traceback's last line
 
@@ -24,6 +25,7 @@ ERROR = re.compile(r"error: |(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # on
 def command(words: list[str], devices: int, nodes: int = 1) -> list[str]:
     """torchrun's command line for a command of nppkit on devices x nodes. NppkitError for nodes without Slurm."""
     torchrun = [sys.executable, "-m", "nppkit", "torchrun", f"--nproc-per-node={devices}", f"--max-restarts={MAX_RESTARTS}"]
+    torchrun.append(f"--shutdown-timeout={SHUTDOWN}")
     meeting, srun = ["--standalone"], []
     if nodes > 1:
         job = os.environ.get("SLURM_JOB_ID", "0")

@@ -15,11 +15,12 @@ import test_trainer
 import torch
 from conftest import write_store
 from test_faults import wait_for
+from torch.distributed import run as torch_run
 
 from nppkit import cli
 from nppkit.checkpoint import checkpoints, load_checkpoint
 from nppkit.errors import Diverged, NppkitError
-from nppkit.jobs import torchrun, workers
+from nppkit.jobs import slurm, torchrun, workers
 from nppkit.machine import guard
 from nppkit.machine.options import Options
 from nppkit.machine.processes import Processes
@@ -126,6 +127,13 @@ def test_nodes_need_slurm(monkeypatch):
     monkeypatch.setattr(torchrun, "_first_node", lambda nodes: "node1")
     words = torchrun.command(["train", "P", "R"], 8, 2)
     assert words[0] == "srun" and "--nnodes=2" in words and f"--rdzv-endpoint=node1:{torchrun.PORTS[0]}" in words
+
+
+def test_workers_have_time_for_a_checkpoint():
+    """More than torchrun's half minute, and less than the launcher and Slurm give all of them."""
+    words = torchrun.command(["train", "P", "R"], 2)
+    slurms = int(slurm.GRACE.rpartition("@")[2])
+    assert 30 < torch_run.parse_args(words[words.index("torchrun") + 1 :]).shutdown_timeout < guard.GRACE_SECONDS < slurms
 
 
 def test_jobs_of_one_first_node_do_not_meet(monkeypatch):
