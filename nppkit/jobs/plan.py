@@ -43,8 +43,8 @@ def model_config(preset: Preset, run: Run) -> GPTConfig:
 
 
 def patch_steps(preset: Preset, run: Run) -> dict[int, int]:
-    """Optimiser steps at each patch side; none where released weights take the place of training."""
-    if run.id in preset.weights:
+    """Optimiser steps at each patch side; none where released weights, or another preset's runs, take the place of training."""
+    if run.id in preset.weights or preset.models_of:
         return {}
     t, found = run.training(preset), Counter()
     for s in run.segments(t.epochs):

@@ -1,5 +1,6 @@
 """What a job asks of a cluster: time, memory, CPUs and GPUs, from the plan of its preset."""
 
+import dataclasses
 import functools
 import math
 
@@ -38,7 +39,7 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds of each job on one device, and the images that a device holds at once in each run's training."""
     from nppkit.jobs import plan  # only here, because it brings torch
 
-    preset = load_preset(preset)
+    preset = dataclasses.replace(load_preset(preset), models_of="")  # should a lender's run not be there, it is trained
     table = plan.plan(preset, plan.find_gpu(preset.gpu), preset.gpus, UTILISATION).set_index("job")
     seconds = table["train"].to_dict()  # of the tokenize jobs
     for kind in ("train", "evaluate"):

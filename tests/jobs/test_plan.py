@@ -12,10 +12,10 @@ import torch
 from nppkit import cli, cost, gpus
 from nppkit.data.images import CROPS
 from nppkit.errors import NppkitError
-from nppkit.jobs import plan, timing
+from nppkit.jobs import plan, slurm, timing
 from nppkit.model import MODELS, GPTConfig
 from nppkit.study import graph, protocol
-from nppkit.study.presets import load_preset, preset_names
+from nppkit.study.presets import FOLDER, load_preset, preset_names
 from nppkit.study.runs import Run, preset_runs
 from nppkit.training import trainer
 
@@ -103,6 +103,16 @@ def test_a_restart_costs_no_step_less():
     restarted, npp = (next(run for run in preset_runs(preset) if run.restart == restart) for restart in (True, False))
     assert plan.patch_steps(preset, restarted) == {1: sum(plan.patch_steps(preset, npp).values())}
     assert plan.train_flops(preset, restarted) > 1.5 * plan.train_flops(preset, npp)
+
+
+def test_models_of_another_preset_are_not_trained(tmp_path):
+    """A preset that scores them in another way plans its evaluations; a cluster gives a training that is missing its time."""
+    table = plan.plan(load_preset("digits_seen"), A100, 1, 0.4).set_index("job").iloc[1:-1]
+    assert not table[["steps", "train", "disk GB"]].to_numpy().any() and (table["evaluate"] > 0).all()
+    (tmp_path / "seen.yaml").write_text(f"{(FOLDER / 'digits_seen.yaml').read_text()}\ngpu: A100-80G\n")
+    preset = load_preset(str(tmp_path / "seen.yaml"))
+    training = next(job for job in graph.graph(preset) if job.notebook == "train")
+    assert slurm.request(preset, training)["runtime"] > slurm.OVERHEAD and slurm.parameters(preset, training) == ""
 
 
 def test_measured_times_are_added_up(smoke, monkeypatch):
