@@ -25,8 +25,9 @@ RUN case "$DEVICE" in cuda) ;; *) export PIP_EXTRA_INDEX_URL=https://download.py
  && touch .venv/bin/.installed \
  && install --directory --mode=777 .snakemake
 
-# All that a run makes lies in the folder that is mounted here, whoever runs it: results/, figures/, checkpoints/, caches
-ENV NPPKIT_HOME=/study HOME=/study TORCHINDUCTOR_CACHE_DIR=/study/.cache/inductor XDG_CACHE_HOME=/study/.cache
+# All that a run makes lies in the folder that is mounted here, whoever runs it: results/, figures/, checkpoints/, caches. Who that
+# is, the image need not know by name; Snakemake asks for one
+ENV USER=nppkit NPPKIT_HOME=/study HOME=/study TORCHINDUCTOR_CACHE_DIR=/study/.cache/inductor XDG_CACHE_HOME=/study/.cache
 VOLUME /study
 ENTRYPOINT ["make"]
 CMD ["help"]

@@ -25,7 +25,7 @@ BENCH := step patches training memory breakdown loss sampling store launcher fix
   table1 table2 table3 table4 table5 figure1
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "PRESET=$(PRESET) of: $$(ls nppkit/presets | sed 's/\.yaml//' | tr '\n' ' ')   CORES=$(CORES)   VENV=$(VENV)"
 
 INSTALLED := $(BIN)/.installed$(if $(filter-out file,$(origin EXTRAS)),-$(EXTRAS))

@@ -95,13 +95,18 @@ def machine() -> dict:
     return {"name": name, "cores": os.cpu_count(), **versions, "glibc": os.environ.get("GLIBC_TUNABLES", "defaults")}
 
 
+def report_path(folder: Path = RESULTS) -> Path:
+    """This machine's report."""
+    here = machine()
+    return folder / (re.sub(r"\W+", "-", f"{here['name']} {here['cores']} cores").lower() + ".json")
+
+
 def record(row: str, measure: Callable[[], dict], threads: int | None = None, folder: Path = RESULTS) -> None:
     """Measure one row and put it into <folder>/<machine>.json, with the load of the machine before and after."""
     torch.set_num_threads(threads or int(os.environ.get("THREADS", os.cpu_count())))
     load = os.getloadavg()[0]
     values = {"threads": torch.get_num_threads(), **measure(), "load_average": [load, os.getloadavg()[0]]}
-    here = machine()
-    path = folder / (re.sub(r"\W+", "-", f"{here['name']} {here['cores']} cores").lower() + ".json")
+    here, path = machine(), report_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     report["machine"] = here

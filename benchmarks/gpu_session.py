@@ -9,7 +9,6 @@ preset to train.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import bench
 import gpu
 import pandas as pd
 
+from nppkit.files import noted
 from nppkit.model import MODELS
 from nppkit.study.graph import run_dir, tokenizer_dir
 from nppkit.study.presets import load_preset
@@ -66,22 +66,23 @@ def parts(pairs: list[str], small: bool = False) -> list[Part]:
     sizes, modes = (dict(dim=16, n_layer=1, n_head=2), ["eager"]) if small else (MODELS["B"], list(gpu.MODES))
     sides, images = [1, 2, 4], 4 if small else gpu.IMAGES
     steps = {f"B {n} step": (90, lambda n=n: gpu.train(sizes, 2 if small else n, sides, modes)) for n in (32, 128)}
-    listed = [Part("tests", 90, tests), *(Part(row, *part) for row, part in steps.items())]
+    listed = [Part("tests", 200, tests), *(Part(row, *part) for row, part in steps.items())]
     trained = [name for name in pairs if (tokenizer_dir(load_preset(name)) / "train/manifest.json").exists()]
     listed += [Part(f"{load_preset(name).name} pair", 200, lambda name=name: pair(name)) for name in trained]
     return [*listed, Part("B sampling", 60, lambda: gpu.sample(sizes, images))]
 
 
 def done_rows(folder: Path) -> set[str]:
-    """Rows that any report in the folder has."""
-    return {row for path in folder.glob("*.json") for row in json.loads(path.read_text())["rows"]}
+    """Rows that this machine's report in the folder has."""
+    return set(noted(bench.report_path(folder)).get("rows", {}))
 
 
 def session(listed: list[Part], seconds: float, folder: Path, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Measure one part after another until the time is up; returns what was left out, and why."""
+    """Measure one part after another until the time is up; returns what was left out, and why. What is there is not repeated."""
     end, left = clock() + seconds, []
     for part in listed:
         if part.row in done_rows(folder):
+            print(f"{part.row}: is there already, in {bench.report_path(folder)}")
             continue
         if clock() + part.seconds > end:
             left.append(f"{part.row}: takes up to {part.seconds:.0f} s, {max(0, end - clock()):.0f} are left")

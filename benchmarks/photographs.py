@@ -88,7 +88,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     solar = presets.load_preset("solar")
     training, _ = sources.study_images(solar.data)
-    size, folder = solar.data.image_size, files.home() / "results" / "photographs"
+    size, folder = solar.data.image_size, files.home() / "results" / "photographs_tokenizers"
     extractor = features.load_extractor("efficientnet-lite0")
     whole = torch.from_numpy(images.reference_pixels(training, size))
     real = {"extractor": extractor, "seen": features.extract_features(extractor, whole)["features"]}

@@ -1,6 +1,7 @@
 """For whoever hosts a copy: badges that open start_here on Binder and on Colab. `make badges REPOSITORY=owner/name`
 
-Binder installs the package from environment.yml. Colab does not: its copy of the notebook begins with a cell that does.
+Binder installs the package by .binder/, and without it would start the Dockerfile. Colab installs nothing: its copy of the
+notebook begins with a cell that does.
 """
 
 import re

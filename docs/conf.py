@@ -68,7 +68,12 @@ html_theme_options = {
 }
 if REPOSITORY:
     launch = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
-    html_theme_options |= {"repository_url": WEB, "use_repository_button": True, "launch_buttons": launch}
+    html_theme_options |= {
+        "repository_url": WEB,
+        "repository_branch": "HEAD",
+        "use_repository_button": True,
+        "launch_buttons": launch,
+    }
 
 
 def write_api(app: Sphinx) -> None:

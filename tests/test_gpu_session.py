@@ -35,6 +35,16 @@ def test_the_clock_runs_out_at_every_part(tmp_path, time):
     assert [rows(tmp_path)[f"part {i}"]["value"] for i in range(4)] == [0, 1, 2, 3]
 
 
+def test_another_machines_report_is_not_this_ones(tmp_path, capsys):
+    """Reports of other GPUs are committed: here everything is measured, once, and what is there is said to be."""
+    (tmp_path / "another-gpu.json").write_text(json.dumps({"rows": {f"part {i}": {} for i in range(4)}}))
+    calls = []
+    assert not session(listed(calls), 1000, tmp_path) and calls == [0, 1, 2, 3]
+    capsys.readouterr()
+    assert not session(listed(calls), 1000, tmp_path) and len(calls) == 4
+    assert capsys.readouterr().out.count("is there already, in") == 4
+
+
 def test_a_part_that_fails_is_named(tmp_path):
     """An error costs its own part alone."""
     calls = []

@@ -80,7 +80,7 @@ CRATES = sorted({path.split("/")[1] for path in RECORDS})
 
 @pytest.mark.parametrize("preset", CRATES)
 def test_the_crate_is_todays(preset):
-    """The metadata of the committed results names every file, with digest and licence, and stays below 300 kB: `make crate`."""
+    """The metadata of the committed results is that of today's files, each with a licence, below 300 kB: `make crate`."""
     pytest.importorskip("rocrate", reason="rocrate is not installed: make env installs it")
     crate = script("crate")
     path = ROOT / "results" / preset / crate.NAME
@@ -111,6 +111,32 @@ def test_older_runs_are_those_whose_records_name_no_commit():
         older = {(row["preset"], row["run"]) for row in csv.DictReader(rows) if re.fullmatch("[0-9a-f]{40}", row["commit"])}
     records = [path for preset in CRATES for path in (ROOT / "results" / preset / "runs").glob("*/*.record.json")]
     assert older == {(p.parts[-4], p.parts[-2]) for p in records if "made" not in json.loads(p.read_text())}
+
+
+def test_who_runs_the_container_needs_no_name():
+    """`docker run --user` gives a number that the image does not know; Snakemake asks getpass for a name, which USER answers."""
+    (environment,) = re.findall(r"^ENV (.*)$", DOCKER, re.MULTILINE)
+    assert "USER=nppkit" in environment.split()
+    said = "import getpass, os, pwd; pwd.getpwuid = {}.__getitem__; print(getpass.getuser())"
+    done = subprocess.run([sys.executable, "-c", said], env={"USER": "nppkit"}, capture_output=True, text=True)
+    assert done.stdout.strip() == "nppkit"
+
+
+def test_binder_installs_the_pins():
+    """Its own folder, because it would start the Dockerfile otherwise, with the same pins; the site's button names no branch."""
+    lines = (ROOT / ".binder/requirements.txt").read_text().splitlines()
+    assert {"--constraint ../constraints.txt", "--editable ."} <= set(lines)
+    version = (ROOT / ".binder/runtime.txt").read_text().strip().removeprefix("python-")
+    assert DOCKER.splitlines()[1].startswith(f"FROM python:{version}-") and "g++" in (ROOT / ".binder/apt.txt").read_text()
+    assert '"repository_branch": "HEAD"' in (ROOT / "docs/conf.py").read_text()
+
+
+def test_help_lists_every_target():
+    """That has a word of its own behind ##, also where a line makes several."""
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    explained = re.findall(r"^([a-z][a-z0-9 -]*):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(explained) > 15 and all(any(line.startswith(names) for line in listed.splitlines()) for names in explained)
+    assert "table5" in listed
 
 
 def test_badges(tmp_path):

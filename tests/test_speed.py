@@ -1,6 +1,7 @@
 """The benchmarks' reports: the fit of step time against patch side, and the table of targets."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def test_fit_weighs_every_side_alike():
     seconds[0] *= 1.1
     a, _ = speed.fit_patch_cost(sides, seconds)
     assert abs(a - 0.1) < 0.01
+
+
+def test_a_report_of_ones_own_changes_no_page(tmp_path):
+    """What `make bench` writes here is read by its name; tables of all machines are of the reports that git keeps."""
+    for name in ("kept", "own"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert speed.committed(tmp_path) == ["kept", "own"]  # without git
+    for words in (["init", "-q"], ["add", "kept.json"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert speed.committed(tmp_path) == ["kept"] and speed.report_names(tmp_path) == ["kept", "own"]
 
 
 @pytest.fixture
@@ -91,7 +102,7 @@ def test_gpu_steps():
     assert speed.gpu_sampling(report)["times faster"].to_dict() == {"B": 3.0}
 
 
-@pytest.mark.parametrize("name", speed.report_names(speed.GPU_REPORTS))
+@pytest.mark.parametrize("name", speed.committed(speed.GPU_REPORTS))
 def test_committed_gpu_reports(name):
     """Every model's time falls with p as a CUDA graph, and no step is faster than the GPU's peak."""
     table = speed.gpu_steps(speed.load_report(name, speed.GPU_REPORTS))

@@ -14,7 +14,7 @@ import pandas as pd
 from nppkit.errors import NppkitError
 from nppkit.schedule import Segment, segment_at
 from nppkit.study.results import best_guidance
-from nppkit.window import as_grid
+from nppkit.window import Grid, area, as_grid, of_side
 
 COLUMNS = ("step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second")
 QUIET_SECONDS = 120  # a history not written for this long, or for ten of its rows, belongs to a run that has stopped
@@ -87,10 +87,11 @@ def progress_of(run: Path, now: float | None = None) -> Progress:
         state, side = "running" if now - begun < FIRST_SECONDS else "stopped", segments[0].patch_size if segments else 1
         return Progress(state, 0, total, side, float("nan"), None, None)
     last = history.iloc[-1]
-    tokens = math.prod(as_grid(config["model"]["grid_size"])) if "model" in config else None
+    grid = as_grid(config["model"]["grid_size"]) if "model" in config else (1, 1)
+    tokens = math.prod(grid) if "model" in config else None
     state = _state(run, history, total, now)
     running = state == "running" and total is not None
-    eta = seconds_left(history, tuple(segments), per_epoch, training["batch_size"]) if running else None
+    eta = seconds_left(history, tuple(segments), per_epoch, training["batch_size"], grid) if running else None
     speed = float(last["images_per_second"] * tokens) if tokens else None
     return Progress(state, int(last["step"]), total, int(last["patch_size"]), float(last["loss"]), speed, eta)
 
@@ -102,15 +103,18 @@ def _state(run: Path, history: pd.DataFrame, total: int | None, now: float) -> s
     return "running" if now - (run / "history.csv").stat().st_mtime < quiet else "stopped"
 
 
-def seconds_left(history: pd.DataFrame, segments: tuple[Segment, ...], steps_per_epoch: int, batch_size: int) -> float:
-    """Seconds that the remaining steps will take: at a side's own speed, or at the last one's, scaled by the patch area."""
+def seconds_left(
+    history: pd.DataFrame, segments: tuple[Segment, ...], steps_per_epoch: int, batch_size: int, grid: Grid
+) -> float:
+    """Seconds that the remaining steps will take: at a side's own speed, or at the last one's, scaled by the window's tokens."""
     seconds = batch_size / history.groupby("patch_size")["images_per_second"].median()
     step, known = int(history["step"].iloc[-1]), int(history["patch_size"].iloc[-1])
     left = 0.0
     for segment in segments[segment_at(step, segments, steps_per_epoch) :]:
         steps = segment.end * steps_per_epoch - max(step, segment.start * steps_per_epoch)
         p = segment.patch_size
-        left += steps * (seconds[p] if p in seconds.index else seconds[known] * known**2 / p**2)
+        scaled = seconds[known] * area(of_side(known, grid)) / area(of_side(p, grid))
+        left += steps * (seconds[p] if p in seconds.index else scaled)
     return float(left)
 
 

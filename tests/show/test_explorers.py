@@ -1,6 +1,8 @@
 """Live sections without a browser: a control's change is a change of what is shown, and every number is the package's."""
 
+import html
 import re
+import shlex
 import time
 
 import numpy as np
@@ -83,6 +85,21 @@ def test_grouping_explorer_has_photographs_beside_digits(digits):
     assert "Position 63 of 64" in view.value
     controls["Pictures"].value = "digits"
     assert "Position 15 of 16" in view.value and "16 positions instead of 64" in view.value
+
+
+@pytest.mark.parametrize("grid", [3, 4])
+def test_grouping_explorer_of_any_pictures(digits, grid):
+    """An odd grid has no patches; fewer pictures with a finer grid are left with position and image that the others have."""
+    pixels, _, codes, tokenizer, gpt = digits
+    few = (pixels[:3], codes[:3, : grid**2], gpt.tok_embeddings.weight, tokenizer.quantize.rows())
+    controls, view = parts(method.grouping_explorer({"few": few, "one": tuple(x[:1] for x in few[:2]) + few[2:]}, gpt.config))
+    assert controls["Patch side p"].options == ((1,) if grid == 3 else (1, 2, 4)) and "<img" in view.value
+    sets = sets_of(pixels[:1], codes[:1], tokenizer, gpt)
+    controls, view = parts(method.grouping_explorer(sets, gpt.config))
+    controls["Pictures"].value = "photographs"
+    controls["Image"].value, controls["Position"].value = controls["Image"].max, 63
+    controls["Pictures"].value = "digits"
+    assert "Position 15 of 16" in view.value and controls["Image"].value == 0
 
 
 def test_photographs_of_a_folder_and_what_a_patch_keeps(tmp_path):
@@ -200,6 +217,13 @@ def test_saving_refuses_what_would_lose_or_break(tmp_path, changed):
     app.replace.value = True
     app.save()
     assert "saved" in app.saved.value
+    app.file.value = "demo.yaml"
+    app.save()
+    assert "demo is a packaged preset: choose another name" in app.saved.value and not (tmp_path / "demo.yaml").exists()
+    (tmp_path / "my folder").mkdir()
+    app.folder, app.file.value = tmp_path / "my folder", "mine.yaml"
+    app.save()
+    assert f"PRESET={html.escape(shlex.quote(str(tmp_path / 'my folder/mine.yaml')))}" in app.saved.value
     app.file.value = "schedule.txt"
     app.save()
     assert "named *.yaml" in app.saved.value

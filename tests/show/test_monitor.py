@@ -39,10 +39,14 @@ def test_a_running_training(tmp_path):
     assert "step 80 of 100" in monitor.say(found) and "about 0.1 min left" in monitor.say(found)
 
 
-def test_time_left_of_a_side_not_reached(tmp_path):
-    """It is the known side's, scaled by the patch area: at p = 1 four times what p = 2 takes."""
+@pytest.mark.parametrize(("grid", "longer"), [(4, 4), ([16], 2), ([2, 4, 4], 8)], ids=["image", "text", "video"])
+def test_time_left_of_a_side_not_reached(tmp_path, grid, longer):
+    """It is the known side's, scaled by the tokens of a window: at p = 1 of an image four times what p = 2 takes."""
     run = write_run(tmp_path, 40)
-    assert monitor.progress_of(run).eta_seconds == pytest.approx(10 * 20 / 100 + 50 * 20 / 100 * 4)
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["grid_size"] = grid
+    (run / "config.json").write_text(json.dumps(config))
+    assert monitor.progress_of(run).eta_seconds == pytest.approx(10 * 20 / 100 + 50 * 20 / 100 * longer)
 
 
 def test_states(tmp_path):

@@ -43,9 +43,9 @@ def finished(tmp_path_factory):
     process = subprocess.Popen(
         command("smoke"), cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 300
-    while not list(home.glob("results/smoke/runs/*/train.record.json")) and time.monotonic() < deadline:
+    while process.poll() is None and not list(home.glob("results/smoke/runs/*/train.record.json")):
         time.sleep(0.5)
+    assert process.poll() is None, "it ended by itself before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (home / "results/smoke/table1_main.record.json").exists()
@@ -64,10 +64,10 @@ def test_goes_on_after_a_kill(finished):
     assert len(list(home.glob("results/smoke/runs/*/metrics.json"))) == 5
 
 
-def test_second_time_takes_seconds(finished):
+def test_a_second_time_nothing_runs(finished):
     """With everything done, nothing runs."""
-    code, output, seconds = snakemake(finished[0])
-    assert code == 0 and not done_jobs(output) and seconds < 30
+    code, output, _ = snakemake(finished[0])
+    assert code == 0 and not done_jobs(output)
 
 
 def test_a_changed_value_reruns_what_depends_on_it(finished, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import shlex
 from pathlib import Path
 
 import ipywidgets as w
@@ -72,10 +73,12 @@ class ScheduleDesigner:
         """Write the preset; what prevents it is explained beside the button."""
         try:
             path = self.folder / self.file.value
+            if path.stem in preset_names():
+                raise NppkitError(f"{path.stem} is a packaged preset: choose another name")
             if path.exists() and not self.replace.value:
                 raise NppkitError(f"{path} exists: choose another name, or tick the box")
             save_preset(designed_preset(load_preset(self.base.value), path.stem, **self.form.values), path)
-            self.saved.value = f"saved; run it with <code>make reproduce PRESET={html.escape(str(path))}</code>"
+            self.saved.value = f"saved; run it with <code>make reproduce PRESET={html.escape(shlex.quote(str(path)))}</code>"
         except NppkitError as error:
             self.saved.value = explanation(str(error))
 

@@ -25,12 +25,14 @@ def grouping_explorer(sets: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], co
     """
     grids = {name: patch_grid(codes.shape[1], 1) for name, (_, codes, *_) in sets.items()}
     colours = {name: plots.code_colours(rows) for name, (*_, rows) in sets.items()}
-    first = next(iter(sets))
+    first, allowed = next(iter(sets)), sides(*grids.values())
+    side = allowed[:2][-1]
+    last = (grids[first] // side) ** 2 - 1
     controls = {
         "pictures": control(w.Dropdown, "Pictures", options=list(sets)),
         "image": control(w.IntSlider, "Image", min=0, max=len(sets[first][0]) - 1, value=0),
-        "patch_size": control(w.SelectionSlider, "Patch side p", options=sides(*grids.values()), value=2),
-        "position": control(w.IntSlider, "Position", min=0, max=(grids[first] // 2) ** 2 - 1, value=grids[first] ** 2 // 8 + 1),
+        "patch_size": control(w.SelectionSlider, "Patch side p", options=allowed, value=side),
+        "position": control(w.IntSlider, "Position", min=0, max=last, value=min(last, grids[first] ** 2 // 8 + 1)),
         "model": control(w.Dropdown, "Cost of", options=["the small model", *PAPER_SIZES]),
     }
 
@@ -44,6 +46,8 @@ def grouping_explorer(sets: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], co
 
     def draw(pictures: str, image: int, patch_size: int, position: int, model: str) -> str:
         (pixels, codes, vocabulary, _), colour = sets[pictures], colours[pictures]
+        image = min(image, len(pixels) - 1)  # where several sliders move, each is drawn, also before the last one has
+        position = min(position, codes.shape[1] // patch_size**2 - 1)
         patches = group_embeddings(vocabulary[codes[:100]], patch_size).flatten(0, 1)
         mine = group_embeddings(vocabulary[codes[image]][None], patch_size)[0]
         cut = plots.grouping(pixels[image], codes[image], colour, patch_size, position)
