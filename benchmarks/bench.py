@@ -95,9 +95,8 @@ def machine() -> dict:
     return {"name": name, "cores": os.cpu_count(), **versions, "glibc": os.environ.get("GLIBC_TUNABLES", "defaults")}
 
 
-def report_path(folder: Path = RESULTS) -> Path:
-    """This machine's report."""
-    here = machine()
+def report_path(folder: Path, here: dict) -> Path:
+    """The report of the machine `here`."""
     return folder / (re.sub(r"\W+", "-", f"{here['name']} {here['cores']} cores").lower() + ".json")
 
 
@@ -106,7 +105,8 @@ def record(row: str, measure: Callable[[], dict], threads: int | None = None, fo
     torch.set_num_threads(threads or int(os.environ.get("THREADS", os.cpu_count())))
     load = os.getloadavg()[0]
     values = {"threads": torch.get_num_threads(), **measure(), "load_average": [load, os.getloadavg()[0]]}
-    here, path = machine(), report_path(folder)
+    here = machine()
+    path = report_path(folder, here)
     path.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     report["machine"] = here

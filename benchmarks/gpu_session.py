@@ -72,17 +72,12 @@ def parts(pairs: list[str], small: bool = False) -> list[Part]:
     return [*listed, Part("B sampling", 60, lambda: gpu.sample(sizes, images))]
 
 
-def done_rows(folder: Path) -> set[str]:
-    """Rows that this machine's report in the folder has."""
-    return set(noted(bench.report_path(folder)).get("rows", {}))
-
-
 def session(listed: list[Part], seconds: float, folder: Path, clock: Callable[[], float] = time.monotonic) -> list[str]:
     """Measure one part after another until the time is up; returns what was left out, and why. What is there is not repeated."""
-    end, left = clock() + seconds, []
+    end, left, report = clock() + seconds, [], bench.report_path(folder, bench.machine())
     for part in listed:
-        if part.row in done_rows(folder):
-            print(f"{part.row}: is there already, in {bench.report_path(folder)}")
+        if part.row in noted(report).get("rows", {}):
+            print(f"{part.row}: is there already, in {report}")
             continue
         if clock() + part.seconds > end:
             left.append(f"{part.row}: takes up to {part.seconds:.0f} s, {max(0, end - clock()):.0f} are left")

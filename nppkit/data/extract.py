@@ -22,7 +22,7 @@ from nppkit import noise
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import check_space, read_arrays, remedy, save_arrays, write_atomic
+from nppkit.files import check_space, remedy, save_arrays, write_atomic
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
@@ -177,8 +177,8 @@ def extract_codes(
     if batch_size < 1:
         raise NppkitError(f"batch_size {batch_size}: give 1 image or more")
     for open_store in (_open_imported, open_complete):
-        if open_store(folder, manifest) is not None:
-            return _in_form(folder, packed)
+        if (store := open_store(folder, manifest)) is not None:
+            return _in_form(store, packed)
     part, n = Part(folder, manifest, rank, world_size), manifest.images
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
@@ -189,19 +189,21 @@ def extract_codes(
     part.complete(images.labels[:: images.frames])
     if _stored_manifest(folder) != manifest:
         return None
-    return _in_form(folder, packed)
+    return _in_form(CodeStore(folder), packed)
 
 
-def _in_form(folder: Path, packed: bool) -> CodeStore:
-    """A complete store, its codes packed or not, whichever it held them as."""
-    plain, small = folder / "codes.npy", folder / "codes.npz"
+def _in_form(store: CodeStore, packed: bool) -> CodeStore:
+    """The store with its codes packed or not, whichever it held them as."""
+    plain = store.folder / "codes.npy"
+    if packed != plain.exists():
+        return store
     with contextlib.suppress(FileNotFoundError):  # another process has packed it
-        if packed and plain.exists():
-            pack(folder)
-        elif not packed and not plain.exists():
-            save_arrays(plain, np.save, arr=read_arrays(small, ["codes"])["codes"])
-            small.unlink()
-    return CodeStore(folder)
+        if packed:
+            pack(store.folder)
+        else:
+            save_arrays(plain, np.save, arr=store.codes)
+            (store.folder / "codes.npz").unlink()
+    return CodeStore(store.folder)
 
 
 def pack(folder: Path) -> None:

@@ -16,12 +16,12 @@ from nppkit.schedule import Segment, cost_ratio, ideal_cost_ratio, learning_rate
 from nppkit.show import plots
 from nppkit.show.explorers.method import PAPER_SIZES
 from nppkit.show.widgets import Form, control, explanation, in_turn, picture
-from nppkit.study.presets import Preset, load_preset, preset_names, save_preset
+from nppkit.study.presets import INHERITED, Preset, load_preset, preset_names, save_preset
 from nppkit.study.runs import Run, preset_runs
 from nppkit.study.tables import printed_cost
 
-KEPT = ("data", "tokenizer", "extractor", "models", "evaluation", "tokenizer_of", "precision", "graphs", "gpu", "gpus")
-KEPT += ("threads", "tokenizer_threads")  # what a base's runs, questions and pages are of is left out
+# Of a base: not what its own runs, questions and pages are of
+KEPT = (*INHERITED, "tokenizer_of", "graphs", "gpu", "gpus", "threads", "tokenizer_threads")
 KINDS = ("next token (NTP)", "one patch side, then tokens", "coarse to fine")
 
 
@@ -121,8 +121,7 @@ def designed_preset(base: Preset, name: str, **values) -> Preset:
     training = dataclasses.replace(base.training, **{key: values[key] for key in keys})
     recipes = list(dict.fromkeys(["ntp", run.recipe]))
     words = f"{run.recipe} over {values['epochs']} epochs, from {base.name}"
-    kept = {key: getattr(base, key) for key in KEPT}
-    runs = {size: recipes for size in base.models}
-    preset = Preset(name=name, description=words, training=training, runs=runs, **kept)
+    kept = {key: getattr(base, key) for key in KEPT} | {"training": training}
+    preset = Preset(name=name, description=words, runs={size: recipes for size in base.models}, **kept)
     preset_runs(preset)
     return preset
