@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 
 from nppkit.cost import gpu_hours
@@ -344,6 +345,25 @@ def test_browser_tells_twins_apart(tmp_path):
         runs.ticks[run].value = True
     named = [f"GPT-B_ntp_seed0 (x, {tmp_path / 'a'})", "GPT-B_ntp_seed0 (y)", f"GPT-B_ntp_seed0 (x, {tmp_path / 'b'})"]
     assert all(f"<b>{name}</b>" in runs.running.value and name in runs.curves.value for name in named)
+
+
+def test_browser_of_many_runs(tmp_path, monkeypatch):
+    """A few rows at a time, because of thousands of messages a kernel loses some; sorting or a name shows others, ticks stay."""
+    monkeypatch.setattr(browser, "MOST", 3)
+    folders = [tmp_path / f"results/{preset}/runs/GPT-B_ntp_seed{seed}" for preset in ("x", "y") for seed in range(4)]
+    for run in folders:
+        run.mkdir(parents=True)
+        for name in ("history.csv", "config.json"):
+            (run / name).write_text((PAIR[0] / name).read_text())
+    before = len(_instances)
+    runs = browser.RunBrowser([tmp_path])
+    assert len(runs.rows.children) == 3 and "3 of 8 runs" in runs.left_out.value and len(_instances) - before < 150
+    first = runs.shown[0]
+    runs.ticks[first].value = True
+    runs.sort("run")  # the other way round: the ticked one is among the last
+    assert len(runs.rows.children) == 4 and runs.shown[-1] == first and "<img" in runs.curves.value
+    runs.form.controls["named"].value = "y/GPT-B_ntp_seed2"
+    assert runs.shown == [folders[6]] and not runs.left_out.value
 
 
 def test_browser_follows_a_history_that_grows(tmp_path):

@@ -11,6 +11,7 @@ from nppkit.show.widgets import Form, Task, control, in_turn, picture
 
 WIDTHS = {"run": "330px", "state": "76px", "preset": "76px"}  # of the table's columns
 WIDTH = "58px"  # of a column of numbers
+MOST = 100  # rows at a time: a row is seven widgets, and of thousands at once a kernel's messages are lost on the way
 NO_RUN = ("none", "")  # None as a value would leave the menu blank
 WHOLE = w.Layout(width="max-content", overflow="visible", flex="0 0 auto")  # the table scrolls as one
 
@@ -21,24 +22,25 @@ class RunBrowser:
     COLUMNS = ("state", "epoch", "loss", "NLL", "FID", "IS", "recall", "at scale", "minutes", "preset")
 
     def __init__(self, homes: list[Path]):
-        self.homes, self.sort_by, self.descending, self.found = homes, "run", False, []
+        self.homes, self.sort_by, self.descending, self.shown = homes, "run", False, []
         self.form = Form(
             others=control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
+            named=control(w.Text, "Runs named", placeholder="part of a preset/run, e.g. solar/GPT-B_ntp"),
             state=control(w.Dropdown, "Show", options=["all", "running", "stopped", "trained", "evaluated"]),
             against=control(w.Dropdown, "Curves over", options=["epoch", "minutes"]),
             samples=control(w.Dropdown, "Samples of", options=[NO_RUN]),
             seconds=control(w.IntSlider, "Follow every (s)", min=1, max=60, value=5),
         )
         self.header, self.rows, self.ticks, self.lines = w.HBox(layout=WHOLE), w.VBox(layout=WHOLE), {}, {}
-        self.curves, self.grid, self.running = w.HTML(), w.HTML(), w.HTML()
+        self.curves, self.grid, self.running, self.left_out = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         self.task = Task("Follow", lambda: (0, self.follow()), icon="refresh")
-        for name in ("others", "state"):
+        for name in ("others", "named", "state"):
             self.form.controls[name].observe(lambda _: self.refresh(), "value")
         for name in ("against", "samples"):
             self.form.controls[name].observe(lambda _: self.redraw(), "value")
         self.header.children = [self._sorter(name) for name in ("run", *self.COLUMNS)]
         table = w.VBox([self.header, self.rows], layout=w.Layout(overflow="auto", max_height="230px"))  # curves stay in sight
-        self.box = w.VBox([self.form.box, table, self.task.box, self.running, self.curves, self.grid])
+        self.box = w.VBox([self.form.box, table, self.left_out, self.task.box, self.running, self.curves, self.grid])
         self.refresh()
 
     def _sorter(self, name: str) -> w.Button:
@@ -52,9 +54,10 @@ class RunBrowser:
         self.sort_by = name
         self.refresh()
 
-    def find(self, others: str, state: str, **_) -> list[Path]:
-        """The runs of all homes that are in the chosen state, in the table's order."""
+    def find(self, others: str, named: str, state: str, **_) -> list[Path]:
+        """The runs of all homes that have the name and are in the chosen state, in the table's order."""
         runs = monitor.find_runs([*self.homes, *monitor.parse_homes(others)])
+        runs = [run for run in runs if named.strip() in f"{run.parents[1].name}/{run.name}"]
         table = monitor.run_table(runs)
         shown = table if state == "all" else table[table["state"] == state]
         self.table = shown.sort_values(self.sort_by, ascending=not self.descending, kind="stable", na_position="last")
@@ -66,21 +69,23 @@ class RunBrowser:
         found = self.form.evaluate(self.find)
         if found is None:
             return
-        self.found = found
-        for run in found:
+        rows = dict(zip(found, self.table[list(self.COLUMNS)].to_dict("records"), strict=True))
+        self.shown = [run for i, run in enumerate(found) if i < MOST or (run in self.ticks and self.ticks[run].value)]
+        for run in self.shown:
             if run not in self.lines:
                 self._add_row(run)
-        for run, row in zip(found, self.table[list(self.COLUMNS)].to_dict("records"), strict=True):
-            self.lines[run].children[1].value = row_html(row)
-        self.rows.children = [self.lines[run] for run in found]
+            self.lines[run].children[1].value = row_html(rows[run])
+        self.rows.children = [self.lines[run] for run in self.shown]
+        more = f"{len(self.shown)} of {len(found)} runs: sort, or name some, to see others."
+        self.left_out.value = more * (len(self.shown) < len(found))
         for button, name in zip(self.header.children, ("run", *self.COLUMNS), strict=True):
             button.description = name + (" \u25bc" if self.descending else " \u25b2") * (name == self.sort_by)
-        samples, shown = self.form.controls["samples"], [run for run in found if (run / "samples.png").is_file()]
-        options = [NO_RUN, *((f"{run.name} ({run.parents[1].name}, {run.parents[3].name})", run) for run in shown)]
+        samples, drawn = self.form.controls["samples"], [run for run in found if (run / "samples.png").is_file()]
+        options = [NO_RUN, *((f"{run.name} ({run.parents[1].name}, {run.parents[3].name})", run) for run in drawn)]
         if tuple(options) != samples.options:
             chosen = samples.value
             samples.options = options
-            samples.value = chosen if chosen in shown else ""
+            samples.value = chosen if chosen in drawn else ""
         self.redraw()
 
     def _add_row(self, run: Path) -> None:
@@ -92,7 +97,7 @@ class RunBrowser:
     @in_turn
     def redraw(self) -> None:
         """Draw the curves of the ticked runs, where each is, and the chosen sample grid."""
-        ticked = [run for run in self.found if self.ticks[run].value]
+        ticked = [run for run in self.shown if self.ticks[run].value]
         lines = [f"<b>{html.escape(curve_name(run, ticked))}</b>: {monitor.say(monitor.progress_of(run))}" for run in ticked]
         self.running.value = "<br>".join(lines) or "Tick runs to see their curves."
         histories = {curve_name(run, ticked): monitor.read_history(run) for run in ticked}
