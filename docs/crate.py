@@ -119,6 +119,12 @@ def add_file(crate: ROCrate, folder: Path, path: Path, parent: object, licence: 
         parent.append_to("hasPart", entity)
 
 
+def written(crate: dict) -> str:
+    """A line for each entity: as readable as indented, and a fifth smaller."""
+    entities = ",\n".join(map(json.dumps, crate["@graph"]))
+    return f'{{"@context": {json.dumps(crate["@context"])}, "@graph": [\n{entities}\n]}}\n'
+
+
 if __name__ == "__main__":
     for preset in kept():
-        files.write_atomic(ROOT / "results" / preset / NAME, json.dumps(crate_of(preset), indent=1) + "\n")
+        files.write_atomic(ROOT / "results" / preset / NAME, written(crate_of(preset)))
