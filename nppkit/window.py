@@ -71,7 +71,8 @@ def sides(patch_size: Window, grid: Grid) -> Grid:
         raise NppkitError(f"grid {grid} has {len(grid)} axes: give one (text), two (images) or three (video)")
     if len(window) != len(grid):
         names = ", ".join(AXES[-len(grid) :])
-        raise NppkitError(f"patch_size {patch_size} does not fit the axes {names}: give a number for each")
+        fit = (window[0],) * len(grid)
+        raise NppkitError(f"patch_size {patch_size} does not fit the axes {names}: give a length for each, as {fit}")
     return window
 
 
