@@ -75,5 +75,6 @@ for job in JOBS:
             + EVENTS * (job.notebook == "train"),
         resources:
             **slurm.request(PRESET, job, *PLACES),
+            attempt=lambda wildcards, attempt: attempt,
         shell:
-            "exec {params.command}"  # so that SIGTERM reaches the launcher, and is waited for
+            "NPPKIT_ATTEMPT={resources.attempt} exec {params.command}"  # exec so that SIGTERM reaches the launcher, and is waited for

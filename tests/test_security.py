@@ -133,6 +133,7 @@ def test_words_of_the_command_line_stay_words(home, tmp_path):
     env = {**os.environ, "NPPKIT_HOME": str(home)}
     result = subprocess.run([*command, "--dry-run"], cwd=ROOT, env=env, capture_output=True, text=True)
     (line,) = [line for line in result.stdout.splitlines() if "nppkit run" in line]
+    assert {"NPPKIT_ATTEMPT=1", "exec"} <= {*shlex.split(line)}  # what a retry is told by
     assert shlex.split(line)[-2:] == [str(path), "tokenize"]
 
 

@@ -22,13 +22,14 @@ from nppkit.machine.progress import BATCH
 from nppkit.settings import KINDS, build
 from nppkit.study.graph import NOTEBOOKS, claim, evaluate_job, report_job, reports, tokenize_job, train_job
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.records import Job, changed_input, read_inputs, why_incomplete, write_diverged, write_record
+from nppkit.study.records import Job, changed_input, divergence, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 DECIDED = {"preset", "run", "large"}  # by the job that its record names
 KERNEL_START_SECONDS = 300
 KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
+ATTEMPT = "NPPKIT_ATTEMPT"  # how many times Snakemake has started this job, this one included
 KERNEL_DIED = "its kernel died (out of memory, or killed)"
 
 
@@ -133,7 +134,12 @@ def execute(job: Job, overrides: dict) -> None:
 
 
 def prepare(job: Job, values: dict) -> Options:
-    """The machine that the job runs on, its processes' environment set, and the preset's results claimed."""
+    """The machine that the job runs on, its processes' environment set, and the preset's results claimed.
+
+    Diverged where Snakemake retries a training that has: it would go on from a checkpoint, and come to the same end.
+    """
+    if os.environ.get(ATTEMPT, "1") != "1" and (reason := divergence(job)):
+        raise Diverged(f"{job.name} is not tried again: {reason}")
     machine = Options.parse(values.get("options", "device=cpu"))
     most = {"train": machine.processes, "evaluate": machine.devices}.get(job.notebook, 1)
     if machine.processes > most:

@@ -11,7 +11,7 @@ import pandas as pd
 from nppkit.errors import NppkitError
 from nppkit.study.graph import train_job
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.records import has_diverged
+from nppkit.study.records import divergence
 from nppkit.study.results import differences, paired, processors
 from nppkit.study.runs import Run, seeds
 from nppkit.study.stats import ONE_SEED, SPANS_ZERO, Interval, interval
@@ -90,7 +90,7 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
     scale = SCALE[preset.metric]
     for q in asked:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
-        lost = sum(any(has_diverged(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
+        lost = sum(any(divergence(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
         paired = differences(preset, q.run, q.baseline, preset.metric)
         counted = [scale * x for seed, x in paired.items() if "" not in processors(preset, seed, q.run, q.baseline)]
         found[Contrast(q.text, q.sign, len(planned), lost)] = counted

@@ -82,9 +82,10 @@ def write_diverged(job: Job, reason: str) -> None:
     write_atomic(_diverged(job), json.dumps(note, indent=1) + "\n")
 
 
-def has_diverged(job: Job) -> bool:
-    """Whether this training, in today's configuration, was tried and diverged, and never came through."""
-    return noted(_diverged(job)).get("config_digest") == job.digest and why_incomplete(job, needed=False) != ""
+def divergence(job: Job) -> str:
+    """How this training, in today's configuration, was tried and diverged; empty if it was not, or came through since."""
+    note = noted(_diverged(job))
+    return note.get("reason", "") if note.get("config_digest") == job.digest and why_incomplete(job, needed=False) else ""
 
 
 def _diverged(job: Job) -> Path:

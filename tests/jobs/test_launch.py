@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from nppkit import cli, releases
-from nppkit.errors import NppkitError
+from nppkit.errors import Diverged, NppkitError
 from nppkit.jobs import kernels, launch
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 from nppkit.machine.guard import Interrupted
@@ -159,13 +159,22 @@ def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
     notebook_of(tmp_path / "notebooks", raise_)
     monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
     job = records.Job("make", "make", {}, tmp_path / "run", ("made.txt",), (), {})
-    assert not records.has_diverged(job)
+    assert not records.divergence(job)
     with pytest.raises(NppkitError, match="make failed: Diverged: step 3: loss nan"):
         launch.execute(job, {})
-    assert records.has_diverged(job) and not job.record.exists()
+    assert records.divergence(job) and not job.record.exists()
+    monkeypatch.setenv(launch.ATTEMPT, "2")
+    tried = (job.folder / "make.ipynb").stat().st_mtime_ns
+    with pytest.raises(Diverged, match="make is not tried again: Diverged: step 3: loss nan"):
+        launch.execute(job, {})
+    assert (job.folder / "make.ipynb").stat().st_mtime_ns == tried
+    monkeypatch.setenv(launch.ATTEMPT, "1")  # the same command typed again
+    with pytest.raises(NppkitError, match="make failed: Diverged"):
+        launch.execute(job, {})
+    assert (job.folder / "make.ipynb").stat().st_mtime_ns > tried
     (job.folder / "made.txt").write_text("through")
     records.write_record(job)
-    assert not records.has_diverged(job)
+    assert not records.divergence(job)
 
 
 def test_a_job_fails_in_one_line(tmp_path, monkeypatch):

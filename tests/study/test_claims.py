@@ -136,7 +136,7 @@ def test_a_diverged_run_is_an_outcome(studies):
     records.write_diverged(lost, "step 3: loss nan")
     assert claims.fid(first).verdict == "supported (1 diverged): FID -5.0 [-7.0, -3.1] (NPP - NTP, equal epochs, B)"
     other = dataclasses.replace(confirmatory, training=dataclasses.replace(confirmatory.training, lr=1e-4))
-    assert not records.has_diverged(graph.train_job(other, dataclasses.replace(NPP, seed=102)))  # at another rate it may not
+    assert not records.divergence(graph.train_job(other, dataclasses.replace(NPP, seed=102)))  # at another rate it may not
 
 
 def test_another_domain_stands_beside_the_verdict(studies):
