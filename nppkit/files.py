@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -28,13 +29,18 @@ def home() -> Path:
 
     NppkitError in another clone than the one whose package this is: it would run that one's code, and write there.
     """
+    return _home(os.environ.get("NPPKIT_HOME", ""), Path.cwd())
+
+
+@functools.lru_cache(maxsize=16)
+def _home(asked: str, cwd: Path) -> Path:
     repository = Path(__file__).parents[1]
     if not (repository / "pyproject.toml").is_file():
-        return Path(os.environ.get("NPPKIT_HOME") or Path.cwd()).resolve()
-    here = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "nppkit/files.py").is_file()), repository)
+        return Path(asked or cwd).resolve()
+    here = next((folder for folder in (cwd, *cwd.parents) if (folder / "nppkit/files.py").is_file()), repository)
     if not here.samefile(repository):
         raise NppkitError(f"{here} is one clone, and Python takes nppkit from another, {repository}: run `make env` in {here}")
-    return Path(os.environ.get("NPPKIT_HOME") or repository).resolve()
+    return Path(asked or repository).resolve()
 
 
 def located(path: str) -> Path:

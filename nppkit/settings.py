@@ -80,7 +80,7 @@ def section(cls: type) -> type:
 def build(cls: type, values: Any, where: str) -> Any:
     """A section from a mapping. NppkitError names the file or what else `where` says, and the first setting that is wrong."""
     try:
-        return pydantic.TypeAdapter(cls).validate_python(values)
+        return _adapter(cls).validate_python(values)
     except pydantic.ValidationError as error:
         raise NppkitError(f"{where}: {explained(error, cls)}") from None
 
@@ -118,7 +118,10 @@ def settings(part: Any) -> dict:
 
     A setting that a later version adds thus leaves what was computed before valid, as long as its default does.
     """
-    return pydantic.TypeAdapter(type(part)).dump_python(part, exclude_defaults=True)
+    return _adapter(type(part)).dump_python(part, exclude_defaults=True)
+
+
+_adapter = functools.cache(pydantic.TypeAdapter)
 
 
 def _refuse_traps(node: yaml.Node, seen: set[int]) -> None:

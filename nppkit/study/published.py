@@ -1,5 +1,6 @@
 """The rows of the paper's tables: what is printed in them, and which run each describes."""
 
+import functools
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,12 @@ def published(number: int) -> pd.DataFrame:
     """Table `number` as the paper prints it; text columns stay text."""
     text = {"model": str, "type": str, "parameters": str, "lambda": str}
     return pd.read_csv(PUBLISHED / f"table{number}.csv", dtype=text, keep_default_na=True)
+
+
+@functools.cache
+def guidance() -> pd.DataFrame:
+    """The guidance scale of each model, by size, of NTP and NPP (columns ntp, npp), as the paper gives them."""
+    return pd.read_csv(PUBLISHED / "guidance.csv", index_col="size")
 
 
 def row_run(row: pd.Series) -> Run | None:

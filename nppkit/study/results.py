@@ -11,7 +11,7 @@ from nppkit.scoring.contract import check_one_contract
 from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.provenance import said
-from nppkit.study.published import PUBLISHED
+from nppkit.study.published import guidance
 from nppkit.study.records import origin, processor, why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import Interval, interval, pooled_deviation
@@ -63,7 +63,7 @@ def _text_result(preset: Preset, folder: Path) -> dict:
 
 def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
     """The metrics at the scale that the paper gives for a model of this name; empty unless the preset has all of those."""
-    paper = pd.read_csv(PUBLISHED / "guidance.csv", index_col="size")
+    paper = guidance()
     if run.size not in paper.index or not set(paper.to_numpy().ravel()) <= set(preset.evaluation.guidance):
         return {}
     return {f"paper_{key}": value for key, value in scales[paper.loc[run.size, run.recipe[:3]]].items()}
