@@ -50,7 +50,7 @@ def trainer(sizes: dict, batch_size: int, sides: list[int], mode: str, folder: P
     return made
 
 
-def train(sizes: dict, batch_size: int, sides: list[int], modes: list[str]) -> dict:
+def train(sizes: dict, batch_size: int, sides: list[int], modes: list[str], repeats: int = 5) -> dict:
     """Seconds of a step and peak memory for every mode and patch side, and the rate of a large bf16 product beside them."""
     with tempfile.TemporaryDirectory() as name:
         trainers = {}
@@ -60,7 +60,7 @@ def train(sizes: dict, batch_size: int, sides: list[int], modes: list[str]) -> d
             trainers[mode] = trainer(sizes, batch_size, sides, mode, folder)
         cases = {f"{mode} {p}": partial(steps, trainers[mode], p) for mode in modes for p in sides}
         with filelock.FileLock(CLOCK):
-            times = bench.interleaved(cases, repeats=5, warmup=2)
+            times = bench.interleaved(cases, repeats=repeats, warmup=2)
             memory = {name: peak(case) for name, case in cases.items() if "graph" not in name}  # a graph's pool is not counted
             rate = product_rate()
         flops = {str(p): batch_size * train_flops(trainers[modes[0]].model.config, p) for p in sides}

@@ -64,8 +64,8 @@ def pair(preset_name: str, size: str = "B") -> dict:
 def parts(pairs: list[str], small: bool = False) -> list[Part]:
     """What there is to do; `small` sizes are for a test of this script."""
     sizes, modes = (dict(dim=16, n_layer=1, n_head=2), ["eager"]) if small else (MODELS["B"], list(gpu.MODES))
-    sides, images = [1, 2, 4], 4 if small else gpu.IMAGES
-    steps = {f"B {n} step": (90, lambda n=n: gpu.train(sizes, 2 if small else n, sides, modes)) for n in (32, 128)}
+    sides, images, repeats = [1, 2, 4], 4 if small else gpu.IMAGES, 1 if small else 5
+    steps = {f"B {n} step": (90, lambda n=n: gpu.train(sizes, 1 if small else n, sides, modes, repeats)) for n in (32, 128)}
     listed = [Part("tests", 200, tests), *(Part(row, *part) for row, part in steps.items())]
     trained = [name for name in pairs if (tokenizer_dir(load_preset(name)) / "train/manifest.json").exists()]
     listed += [Part(f"{load_preset(name).name} pair", 200, lambda name=name: pair(name)) for name in trained]
