@@ -22,7 +22,7 @@ from nppkit.machine.progress import BATCH
 from nppkit.settings import KINDS, build
 from nppkit.study.graph import NOTEBOOKS, claim, evaluate_job, report_job, reports, tokenize_job, train_job
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.records import Job, changed_input, divergence, read_inputs, why_incomplete, write_diverged, write_record
+from nppkit.study.records import Job, changed_input, last_divergence, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -136,9 +136,9 @@ def execute(job: Job, overrides: dict) -> None:
 def prepare(job: Job, values: dict) -> Options:
     """The machine that the job runs on, its processes' environment set, and the preset's results claimed.
 
-    Diverged where Snakemake retries a training that has: it would go on from a checkpoint, and come to the same end.
+    Diverged where Snakemake retries a training that just has: it would go on from a checkpoint, and come to the same end.
     """
-    if os.environ.get(ATTEMPT, "1") != "1" and (reason := divergence(job)):
+    if os.environ.get(ATTEMPT, "1") != "1" and (reason := last_divergence(job)):
         raise Diverged(f"{job.name} is not tried again: {reason}")
     machine = Options.parse(values.get("options", "device=cpu"))
     most = {"train": machine.processes, "evaluate": machine.devices}.get(job.notebook, 1)

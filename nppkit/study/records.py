@@ -88,6 +88,13 @@ def divergence(job: Job) -> str:
     return note.get("reason", "") if note.get("config_digest") == job.digest and why_incomplete(job, needed=False) else ""
 
 
+def last_divergence(job: Job) -> str:
+    """The same of its last attempt alone: the note is younger than the notebook that this attempt left."""
+    note, executed = _diverged(job), job.folder / f"{job.notebook}.ipynb"
+    last = note.is_file() and executed.is_file() and note.stat().st_mtime_ns >= executed.stat().st_mtime_ns
+    return divergence(job) if last else ""
+
+
 def _diverged(job: Job) -> Path:
     return job.folder / f"{job.notebook}.diverged.json"
 
