@@ -4,7 +4,6 @@ Files are written to a hidden folder, synced, and renamed; only then are older c
 digest in state.json, which holds its own as well.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nppkit.errors import NppkitError
-from nppkit.files import noted, remedy, sha256
+from nppkit.files import json_digest, noted, remedy, sha256
 from nppkit.machine.processes import part_of
 
 
@@ -54,13 +53,9 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> 
     for name, group in tensors.items():
         save_file({key: value.detach().contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
     state = {**state, "files": {path.name: sha256(path) for path in folder.iterdir()}}
-    (folder / "state.json").write_text(json.dumps({**state, "digest": _state_digest(state)}))
+    (folder / "state.json").write_text(json.dumps({**state, "digest": json_digest(state)}))
     for path in (*folder.iterdir(), folder):
         _sync(path)
-
-
-def _state_digest(state: dict) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -117,7 +112,7 @@ def _read_state(path: Path) -> dict:
     state = noted(path)
     digest = state.pop("digest", None)  # checkpoints of the first days have none
     whole = isinstance(state.get("files"), dict) and isinstance(state.get("step"), int)
-    if not whole or digest not in (None, _state_digest(state)):
+    if not whole or digest not in (None, json_digest(state)):
         raise NppkitError(f"checkpoint {path} is missing or damaged: remove {path.parent}")
     return state
 

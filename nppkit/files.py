@@ -54,6 +54,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_digest(content: Any) -> str:
+    """sha256 of what JSON can hold, in whatever order its keys were given."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def remedy(error: Exception) -> str:
     """What a user can do where a file could not be written."""
     code = getattr(error, "errno", None)

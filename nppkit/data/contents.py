@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.files import home, noted, sha256, write_atomic
+from nppkit.files import home, json_digest, noted, sha256, write_atomic
 
 READERS = 8  # files read at a time: a network's disk answers slowly, but many at once
 AHEAD = 64  # files whose digests are taken before they are looked at
@@ -61,8 +61,7 @@ def _digest(path: Path) -> tuple[str, str]:
 
 def digest_of(contents: dict[str, str]) -> str:
     """One digest of all names and contents, whose note is kept to name differences later."""
-    text = json.dumps(contents, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = json_digest(contents)
     if not notes(digest).exists():
         _write(notes(digest), contents)
     return digest
