@@ -28,7 +28,9 @@ BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF's tags
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
-CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1, "mirror": 2, "flips": 4}
+# Steps (down, right) through the pixels; `flips` is for pictures without an above and a below
+FLIPS = {"center": [(1, 1)], "mirror": [(1, 1), (1, -1)], "flips": [(1, 1), (1, -1), (-1, 1), (-1, -1)]}
+CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES)} | {kind: len(steps) for kind, steps in FLIPS.items()}
 
 
 @dataclass(frozen=True)
@@ -273,22 +275,18 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
     """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of all but `ten_crop` is the image itself."""
+    if crops not in CROPS:
+        raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
     if crops == "ten_crop":
         from torchvision.transforms.functional import ten_crop
 
         larger = [center_crop(image, int(size * scale)) for scale in TEN_CROP_SCALES]
         return np.stack([np.asarray(crop) for im in larger for crop in ten_crop(im, size)])
     whole = np.asarray(center_crop(image, size))
-    if crops == "center":
-        return whole[None]
-    if crops == "mirror":
-        return np.stack([whole, whole[:, ::-1]])
-    if crops == "flips":  # for pictures without an above and a below
-        return np.stack([whole, whole[:, ::-1], whole[::-1], whole[::-1, ::-1]])
     if crops == "shift":
         step = max(1, size // 32)
         return np.stack([np.roll(whole, (dy * step, dx * step), axis=(0, 1)) for dy, dx in SHIFTS])
-    raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
+    return np.stack([whole[::down, ::right] for down, right in FLIPS[crops]])
 
 
 def reference_pixels(images: ImageSet, size: int) -> np.ndarray:
