@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nppkit.errors import NppkitError
-from nppkit.files import json_digest, noted, remedy, sha256
+from nppkit.files import json_digest, noted, remedy, sha256, sync
 from nppkit.machine.processes import part_of
 
 
@@ -41,7 +41,7 @@ def save_checkpoint(
         _write(temporary, tensors, {"step": step, **state})
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that was refused
         temporary.replace(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise NppkitError(f"checkpoint {final} could not be written ({error}): {remedy(error)}; older ones are intact") from None
@@ -55,15 +55,7 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> 
     state = {**state, "files": {path.name: sha256(path) for path in folder.iterdir()}}
     (folder / "state.json").write_text(json.dumps({**state, "digest": json_digest(state)}))
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _prune(folder: Path, written: Path, keep_last: int, keep_best: int) -> None:
