@@ -72,11 +72,10 @@ def difference(digest: str, contents: dict[str, str]) -> str:
     before = noted(notes(digest))
     if not before:
         return "it held other files"
-    both = before.keys() & contents.keys()
     changes = {
-        "added": contents.keys() - both,
-        "removed": before.keys() - both,
-        "replaced": {name for name in both if before[name] != contents[name]},
+        "added": contents.keys() - before.keys(),
+        "removed": before.keys() - contents.keys(),
+        "replaced": {name for name in before.keys() & contents.keys() if before[name] != contents[name]},
     }
     return ", ".join(f"{len(names)} {what} ({_some(names)})" for what, names in changes.items() if names)
 

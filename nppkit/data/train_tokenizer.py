@@ -97,8 +97,7 @@ class TokenizerTraining:
         self.perceptual = self.discriminator = None
         self.start = int(s.discriminator_from * s.steps)  # the discriminator's first step
         if s.perceptual:
-            loss = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side)
-            self.perceptual = loss.to(device)
+            self.perceptual = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side).to(device)
         if s.discriminator:
             self.discriminator = Discriminator().to(device, memory_format=torch.channels_last)
             self.critic = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0.0, fused=True)
