@@ -6,7 +6,7 @@ token may stand the L bytes of the class's name: the last of them predicts token
 Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the
 }
 
 
-def name_bytes(names: Iterable[str]) -> Tensor:
+def name_bytes(names: Sequence[str]) -> Tensor:
     """Names as rows of UTF-8 bytes (n + 1, L) int64, padded in front as LlamaGen pads its texts; the last is padding alone.
 
     NppkitError as `name_rows`.

