@@ -151,5 +151,5 @@ def read_json(path: Path) -> dict:
     """A JSON file. NppkitError names it when it is missing or damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} cannot be read ({error}): run its job again") from None
