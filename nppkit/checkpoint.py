@@ -4,7 +4,6 @@ Files are written to a hidden folder, synced, and renamed; only then are older c
 digest in state.json, which holds its own as well.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nppkit.errors import NppkitError
-from nppkit.files import noted, remedy, sha256
+from nppkit.files import json_digest, noted, remedy, sha256, sync
 from nppkit.machine.processes import part_of
 
 
@@ -42,7 +41,7 @@ def save_checkpoint(
         _write(temporary, tensors, {"step": step, **state})
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that was refused
         temporary.replace(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise NppkitError(f"checkpoint {final} could not be written ({error}): {remedy(error)}; older ones are intact") from None
@@ -54,21 +53,9 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> 
     for name, group in tensors.items():
         save_file({key: value.detach().contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
     state = {**state, "files": {path.name: sha256(path) for path in folder.iterdir()}}
-    (folder / "state.json").write_text(json.dumps({**state, "digest": _state_digest(state)}))
+    (folder / "state.json").write_text(json.dumps({**state, "digest": json_digest(state)}))
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _state_digest(state: dict) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _prune(folder: Path, written: Path, keep_last: int, keep_best: int) -> None:
@@ -117,7 +104,7 @@ def _read_state(path: Path) -> dict:
     state = noted(path)
     digest = state.pop("digest", None)  # checkpoints of the first days have none
     whole = isinstance(state.get("files"), dict) and isinstance(state.get("step"), int)
-    if not whole or digest not in (None, _state_digest(state)):
+    if not whole or digest not in (None, json_digest(state)):
         raise NppkitError(f"checkpoint {path} is missing or damaged: remove {path.parent}")
     return state
 

@@ -185,7 +185,7 @@ def extract(a: argparse.Namespace) -> None:
     argument("labels", type=Path, help="e.g. imagenet256_labels"),
     argument("out", type=Path, help="the store's folder"),
     argument("--second-set", type=Path, action="append", default=[], help="codes of more crops, e.g. those at 1.05"),
-    argument("--vocab-size", type=int, default=0, help="codes; default: VQ-16's"),
+    argument("--vocab-size", type=int, default=16384, help="codes (default %(default)s, VQ-16's)"),
     argument("--image-size", type=int, default=0, help="pixels; 0: 16 a code"),
     argument("--class-names", type=Path, help="a text file, a name a line"),
     argument("--tokenizer", type=Path, help="the tokenizer.safetensors whose codes these are"),
@@ -196,12 +196,11 @@ def import_codes(a: argparse.Namespace) -> None:
     from nppkit.data.llamagen import import_llamagen
     from nppkit.files import sha256
     from nppkit.machine.progress import progress
-    from nppkit.tokenizer_config import TOKENIZERS
 
     names = a.class_names.read_text(errors="surrogateescape").splitlines() if a.class_names else None
-    digest, vocab_size = sha256(a.tokenizer) if a.tokenizer else UNKNOWN, a.vocab_size or TOKENIZERS["VQ-16"].codebook_size
+    digest = sha256(a.tokenizer) if a.tokenizer else UNKNOWN
     folders = [a.codes, *a.second_set]
-    store = import_llamagen(folders, a.labels, a.out, vocab_size, names, digest, a.image_size, progress)
+    store = import_llamagen(folders, a.labels, a.out, a.vocab_size, names, digest, a.image_size, progress)
     print(f"{a.out}: codes {store.codes.shape}, {store.num_classes} classes")
 
 

@@ -54,6 +54,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_digest(content: Any) -> str:
+    """sha256 of what JSON can hold, in whatever order its keys were given."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def remedy(error: Exception) -> str:
     """What a user can do where a file could not be written."""
     code = getattr(error, "errno", None)
@@ -70,6 +75,15 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
+def sync(path: Path) -> None:
+    """Return once what was written to a file, or the names in a folder, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` at the end of the block: either the old or the new file, also after a power cut. Its
@@ -81,8 +95,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
         raise NppkitError(f"{path} could not be written ({' '.join(str(error).split())}): {remedy(error)}") from None
@@ -138,5 +151,5 @@ def read_json(path: Path) -> dict:
     """A JSON file. NppkitError names it when it is missing or damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NppkitError(f"{path} cannot be read ({error}): run its job again") from None

@@ -6,8 +6,7 @@ token may stand the L bytes of the class's name: the last of them predicts token
 Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
 """
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the
 }
 
 
-def name_bytes(names: Iterable[str]) -> Tensor:
+def name_bytes(names: Sequence[str]) -> Tensor:
     """Names as rows of UTF-8 bytes (n + 1, L) int64, padded in front as LlamaGen pads its texts; the last is padding alone.
 
     NppkitError as `name_rows`.
@@ -190,7 +189,7 @@ class GPT(nn.Module):
         self.register_buffer("rotary_tokens", rotary_table(c.grid, c.head_dim, c.rope_base, c.prefix), persistent=False)
         if c.names:
             self.register_buffer("names", name_bytes(c.names), persistent=False)
-        self.apply(partial(_init_weights, std=0.02))
+        self.apply(_init_weights)
         nn.init.zeros_(self.output.weight)
 
     def rotary(self, patch_size: Window) -> Tensor:
@@ -224,8 +223,7 @@ class GPT(nn.Module):
             embedded = window.pool(group(embedded, patch_size, self.config.grid))  # (B, T, C)
         else:
             embedded = group_embeddings(embedded, patch_size, self.config.grid)
-        x = torch.cat([self.condition(labels), embedded[:, :-1]], 1)
-        x = self.tok_dropout(x)
+        x = self.tok_dropout(torch.cat([self.condition(labels), embedded[:, :-1]], 1))
         rotary = self.rotary(patch_size)[: x.shape[1]]
         for layer in self.layers:
             x = checkpoint(layer, x, rotary, use_reentrant=False) if self.recompute else layer(x, rotary)
@@ -240,9 +238,9 @@ class GPT(nn.Module):
         return self.output(self.norm(x))[:, 0]
 
 
-def _init_weights(module: nn.Module, std: float) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
+        nn.init.normal_(module.weight, std=0.02)
 
 
 def count_parameters(model: nn.Module) -> int:

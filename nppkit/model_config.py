@@ -1,6 +1,6 @@
 """The sizes of the transformer, and the names that it may be told. No torch: presets and the graph read this."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -84,12 +84,11 @@ class GPTConfig:
         return as_grid(self.grid_size, "grid_size")
 
 
-def name_rows(names: Iterable[str]) -> list[list[int]]:
+def name_rows(names: Sequence[str]) -> list[list[int]]:
     """The UTF-8 bytes of each name.
 
     NppkitError for a name that is empty, longer than LONGEST bytes, another's too, or no text (a folder's in another encoding).
     """
-    names = tuple(names)
     try:
         rows = [list(name.encode()) for name in names]
     except UnicodeEncodeError as error:

@@ -155,14 +155,13 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 def release_config(path: Path, grid_size: int = 0, n_head: int = 0) -> GPTConfig | VQConfig:
     """The configuration that a release's weights show, and two numbers that they do not.
 
-    grid_size: 16 for models of 256 pixels, 24 for 384; 0 takes it from the release's name. n_head: 0 takes it from the
+    grid_size: 16 for models of 256 pixels, 24 for 384; 0 takes what `known_grid` knows. n_head: 0 takes it from the
     family's table by width and depth. NppkitError where neither is known, and for a file of something else.
     """
-    path = Path(path)
     state, _ = read_state(path)
     if "quantize.embedding.weight" in state:
         return next((c for c in TOKENIZERS.values() if _empty(c).state_dict().keys() == state.keys()), TOKENIZERS["VQ-16"])
-    if not (grid_size := grid_size or _grid_by_name(path)):
+    if not (grid_size := grid_size or known_grid(path)):
         raise NppkitError(f"{path}: weights do not hold the grid size, and this is no release's name: give it, 16 at 256 pixels")
     return _gpt_config(state, path, grid_size, n_head)
 
@@ -220,13 +219,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> str:
 def known_grid(path: Path) -> int:
     """The grid side that a transformer's file is known to be of, by a release's name or by what `convert` wrote; 0: unknown."""
     config = noted(path.with_suffix(".json")).get("config") if path.suffix == ".safetensors" else None
-    return (config.get("grid_size") if isinstance(config, dict) else 0) or _grid_by_name(path)
-
-
-def _grid_by_name(path: Path) -> int:
-    """Of a release's file; 0 if it is none, or one of any size."""
-    image_size = next((r.image_size for r in RELEASES.values() if r.file == path.name), 0)
-    return TOKENIZERS["VQ-16"].grid_size(image_size) if image_size else 0
+    image_size = next((r.image_size for r in RELEASES.values() if r.file == path.name), 0)  # 0: no release's name
+    return (config.get("grid_size") if isinstance(config, dict) else 0) or TOKENIZERS["VQ-16"].grid_size(image_size)
 
 
 def convert(source: Path, out: Path, config: GPTConfig | VQConfig) -> dict:

@@ -63,6 +63,17 @@ def test_a_failed_write_says_its_cause(tmp_path, error, says):
         raise error
 
 
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\0", None], ids=["empty", "cut off", "deep", "zeros", "none"])
+def test_a_damaged_json_file_is_named(tmp_path, content):
+    """Empty, cut off, nested beyond reason, of zeros or not there: one line that names it, or nothing noted."""
+    path = tmp_path / "metrics.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(NppkitError, match=rf"^{path} cannot be read .*: run its job again$"):
+        files.read_json(path)
+    assert files.noted(path) == {}
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     """A file stands where the folder should be: one line, and the file is left as it is; a folder that is missing is made."""
     (tmp_path / "file").write_text("mine")

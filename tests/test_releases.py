@@ -304,6 +304,14 @@ def test_configuration_of_a_release(tmp_path, monkeypatch, size):
         releases.release_config(Path("mine.pt"))
 
 
+def test_the_grid_of_a_converted_file_is_known(tmp_path):
+    """What `convert` wrote beside the weights says their grid, by whatever name they go."""
+    torch.save({"model": gpt().state_dict()}, tmp_path / "small.pt")
+    releases.convert(tmp_path / "small.pt", tmp_path / "mine.safetensors", TINY)
+    assert releases.known_grid(tmp_path / "mine.safetensors") == TINY.grid_size
+    assert releases.release_config(tmp_path / "mine.safetensors", n_head=TINY.n_head).grid_size == TINY.grid_size
+
+
 def test_configuration_of_another_family(tmp_path):
     """A size that is not in the table needs its heads; grouped-query attention and the hidden size are seen."""
     path, config = tmp_path / "small.pt", dataclasses.replace(TINY, n_head=4, n_kv_head=2, multiple_of=48)

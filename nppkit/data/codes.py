@@ -4,7 +4,6 @@ A store is a folder: codes.npy (images, crops, N), labels.npy (images,), manifes
 the manifest last: a folder without one is not a store. A small store may be packed as codes.npz, to be kept in git.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import save_arrays, write_atomic
+from nppkit.files import json_digest, save_arrays, write_atomic
 from nppkit.settings import section, settings
 from nppkit.window import as_grid
 
@@ -71,7 +70,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 of everything in it."""
-        return hashlib.sha256(json.dumps(settings(self), sort_keys=True).encode()).hexdigest()
+        return json_digest(settings(self))
 
 
 class CodeStore:

@@ -67,7 +67,6 @@ class TokenizerConfig:
     discriminator: Number = 0.0  # weight of the discriminator's loss; 0: none
     discriminator_from: Share = 0.5  # share of the steps before it
     discriminator_lr: Above0 = 5e-4
-    adaptive: Bool = False  # scale that weight by the ratio of the last layer's gradients, as VQGAN does
 
     @property
     def network(self) -> VQConfig:

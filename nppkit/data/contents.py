@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nppkit.errors import NppkitError
-from nppkit.files import home, noted, sha256, write_atomic
+from nppkit.files import home, json_digest, noted, sha256, write_atomic
 
 READERS = 8  # files read at a time: a network's disk answers slowly, but many at once
 AHEAD = 64  # files whose digests are taken before they are looked at
@@ -61,8 +61,7 @@ def _digest(path: Path) -> tuple[str, str]:
 
 def digest_of(contents: dict[str, str]) -> str:
     """One digest of all names and contents, whose note is kept to name differences later."""
-    text = json.dumps(contents, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = json_digest(contents)
     if not notes(digest).exists():
         _write(notes(digest), contents)
     return digest
@@ -73,11 +72,10 @@ def difference(digest: str, contents: dict[str, str]) -> str:
     before = noted(notes(digest))
     if not before:
         return "it held other files"
-    both = before.keys() & contents.keys()
     changes = {
-        "added": contents.keys() - both,
-        "removed": before.keys() - both,
-        "replaced": {name for name in both if before[name] != contents[name]},
+        "added": contents.keys() - before.keys(),
+        "removed": before.keys() - contents.keys(),
+        "replaced": {name for name in before.keys() & contents.keys() if before[name] != contents[name]},
     }
     return ", ".join(f"{len(names)} {what} ({_some(names)})" for what, names in changes.items() if names)
 

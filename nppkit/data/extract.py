@@ -9,7 +9,6 @@ are safely there, so that a killed extraction continues; whoever finishes last r
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,7 +21,7 @@ from nppkit import noise
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import check_space, remedy, save_arrays, write_atomic
+from nppkit.files import check_space, remedy, save_arrays, sync, write_atomic
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
@@ -79,8 +78,7 @@ class Part:
             with open(self.path, "r+b") as file:
                 file.seek(self.offset + 2 * start * math.prod(self.shape[1:]))
                 file.write(codes.astype("<u2").tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+            sync(self.path)
         except OSError as error:
             raise NppkitError(f"{self.path} could not be written ({error}): {remedy(error)}; what it holds is kept") from None
         if self.ranges and self.ranges[-1][1] == start:

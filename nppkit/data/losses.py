@@ -4,7 +4,6 @@ PatchGAN with a hinge loss, as in VQGAN (Esser et al., 2021, arXiv 2012.09841). 
 loss of a network's features.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,9 +35,3 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def chroma(images: Tensor) -> Tensor:
     """Colours without brightness: each channel of (B, 3, S, S) minus the mean of the three, 0 where an image is gray."""
     return images - images.mean(1, keepdim=True)
-
-
-def gradient_ratio(loss: Tensor, adversarial: Tensor, last: Tensor) -> float:
-    """VQGAN's adaptive weight (Esser et al., Eq. 7): how much larger the last layer's gradient of the other losses is."""
-    norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, adversarial)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).item()

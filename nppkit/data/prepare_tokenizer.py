@@ -1,6 +1,5 @@
 """A preset's tokenizer, frozen: from a release or a file, or trained (train_tokenizer.py); kept in a folder and read again."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from nppkit.data.config import DataConfig, TokenizerConfig
 from nppkit.data.images import CROPS, ImageSet, some_images, source_contents
 from nppkit.data.train_tokenizer import all_crops, train_tokenizer
 from nppkit.errors import NppkitError
-from nppkit.files import first_line, home, replacing, sha256, write_atomic
+from nppkit.files import first_line, home, json_digest, replacing, sha256, write_atomic
 from nppkit.machine.devices import CPU
 from nppkit.machine.guard import exclusive
 from nppkit.releases import find, load_weights
@@ -66,8 +65,7 @@ def _kept(model: VQModel, folder: Path) -> VQModel:
 def _source(t: TokenizerConfig, data: DataConfig, images: ImageSet) -> str:
     """Digest of what a tokenizer is trained from and on: settings, images, and the files that settings name."""
     files = [source_contents(find(name)) for name in (t.start, t.perceptual_weights) if name]
-    source = json.dumps([settings(data), settings(t), images.digest, *files], sort_keys=True)
-    return hashlib.sha256(source.encode()).hexdigest()
+    return json_digest([settings(data), settings(t), images.digest, *files])
 
 
 def load_tokenizer(folder: Path) -> VQModel:

@@ -33,8 +33,7 @@ def documents() -> dict[str, str]:
 def study_texts(data: DataConfig) -> tuple[dict[str, str], dict[str, str]]:
     """A preset's training and held-out documents, drawn at random once with a fixed seed. NppkitError for too many held out."""
     found = documents()
-    order = [list(found)[i] for i in noise.permutation(len(found), 0, noise.PERMUTATION, 2**32)]
-    order = order[: data.limit] if data.limit else order
+    order = [list(found)[i] for i in noise.permutation(len(found), 0, noise.PERMUTATION, 2**32)][: data.limit or None]
     if not 0 < data.heldout < len(order):
         raise NppkitError(f"data.heldout {data.heldout}: hold out at least one of {len(order)} documents, and not all of them")
     return tuple({name: found[name] for name in names} for names in (order[data.heldout :], order[: data.heldout]))

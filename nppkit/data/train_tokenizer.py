@@ -20,7 +20,7 @@ from nppkit import noise
 from nppkit.checkpoint import load_newest, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import ImageSet, crop_images
-from nppkit.data.losses import Discriminator, chroma, discriminator_loss, gradient_ratio
+from nppkit.data.losses import Discriminator, chroma, discriminator_loss
 from nppkit.data.muon import Muon, hidden_matrices
 from nppkit.data.perceptual import PerceptualLoss
 from nppkit.errors import NppkitError
@@ -97,8 +97,7 @@ class TokenizerTraining:
         self.perceptual = self.discriminator = None
         self.start = int(s.discriminator_from * s.steps)  # the discriminator's first step
         if s.perceptual:
-            loss = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side)
-            self.perceptual = loss.to(device)
+            self.perceptual = PerceptualLoss(s.perceptual_network, s.perceptual_weights, s.perceptual_side).to(device)
         if s.discriminator:
             self.discriminator = Discriminator().to(device, memory_format=torch.channels_last)
             self.critic = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0.0, fused=True)
@@ -122,7 +121,7 @@ class TokenizerTraining:
         if self.perceptual is not None:
             terms["perceptual"] = self.settings.perceptual * self.perceptual(reconstruction, images)
         if judged := self.discriminator is not None and self.step >= self.start:
-            terms["adversarial"] = self.adversarial(reconstruction, sum(terms.values()))
+            terms["adversarial"] = self.adversarial(reconstruction)
         sum(terms.values()).backward()
         self._descend()
         if judged:
@@ -140,13 +139,10 @@ class TokenizerTraining:
         self.model.zero_grad(set_to_none=True)
         self.schedule.step()
 
-    def adversarial(self, reconstruction: Tensor, others: Tensor) -> Tensor:
+    def adversarial(self, reconstruction: Tensor) -> Tensor:
         """The weighted loss of not looking real, its gradient in the tokenizer alone."""
         self.discriminator.requires_grad_(False)
-        loss, weight = -self.discriminator(reconstruction).mean(), self.settings.discriminator
-        if self.settings.adaptive:
-            weight *= gradient_ratio(others, loss, self.model.decoder.conv_out.weight)
-        return weight * loss
+        return self.settings.discriminator * -self.discriminator(reconstruction).mean()
 
     def judge(self, real: Tensor, fake: Tensor) -> Tensor:
         """One step of the discriminator; its learning rate follows the tokenizer's."""
