@@ -1,6 +1,5 @@
 """Presets: every number that decides a study, in one YAML file, checked before any work is done."""
 
-import dataclasses
 import functools
 import os
 import re
@@ -170,6 +169,5 @@ def save_preset(preset: Preset, path: Path) -> None:
     """Write the preset as a YAML file that `load_preset` reads back. NppkitError if it cannot be written."""
     if path.suffix not in (".yaml", ".yml"):
         raise NppkitError(f"{path}: a preset's file is named *.yaml")
-    values = {key: value for key, value in vars(preset).items() if key not in ("name", "source")}
-    content = {key: settings(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
+    content = {key: value for key, value in settings(preset).items() if key not in ("name", "source")}
     write_atomic(path, yaml.safe_dump(content, sort_keys=False, width=120))
