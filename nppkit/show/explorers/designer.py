@@ -83,11 +83,11 @@ class ScheduleDesigner:
             self.saved.value = explanation(str(error))
 
 
-def designed_run(kind: str, levels: int, patch_size: int, lam: str, size: str = "B") -> Run:
+def designed_run(kind: str, levels: int, patch_size: int, lam: str) -> Run:
     """The run that the designer's controls describe."""
     if kind == KINDS[0]:
-        return Run(size)
-    return Run(size, levels=levels, lam=lam) if kind == KINDS[2] else Run(size, patch_size=patch_size, lam=lam)
+        return Run("B")
+    return Run("B", levels=levels, lam=lam) if kind == KINDS[2] else Run("B", patch_size=patch_size, lam=lam)
 
 
 def draw_design(kind, epochs, levels, patch_size, lam, warmup_epochs, decay_fraction, lr, size, gpu, utilisation, images) -> str:
