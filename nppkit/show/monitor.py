@@ -45,8 +45,8 @@ def parse_homes(text: str) -> list[Path]:
 
 
 def find_runs(homes: list[Path]) -> list[Path]:
-    """Folders of all runs that have begun: results/<preset>/runs/<run id>/ with a configuration or a history."""
-    folders = [path for home in homes for path in sorted(home.glob("results/*/runs/*"))]
+    """Folders of all runs that have begun: results/<preset>/runs/<run id>/ with a configuration or a history; each once."""
+    folders = [path for home in dict.fromkeys(map(Path.resolve, homes)) for path in sorted(home.glob("results/*/runs/*"))]
     return [path for path in folders if (path / "config.json").is_file() or (path / "history.csv").is_file()]
 
 
