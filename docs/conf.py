@@ -23,18 +23,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc"]
 
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/*.ipynb"]
-exclude_patterns = [
-    ".*",
-    "build",
-    "checkpoints",
-    "results",
-    "weights",
-    "data",
-    "tests",
-    "screenshots",
-    "nppkit",
-    "docs/colab",
-]
+exclude_patterns = [".*", "build", "checkpoints", "results", "weights", "data", "tests", "screenshots", "nppkit", "docs/colab"]
 suppress_warnings = ["myst.xref_missing"]  # a link to a folder is dealt with below
 
 nb_execution_mode = "off"
@@ -67,13 +56,8 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 if REPOSITORY:
-    launch = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
-    html_theme_options |= {
-        "repository_url": WEB,
-        "repository_branch": "HEAD",
-        "use_repository_button": True,
-        "launch_buttons": launch,
-    }
+    html_theme_options |= {"repository_url": WEB, "repository_branch": "HEAD", "use_repository_button": True}
+    html_theme_options["launch_buttons"] = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
 
 
 def write_api(app: Sphinx) -> None:
@@ -81,19 +65,18 @@ def write_api(app: Sphinx) -> None:
     homes = defaultdict(list)
     for name in nppkit.__all__:
         value = getattr(nppkit, name)
-        made_by = getattr(value, "__module__", "")  # a table of names has none
-        homes[made_by or next(m for m in sorted(sys.modules) if m.startswith("nppkit.") and name in vars(sys.modules[m]))].append(
-            name
-        )
+        holders = (m for m in sorted(sys.modules) if m.startswith("nppkit.") and name in vars(sys.modules[m]))
+        homes[getattr(value, "__module__", "") or next(holders)].append(name)  # a table of names has no module
     lines = ["# API", "", "*What `from nppkit import ...` offers; everything else may change.*", ""]
     for home, names in sorted(homes.items(), key=lambda item: item[0] == "nppkit.errors"):  # the method first
         lines += [f"## {home}", "", sys.modules[home].__doc__.splitlines()[0], "", "```{eval-rst}"]
         for value, name in ((getattr(nppkit, name), name) for name in names):
             if isinstance(value, dict):
                 lines += [f".. py:data:: {home}.{name}", "", f"   {', '.join(f'``{key}``' for key in value)}", ""]
+            elif isinstance(value, type):
+                lines += [f".. autoclass:: {home}.{name}", "   :members:", ""]
             else:
-                lines += [f".. auto{'class' if isinstance(value, type) else 'function'}:: {home}.{name}"]
-                lines += [*(["   :members:"] if isinstance(value, type) else []), ""]
+                lines += [f".. autofunction:: {home}.{name}", ""]
         lines += ["```", ""]
     (ROOT / "docs/api.md").write_text("\n".join(lines))
 

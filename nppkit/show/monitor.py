@@ -16,7 +16,7 @@ from nppkit.schedule import Segment, segment_at
 from nppkit.study.results import best_guidance
 from nppkit.window import Grid, area, as_grid, of_side
 
-COLUMNS = ("step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second")
+NO_ROWS = pd.DataFrame(columns=["step", "epoch", "patch_size", "lr", "loss", "seconds", "images_per_second"], dtype=float)
 QUIET_SECONDS = 120  # a history not written for this long, or for ten of its rows, belongs to a run that has stopped
 FIRST_SECONDS = 1200  # and so does a configuration without a row: compilation comes before the first one
 SEEN: dict[Path, tuple] = {}  # what was read from a file, and the state that the file was in
@@ -45,34 +45,34 @@ def parse_homes(text: str) -> list[Path]:
 
 
 def find_runs(homes: list[Path]) -> list[Path]:
-    """Folders of all runs that have begun: results/<preset>/runs/<run id>/ with a configuration or a history."""
-    folders = [path for home in homes for path in sorted(home.glob("results/*/runs/*"))]
+    """Folders of all runs that have begun: results/<preset>/runs/<run id>/ with a configuration or a history; each once."""
+    folders = [path for home in dict.fromkeys(map(Path.resolve, homes)) for path in sorted(home.glob("results/*/runs/*"))]
     return [path for path in folders if (path / "config.json").is_file() or (path / "history.csv").is_file()]
 
 
-def read_once(path: Path, read: Callable[[Path], object]) -> object:
-    """read(path), again only after the file has changed: a browser of many runs looks at all of them every few seconds."""
-    now = path.stat()
-    state = (now.st_mtime_ns, now.st_size, now.st_ino)
-    if path not in SEEN or SEEN[path][0] != state:
-        SEEN[path] = (state, read(path))
+def read_once(path: Path, read: Callable[[Path], object], otherwise: object) -> object:
+    """read(path), again only after the file has changed: a browser of many runs looks at all of them every few seconds.
+
+    `otherwise` where it is missing or being replaced.
+    """
+    try:
+        now = path.stat()
+        state = (now.st_mtime_ns, now.st_size, now.st_ino)
+        if path not in SEEN or SEEN[path][0] != state:
+            SEEN[path] = (state, read(path))
+    except (OSError, ValueError):
+        return otherwise
     return SEEN[path][1]
 
 
 def read_history(run: Path) -> pd.DataFrame:
     """The rows that the run has logged, shared by all who ask; empty before the first."""
-    try:
-        return read_once(run / "history.csv", pd.read_csv)
-    except (OSError, ValueError):
-        return pd.DataFrame(columns=list(COLUMNS), dtype=float)
+    return read_once(run / "history.csv", pd.read_csv, NO_ROWS)
 
 
 def read_settings(run: Path, name: str = "config.json") -> dict:
     """A JSON file of the run, shared by all who ask; empty where it is missing or being replaced."""
-    try:
-        return read_once(run / name, lambda path: json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
+    return read_once(run / name, lambda path: json.loads(path.read_text()), {})
 
 
 def progress_of(run: Path, now: float | None = None) -> Progress:
@@ -88,11 +88,10 @@ def progress_of(run: Path, now: float | None = None) -> Progress:
         return Progress(state, 0, total, side, float("nan"), None, None)
     last = history.iloc[-1]
     grid = as_grid(config["model"]["grid_size"]) if "model" in config else (1, 1)
-    tokens = math.prod(grid) if "model" in config else None
     state = _state(run, history, total, now)
     running = state == "running" and total is not None
     eta = seconds_left(history, tuple(segments), per_epoch, training["batch_size"], grid) if running else None
-    speed = float(last["images_per_second"] * tokens) if tokens else None
+    speed = float(last["images_per_second"] * math.prod(grid)) if "model" in config else None
     return Progress(state, int(last["step"]), total, int(last["patch_size"]), float(last["loss"]), speed, eta)
 
 

@@ -36,9 +36,7 @@ def save_figure(figure: Figure, preset: Preset, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     figure.savefig(paths[0])
-    with Image.open(paths[0]) as picture:
-        small = with_palette(picture)
-    small.save(paths[0], optimize=True)
+    with_palette(Image.open(paths[0])).save(paths[0], optimize=True)
     figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths
 
@@ -52,8 +50,7 @@ def show(figure: Figure) -> None:
     """Display a figure in a notebook, once, in 256 colours: notebooks are committed with their figures."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches="tight")
-    with Image.open(drawn) as picture:
-        with_palette(picture).save(small, format="png", optimize=True)
+    with_palette(Image.open(drawn)).save(small, format="png", optimize=True)
     display({"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": repr(figure)}, raw=True)
     plt.close(figure)
 

@@ -128,7 +128,7 @@ def explanation(message: str) -> str:
     return f'<span role="alert" style="color:#B04A00"><b>Not possible:</b> {html.escape(message)}</span>'
 
 
-def live(controls: dict[str, w.Widget], draw: Callable[..., str], *below: w.Widget) -> w.VBox:
+def live(controls: dict[str, w.Widget], draw: Callable[..., str]) -> w.VBox:
     """Controls, and below them what draw(**values) returns as HTML, drawn again after every change.
 
     A refused value is explained beside its control, and the last picture stays.
@@ -144,7 +144,7 @@ def live(controls: dict[str, w.Widget], draw: Callable[..., str], *below: w.Widg
 
     form.observe(redraw)
     redraw()
-    return w.VBox([form.box, view, *below])
+    return w.VBox([form.box, view])
 
 
 class Task:

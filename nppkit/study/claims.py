@@ -14,20 +14,9 @@ import pandas as pd
 from nppkit.errors import NppkitError
 from nppkit.files import write_atomic
 from nppkit.model import MODELS
+from nppkit.study import protocol
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import (
-    EQUAL_EPOCHS,
-    EQUAL_FLOPS,
-    LAMBDA,
-    LEVELS,
-    NPP,
-    NTP,
-    PATCHES,
-    SCHEDULE,
-    Question,
-    answer,
-    decisions,
-)
+from nppkit.study.protocol import NPP, NTP, Question, answer, decisions
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
@@ -183,10 +172,10 @@ def other_models(preset: Preset) -> Finding:
     return Finding("no experiment in the paper", "a plain GPT trains with it in the linked notebook")
 
 
-fid = partial(_by_protocol, question=EQUAL_EPOCHS, name="FID minus NTP's")  # at the common guidance scale
-larger_patches = partial(_by_protocol, question=PATCHES, name="FID of p = 4 minus p = 2")
-larger_lambda = partial(_cheaper, question=LAMBDA, name="FID of lambda 4/5 minus 1/2", to="those of lambda 1/2")
-more_levels = partial(_cheaper, question=LEVELS, name="FID of 4 levels minus 2", to="those of 2 levels")
+fid = partial(_by_protocol, question=protocol.EQUAL_EPOCHS, name="FID minus NTP's")  # at the common guidance scale
+larger_patches = partial(_by_protocol, question=protocol.PATCHES, name="FID of p = 4 minus p = 2")
+larger_lambda = partial(_cheaper, question=protocol.LAMBDA, name="FID of lambda 4/5 minus 1/2", to="those of lambda 1/2")
+more_levels = partial(_cheaper, question=protocol.LEVELS, name="FID of 4 levels minus 2", to="those of 2 levels")
 CLAIMS = [
     Claim("Training costs about 0.6 times as much", cost, "table5_cost"),
     Claim("FID improves, by up to 1.0 (the amount is not tested here)", fid, "report"),
@@ -244,14 +233,14 @@ def at_equal_flops(preset: Preset) -> str:
     found = {size: i for size, run in longer.items() if (i := paired(preset, run, NTP.of(size), "fid")).n}
     if not found:
         return ""
-    words = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, EQUAL_FLOPS)
+    words = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, protocol.EQUAL_FLOPS)
     words = f"{words}; the first study's hint" if words else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
     return f"Beyond the claims, at equal training FLOPs, {words} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 
 def schedule_alone(preset: Preset) -> str:
     """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
-    words = _decided(load_preset(preset.confirmatory), SCHEDULE.text) if preset.confirmatory else ""
+    words = _decided(load_preset(preset.confirmatory), protocol.SCHEDULE.text) if preset.confirmatory else ""
     return f"Warm-up and decay, which the paper's NPP has and its baseline lacks, {words}. " if words else ""
 
 

@@ -97,10 +97,9 @@ def draw_pictures(
 
 def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
     """The transformer of the weights that the preset names for a run: of its size, on the grid of the codes."""
-    path, sizes = find(preset.weights[run.id]), preset.models[run.size]
-    classes = release_config(path, store.grid_size, GPTConfig(**sizes).n_head).num_classes
-    shape = dict(vocab_size=store.vocab_size, num_classes=classes, grid_size=store.grid_size)
-    model, grid = GPT(GPTConfig(**{**shape, **sizes})), store.grid_size
+    path, sizes, grid = find(preset.weights[run.id]), preset.models[run.size], store.grid_size
+    classes = release_config(path, grid, GPTConfig(**sizes).n_head).num_classes
+    model = GPT(GPTConfig(vocab_size=store.vocab_size, num_classes=classes, grid_size=grid, **sizes))
     if not known_grid(path):
         said = f"{path} does not say for which grid it was trained: taken as {grid} x {grid}, that of the codes"
         warnings.warn(said, stacklevel=2)

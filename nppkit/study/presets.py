@@ -1,6 +1,5 @@
 """Presets: every number that decides a study, in one YAML file, checked before any work is done."""
 
-import dataclasses
 import functools
 import os
 import re
@@ -84,16 +83,14 @@ class Preset:
 
     def __post_init__(self):
         d, k, e, t, x = self.data, self.tokenizer, self.evaluation, self.training, self.extractor
-        pixels, codes = k.network.downsampling, k.network.codebook_size
+        pixels, codes, digits = k.network.downsampling, k.network.codebook_size, x.name == "digits"
         unknown = {size.removesuffix("-384") for size in self.runs} - set(self.models)
         wrong = {
             f"data.image_size {d.image_size} is not a multiple of the tokenizer's {pixels}": d.image_size % pixels,
             f"tokenizer.vq.codebook_size {codes} does not fit uint16: {MAX_VOCABULARY:,} at most": codes > MAX_VOCABULARY,
             f"tokenizer needs weights (a file) or steps (to train one): {EXAMPLE}": not (d.text or k.weights or k.steps),
-            "extractor.steps is 0, and the digit classifier is trained here: set it": x.name == "digits"
-            and not (x.steps or d.text),
-            "extractor.weights are not of the digit classifier, which is trained here: take them away": x.name == "digits"
-            and x.weights,
+            "extractor.steps is 0, and the digit classifier is trained here: set it": digits and not (x.steps or d.text),
+            "extractor.weights are not of the digit classifier, which is trained here: take them away": digits and x.weights,
             f"data.path is empty: set it to where the {d.source} is": d.source in OUTSIDE and not d.path,
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
             f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",
@@ -142,8 +139,7 @@ def load_preset(name: str) -> Preset:
 def _load(path: Path, source: str, changed: tuple[int, int]) -> Preset:
     """The preset in a file of that time and size; source is how it is found again."""
     plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()  # "größe 2" is results/groe_2
-    named = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)}
-    preset = build(Preset, {**named, **_read(path), "source": source}, path.name)
+    preset = build(Preset, {"name": re.sub(r"[^A-Za-z0-9_.-]+", "_", plain), **_read(path), "source": source}, path.name)
     if preset.name in preset_names() and path.resolve().parent != FOLDER:
         raise NppkitError(f"{path} has the name of the packaged preset {preset.name}, and would take its results: rename it")
     return preset
@@ -173,6 +169,5 @@ def save_preset(preset: Preset, path: Path) -> None:
     """Write the preset as a YAML file that `load_preset` reads back. NppkitError if it cannot be written."""
     if path.suffix not in (".yaml", ".yml"):
         raise NppkitError(f"{path}: a preset's file is named *.yaml")
-    values = {key: value for key, value in vars(preset).items() if key not in ("name", "source")}
-    content = {key: settings(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
+    content = {key: value for key, value in settings(preset).items() if key not in ("name", "source")}
     write_atomic(path, yaml.safe_dump(content, sort_keys=False, width=120))

@@ -101,11 +101,8 @@ def make_table(preset: Preset, number: int) -> pd.DataFrame:
         settings = {key: row[key] for key in ("type", "model", "patch_size", "lambda", "levels") if key in row}
         if "parameters" in row:
             settings |= {"paper's parameters": row["parameters"], "our parameters": mean(rows, "parameters")}
-        line = {**settings, "ours": _status(preset, run, rows)}
-        if number == 5:
-            line |= table5_columns(preset, row, run, rows)
-        else:
-            line |= quality_columns(preset, row, run, rows)
+        columns = table5_columns if number == 5 else quality_columns
+        line = {**settings, "ours": _status(preset, run, rows), **columns(preset, row, run, rows)}
         if "training_cost" in row:
             line |= cost_columns(preset, run, row["training_cost"])
         lines.append(line)

@@ -333,6 +333,12 @@ def test_browser_adds_other_homes(runs, tmp_path):
     assert list(runs.table["run"]) == ["GPT-B_ntp_seed7"]
 
 
+def test_a_home_that_is_named_again_stands_once(runs):
+    """Who names the folder that is looked at anyway sees no run twice."""
+    runs.form.controls["others"].value = f"{pretrained.HOME}\n{pretrained.HOME}/../{pretrained.HOME.name}"
+    assert list(runs.table["run"]) == sorted(pretrained.RUNS) and len(runs.rows.children) == 2
+
+
 def test_browser_tells_twins_apart(tmp_path):
     """Runs of one id in two presets, and in two homes of one preset: each has its own curve and line."""
     twins = [tmp_path / place / "runs/GPT-B_ntp_seed0" for place in ("a/results/x", "a/results/y", "b/results/x")]

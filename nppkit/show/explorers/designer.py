@@ -50,8 +50,8 @@ class ScheduleDesigner:
         self.replace = control(w.Checkbox, "Replace the file if it exists", value=False)
         self.button = w.Button(description="Save as preset", icon="save", button_style="primary")
         self.button.on_click(lambda _: self.save())
-        self.base.observe(self.take_rate, "value")
-        self.take_rate()
+        # a design begins with the learning rate of the preset that it is based on
+        w.dlink((self.base, "value"), (self.form.controls["lr"], "value"), lambda name: load_preset(name).training.lr)
         self.form.observe(self.redraw)
         self.redraw()
         save = w.VBox([self.base, self.file, self.replace, w.HBox([self.button, self.saved])])
@@ -63,10 +63,6 @@ class ScheduleDesigner:
         controls["levels"].disabled, controls["patch_size"].disabled = kind != KINDS[2], kind != KINDS[1]
         controls["lam"].disabled = kind == KINDS[0]
         self.view.value = self.form.evaluate(draw_design) or self.view.value
-
-    def take_rate(self, *_: object) -> None:
-        """Begin with the learning rate of the preset that the design is based on."""
-        self.form.controls["lr"].value = load_preset(self.base.value).training.lr
 
     @in_turn
     def save(self) -> None:
@@ -83,11 +79,11 @@ class ScheduleDesigner:
             self.saved.value = explanation(str(error))
 
 
-def designed_run(kind: str, levels: int, patch_size: int, lam: str, size: str = "B") -> Run:
+def designed_run(kind: str, levels: int, patch_size: int, lam: str) -> Run:
     """The run that the designer's controls describe."""
     if kind == KINDS[0]:
-        return Run(size)
-    return Run(size, levels=levels, lam=lam) if kind == KINDS[2] else Run(size, patch_size=patch_size, lam=lam)
+        return Run("B")
+    return Run("B", levels=levels, lam=lam) if kind == KINDS[2] else Run("B", patch_size=patch_size, lam=lam)
 
 
 def draw_design(kind, epochs, levels, patch_size, lam, warmup_epochs, decay_fraction, lr, size, gpu, utilisation, images) -> str:

@@ -91,10 +91,7 @@ def prediction_explorer(pixels: Tensor, codes: Tensor, labels: Tensor, tokenizer
         "position": control(w.IntSlider, "Position", min=0, max=(grid // 2) ** 2 - 1, value=5),
     }
 
-    def bound(change: dict) -> None:
-        controls["position"].max = (grid // change["new"]) ** 2 - 1
-
-    controls["patch_size"].observe(bound, "value")
+    w.dlink((controls["patch_size"], "value"), (controls["position"], "max"), lambda p: (grid // p) ** 2 - 1)
 
     def draw(image: int, patch_size: int, position: int) -> str:
         with torch.inference_mode():
