@@ -47,14 +47,6 @@ class ClassifierFeatures(FeatureExtractorBase):
     def get_provided_features_list() -> tuple[str, ...]:
         return ("features", "logits")
 
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.features(pixels)
         values = {"features": features, "logits": self.classifier.head(features)}
