@@ -198,9 +198,8 @@ class Trainer:
 
     def forget(self) -> None:
         """AdamW's state as at the beginning."""
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                value.zero_()
+        for value in optimizer_tensors(self.optimizer, self.model).values():
+            value.zero_()
 
     def backward(self, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
         """Gradients of the global batch's mean loss, and this process's part of that loss."""
@@ -246,10 +245,8 @@ class Trainer:
         before = {key: value.clone() for key, value in optimizer_tensors(self.optimizer, self.model).items()}
         pool = next((graph.graph.pool() for graph in self.graphs.values()), None)
         self.graphs[patch_size] = StepGraph(functools.partial(self.compute, patch_size), *self.batch(0), pool)
-        self.forget()
         for key, value in optimizer_tensors(self.optimizer, self.model).items():
-            if key in before:
-                value.copy_(before[key])
+            value.copy_(before[key]) if key in before else value.zero_()
 
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
