@@ -4,13 +4,12 @@ Batches, crops and label dropout are pure functions of (seed, step, sample), dro
 (seed, step, rank), the learning rate of the step: a checkpoint needs no random state and no data position.
 """
 
-import contextlib
 import functools
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,7 +134,7 @@ class Trainer:
         if o.shard and batch % n:  # all must compute as many pieces
             raise NppkitError(f"shard: {n} processes do not divide batch_size {batch}")
 
-    @contextlib.contextmanager
+    @contextmanager
     def running(self) -> Iterator[range]:
         """Be the only writer of this run, from its newest checkpoint on: the steps that are still to be made.
 
