@@ -100,10 +100,9 @@ def load_reference(path: str | Path, extractor: FeatureExtractorBase) -> Referen
     """A saved reference. NppkitError names the file if it is damaged, or was seen by another extractor."""
     a = files.read_arrays(path, Reference.__dataclass_fields__)
     text = {key: str(a[key]) for key in ("source", "digest", "extractor", "extractor_sha256")}
-    if (text["extractor"], text["extractor_sha256"]) != (extractor.get_name(), extractor.sha256):
-        raise NppkitError(
-            f"{path} holds features of {text['extractor']} with other weights: make it again with {extractor.get_name()}"
-        )
+    name = extractor.get_name()
+    if (text["extractor"], text["extractor_sha256"]) != (name, extractor.sha256):
+        raise NppkitError(f"{path} holds features of {text['extractor']} with other weights: make it again with {name}")
     features, index = a["features"], a["index"]
     if features.dtype != np.float32 or features.ndim != 2 or index.shape != features.shape[:1]:
         raise NppkitError(f"{path}: features are {features.dtype} {features.shape}, not float32 (images, D) with an index each")
