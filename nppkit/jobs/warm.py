@@ -51,8 +51,7 @@ class Process(subprocess.Popen):
     def __init__(self, program: list[str], variables: dict[str, str], folder: str, session: bool = False):
         """Run `python -m *program`. ConnectionError without a server, or if it is of another environment."""
         self.connection, self.args, self.returncode = socket.socket(socket.AF_UNIX), program, None
-        request = {"program": program, "variables": variables, "folder": folder, "session": session}
-        request["environment"] = environment(variables)
+        request = dict(program=program, variables=variables, folder=folder, session=session, environment=environment(variables))
         request["ignored"] = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]  # nohup
         try:
             self.connection.connect(os.environ.get(WARM, ""))
