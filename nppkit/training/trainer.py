@@ -273,8 +273,7 @@ class Trainer:
             row["coarse"] = sum(self.patch_size(step) != 1 for step in range(self.step - steps, self.step)) / steps
         row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps}
         row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
-        row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
-        row["heldout_nll"] = math.nan
+        row |= {"images_per_second": steps * self.config.batch_size / self.spent[0], "heldout_nll": math.nan}
         if measured:
             row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision, processes=self.processes)
             if len(self.heldout) and not math.isfinite(row["heldout_nll"]):
