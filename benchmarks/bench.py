@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from nppkit.files import write_atomic
-from nppkit.machine.devices import pick_device
+from nppkit.machine.devices import autocast, pick_device
 from nppkit.model import GPT, MODELS, GPTConfig
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
@@ -84,6 +84,14 @@ def random_batch(config: GPTConfig, batch_size: int) -> tuple[torch.Tensor, torc
     """Codes (B, N) and labels (B,)."""
     codes = torch.randint(config.vocab_size, (batch_size, config.block_size), device=DEVICE)
     return codes, torch.randint(config.num_classes, (batch_size,), device=DEVICE)
+
+
+def step(loss_fn: Callable, model: GPT, codes: torch.Tensor, labels: torch.Tensor, patch_size: int = 1) -> None:
+    """Forward and backward pass of a training step: gradients are new ones."""
+    model.zero_grad(set_to_none=True)
+    with autocast(DEVICE, PRECISION):
+        loss = loss_fn(model, codes, labels, patch_size)
+    loss.backward()
 
 
 def machine() -> dict:

@@ -1,5 +1,6 @@
 """Where the time of the eager step goes (GPT-B, batch 8, p = 1), with every operation's FLOPs and least memory traffic."""
 
+import functools
 import math
 import time
 
@@ -8,7 +9,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nppkit.loss import npp_loss
-from nppkit.machine.devices import autocast
 
 BATCH, SHARE = 8, 0.005  # operations below this share of the time are added up as "other"
 
@@ -64,14 +64,7 @@ def bandwidth() -> float:
 
 def measure() -> dict:
     model = bench.gpt_b()
-    codes, labels = bench.random_batch(model.config, BATCH)
-
-    def step():
-        with autocast(bench.DEVICE, bench.PRECISION):
-            loss = npp_loss(model, codes, labels, 1)
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-
+    step = functools.partial(bench.step, npp_loss, model, *bench.random_batch(model.config, BATCH))
     step()
     times = bench.interleaved({"yardstick": bench.yardstick()}, repeats=5)
     peak = bench.gflops(2 * bench.SIDE**3, times["yardstick"])

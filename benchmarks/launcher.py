@@ -9,6 +9,8 @@ from pathlib import Path
 
 import bench
 
+from nppkit.jobs import timing
+
 RUN = "GPT-B_ntp_seed0"
 IMPORTS = {"torch": "import torch", "nppkit": "import torch, nppkit.training.trainer, nppkit.sample, nppkit.jobs.launch"}
 
@@ -34,10 +36,9 @@ def first_steps() -> float:
 
 def processor_seconds(*words: str, **variables: str) -> float:
     """User and system time of a Python process and its children: unlike wall time, little changed by what else runs."""
-    before = os.times()
+    before = timing.processor_seconds()
     subprocess.run([sys.executable, *words], check=True, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    return timing.processor_seconds() - before
 
 
 def job_seconds() -> dict[str, float]:

@@ -4,6 +4,7 @@ On a CPU it is the process's peak resident size, so every patch side is measured
 """
 
 import ctypes
+import functools
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import bench
 import torch
 
 from nppkit.loss import npp_loss
-from nppkit.machine.devices import autocast, compiled
+from nppkit.machine.devices import compiled
 from nppkit.training.config import TrainingConfig
 from nppkit.training.trainer import make_optimizer
 
@@ -42,14 +43,8 @@ def peak(step) -> int:
 
 def one_side(patch_size: int) -> dict:
     model = bench.gpt_b()
-    optimizer, loss_fn = make_optimizer(model, TrainingConfig()), compiled(npp_loss, bench.DEVICE)
-    codes, labels = bench.random_batch(model.config, BATCH)
-
-    def step():
-        with autocast(bench.DEVICE, bench.PRECISION):
-            loss = loss_fn(model, codes, labels, patch_size)
-        loss.backward()
-
+    optimizer, batch = make_optimizer(model, TrainingConfig()), bench.random_batch(model.config, BATCH)
+    step = functools.partial(bench.step, compiled(npp_loss, bench.DEVICE), model, *batch, patch_size)
     step()  # compilation
     optimizer.step()  # its state
     optimizer.zero_grad(set_to_none=True)

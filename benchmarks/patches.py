@@ -6,22 +6,14 @@ import bench
 from speed import fit_patch_cost
 
 from nppkit.loss import npp_loss
-from nppkit.machine.devices import autocast, compiled
+from nppkit.machine.devices import compiled
 
 BATCH, SIDES = 16, (1, 2, 4, 8, 16)
 
 
 def measure() -> dict:
     model = bench.gpt_b()
-    codes, labels = bench.random_batch(model.config, BATCH)
-    loss_fn = compiled(npp_loss, bench.DEVICE)
-
-    def step(patch_size):
-        model.zero_grad(set_to_none=True)
-        with autocast(bench.DEVICE, bench.PRECISION):
-            loss = loss_fn(model, codes, labels, patch_size)
-        loss.backward()
-
+    step = functools.partial(bench.step, compiled(npp_loss, bench.DEVICE), model, *bench.random_batch(model.config, BATCH))
     cases = {str(p): functools.partial(step, p) for p in SIDES} | {"yardstick": bench.yardstick()}
     times = bench.interleaved(cases, repeats=2)
     seconds = {name: bench.summary(values) for name, values in times.items()}

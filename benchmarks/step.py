@@ -1,10 +1,12 @@
 """Forward and backward pass of GPT-B, batch 8, p = 1, dropout on, against the yardstick; optimiser and clipping apart."""
 
+from functools import partial
+
 import bench
 import torch
 
 from nppkit.loss import npp_loss
-from nppkit.machine.devices import autocast, compiled
+from nppkit.machine.devices import compiled
 from nppkit.training.config import TrainingConfig
 from nppkit.training.trainer import make_optimizer
 
@@ -20,17 +22,9 @@ def model_flops(c, batch_size: int) -> float:
 
 def measure() -> dict:
     model, config = bench.gpt_b(), TrainingConfig()
-    codes, labels = bench.random_batch(model.config, BATCH)
-    optimizer = make_optimizer(model, config)
-
-    def step(loss_fn):
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(bench.DEVICE, bench.PRECISION):
-            loss = loss_fn(model, codes, labels, 1)
-        loss.backward()
-
-    fast = compiled(npp_loss, bench.DEVICE)
-    cases = {"eager": lambda: step(npp_loss), "yardstick": bench.yardstick(), "compiled": lambda: step(fast)}
+    batch, optimizer = bench.random_batch(model.config, BATCH), make_optimizer(model, config)
+    eager, fast = (partial(bench.step, loss_fn, model, *batch) for loss_fn in (npp_loss, compiled(npp_loss, bench.DEVICE)))
+    cases = {"eager": eager, "yardstick": bench.yardstick(), "compiled": fast}
     cases["clip"] = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     cases["optimizer"] = optimizer.step
     times = bench.interleaved(cases, repeats=5)

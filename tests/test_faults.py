@@ -379,19 +379,22 @@ def test_what_is_written_outlives_damaged_ones(store, tmp_path, damaged, begins)
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(30)"
 DEADLINE = f"""
 import subprocess, sys
-from nppkit.jobs import launch
+from nppkit.jobs import kernels, launch
 launch.GRACE_SECONDS = 0.5
 kernel = subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE)
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+kernels.KERNELS.append(kernel)
 kernel.stdout.readline()
 launch.stop_kernels()
-print(kernel.wait())
+print(kernel.wait(), other.poll())
+other.kill()
 """
 
 
 def test_a_kernel_that_does_not_stop_is_ended():
-    """After SIGTERM a kernel has a deadline for its checkpoint; one that ignores it is killed."""
+    """After SIGTERM a kernel has a deadline for its checkpoint; one that ignores it is killed. Other children are left alone."""
     result = subprocess.run([sys.executable, "-c", DEADLINE], capture_output=True, text=True, check=True)
-    assert int(result.stdout) == -signal.SIGKILL
+    assert result.stdout.split() == [str(-signal.SIGKILL), "None"]
 
 
 def test_the_documented_tests_exist():

@@ -6,8 +6,8 @@ It is forked by a warm server (nppkit/jobs/warm.py) where there is one, and star
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from subprocess import Popen
 
-import psutil
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
@@ -15,7 +15,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 from nppkit.jobs import warm
 
 NAME, PROVISIONER = "python3", "nppkit-provisioner"
-FORKED: list[warm.Process] = []  # kernels of this process
+KERNELS: list[Popen] = []  # those that this process has started, forked ones among them
 
 
 class OwnKernel(AsyncKernelManager):
@@ -32,12 +32,12 @@ class Provisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: object) -> dict:
         """Start `python -m ipykernel_launcher ...` and say where it listens."""
         try:
-            self.process = warm.Process(cmd[2:], dict(options["env"]), str(options.get("cwd") or Path.cwd()), session=True)
+            self.cwd = options.get("cwd") or Path.cwd()
+            self.process = warm.Process(cmd[2:], dict(options["env"]), str(self.cwd), session=True)
+            self.pid = self.pgid = self.process.pid
         except ConnectionError:
-            return await super().launch_kernel(cmd, **options)
-        FORKED.append(self.process)
-        self.pid = self.pgid = self.process.pid
-        self.cwd = Path(options.get("cwd") or Path.cwd())
+            await super().launch_kernel(cmd, **options)
+        KERNELS.append(self.process)
         return self.connection_info
 
 
@@ -46,8 +46,3 @@ def use_forked_kernels() -> None:
     factory = KernelProvisionerFactory.instance()
     factory.provisioners[PROVISIONER] = EntryPoint(PROVISIONER, f"{__name__}:{Provisioner.__name__}", factory.GROUP_NAME)
     factory.default_provisioner_name = PROVISIONER
-
-
-def running() -> list[psutil.Process]:
-    """The kernels of this process that run."""
-    return psutil.Process().children() + [psutil.Process(kernel.pid) for kernel in FORKED if kernel.poll() is None]

@@ -166,12 +166,11 @@ def with_kernel(run: Callable[[], object], stop: StopRequest) -> None:
 
 def stop_kernels() -> None:
     """Ask the kernels of this process to stop, as after SIGTERM, and end them after GRACE_SECONDS."""
-    from nppkit.jobs.kernels import running
+    from nppkit.jobs.kernels import KERNELS
 
-    kernels = running()
-    for kernel in kernels:
+    for kernel in KERNELS:
         kernel.terminate()
-    deadline = threading.Timer(GRACE_SECONDS, lambda: [kernel.kill() for kernel in kernels if kernel.is_running()])
+    deadline = threading.Timer(GRACE_SECONDS, lambda: [kernel.kill() for kernel in KERNELS])
     deadline.daemon = True
     deadline.start()
 

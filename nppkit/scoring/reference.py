@@ -19,7 +19,6 @@ from nppkit import files, noise
 from nppkit.data.images import ImageSet, reference_pixels
 from nppkit.data.npz import read_npz
 from nppkit.errors import NppkitError
-from nppkit.files import npz_keys, read_arrays, save_arrays
 from nppkit.scoring.features import extract_features
 
 KEPT = 10_000  # images whose features are kept, as many as ADM's file holds
@@ -44,7 +43,7 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write an npz file without pickles, so that the file is either whole or absent."""
-        save_arrays(path, **{**vars(self), "features": self.features.numpy()})
+        files.save_arrays(path, **{**vars(self), "features": self.features.numpy()})
 
 
 class Moments:
@@ -89,7 +88,7 @@ def reference_from_adm(path: str | Path, extractor: FeatureExtractorBase) -> Ref
 
     NppkitError names the file if its keys, shapes or values are wrong, or are not of this extractor's features.
     """
-    arrays, pixels = read_arrays(path, ("mu", "sigma")), read_npz(path)
+    arrays, pixels = files.read_arrays(path, ("mu", "sigma")), read_npz(path)
     dim = extract_features(extractor, pixels[:1])["features"].shape[1]
     mu, sigma = check_moments(path, arrays["mu"], arrays["sigma"], dim)  # before minutes of features
     features = extract_features(extractor, pixels)["features"]
@@ -99,12 +98,11 @@ def reference_from_adm(path: str | Path, extractor: FeatureExtractorBase) -> Ref
 
 def load_reference(path: str | Path, extractor: FeatureExtractorBase) -> Reference:
     """A saved reference. NppkitError names the file if it is damaged, or was seen by another extractor."""
-    a = read_arrays(path, Reference.__dataclass_fields__)
+    a = files.read_arrays(path, Reference.__dataclass_fields__)
     text = {key: str(a[key]) for key in ("source", "digest", "extractor", "extractor_sha256")}
-    if (text["extractor"], text["extractor_sha256"]) != (extractor.get_name(), extractor.sha256):
-        raise NppkitError(
-            f"{path} holds features of {text['extractor']} with other weights: make it again with {extractor.get_name()}"
-        )
+    name = extractor.get_name()
+    if (text["extractor"], text["extractor_sha256"]) != (name, extractor.sha256):
+        raise NppkitError(f"{path} holds features of {text['extractor']} with other weights: make it again with {name}")
     features, index = a["features"], a["index"]
     if features.dtype != np.float32 or features.ndim != 2 or index.shape != features.shape[:1]:
         raise NppkitError(f"{path}: features are {features.dtype} {features.shape}, not float32 (images, D) with an index each")
@@ -121,7 +119,7 @@ def prepare_reference(
     Features are extracted once and kept in the folder `cache`, under a digest of all that decides them.
     """
     file = files.located(setting)
-    if setting and "features" in npz_keys(file):
+    if setting and "features" in files.npz_keys(file):
         return load_reference(file, extractor)
     origin = files.sha256(file) if setting else f"{images.digest} {size} {KEPT}"
     key = hashlib.sha256(f"{origin} {extractor.get_name()} {extractor.sha256}".encode()).hexdigest()

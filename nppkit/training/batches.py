@@ -9,10 +9,7 @@ from torch import Tensor
 from nppkit import noise
 from nppkit.data.codes import CodeStore
 
-
-@functools.lru_cache(maxsize=2)
-def _order(images: int, seed: int, visit: int) -> np.ndarray:
-    return noise.permutation(images, seed, noise.PERMUTATION, visit)
+permuted = functools.lru_cache(maxsize=2)(noise.permutation)  # the same one for every step of a visit
 
 
 def batch_at(store: CodeStore, step: int, batch_size: int, seed: int, label_dropout: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -22,7 +19,8 @@ def batch_at(store: CodeStore, step: int, batch_size: int, seed: int, label_drop
     """
     slot = np.arange(batch_size)
     visit, position = np.divmod(step * batch_size + slot, len(store))
-    images = np.concatenate([_order(len(store), seed, int(v))[position[visit == v]] for v in np.unique(visit)])
+    orders = {v: permuted(len(store), seed, noise.PERMUTATION, v) for v in np.unique(visit).tolist()}
+    images = np.concatenate([order[position[visit == v]] for v, order in orders.items()])
     crops = noise.integers(store.crops, seed, noise.CROP, step, slot)
     codes, labels = store.batch(images, crops)
     dropped = noise.uniform(seed, noise.LABEL_DROPOUT, step, slot) < label_dropout

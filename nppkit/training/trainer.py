@@ -4,13 +4,12 @@ Batches, crops and label dropout are pure functions of (seed, step, sample), dro
 (seed, step, rank), the learning rate of the step: a checkpoint needs no random state and no data position.
 """
 
-import contextlib
 import functools
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,7 +134,7 @@ class Trainer:
         if o.shard and batch % n:  # all must compute as many pieces
             raise NppkitError(f"shard: {n} processes do not divide batch_size {batch}")
 
-    @contextlib.contextmanager
+    @contextmanager
     def running(self) -> Iterator[range]:
         """Be the only writer of this run, from its newest checkpoint on: the steps that are still to be made.
 
@@ -198,9 +197,8 @@ class Trainer:
 
     def forget(self) -> None:
         """AdamW's state as at the beginning."""
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                value.zero_()
+        for value in optimizer_tensors(self.optimizer, self.model).values():
+            value.zero_()
 
     def backward(self, codes: Tensor, labels: Tensor, patch_size: int) -> Tensor:
         """Gradients of the global batch's mean loss, and this process's part of that loss."""
@@ -246,10 +244,8 @@ class Trainer:
         before = {key: value.clone() for key, value in optimizer_tensors(self.optimizer, self.model).items()}
         pool = next((graph.graph.pool() for graph in self.graphs.values()), None)
         self.graphs[patch_size] = StepGraph(functools.partial(self.compute, patch_size), *self.batch(0), pool)
-        self.forget()
         for key, value in optimizer_tensors(self.optimizer, self.model).items():
-            if key in before:
-                value.copy_(before[key])
+            value.copy_(before[key]) if key in before else value.zero_()
 
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
@@ -277,8 +273,7 @@ class Trainer:
             row["coarse"] = sum(self.patch_size(step) != 1 for step in range(self.step - steps, self.step)) / steps
         row |= {"loss": sum(self.losses) / steps, "grad_norm": sum(self.norms) / steps}
         row |= {"seconds": self.spent[0], "cpu_seconds": self.spent[1]}
-        row["images_per_second"] = steps * self.config.batch_size / self.spent[0]
-        row["heldout_nll"] = math.nan
+        row |= {"images_per_second": steps * self.config.batch_size / self.spent[0], "heldout_nll": math.nan}
         if measured:
             row["heldout_nll"] = heldout_nll(self.model, self.heldout, self.device, self.precision, processes=self.processes)
             if len(self.heldout) and not math.isfinite(row["heldout_nll"]):

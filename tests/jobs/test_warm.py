@@ -6,8 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-import nbformat
 import pytest
+from test_launch import notebook_of
 
 from nppkit.jobs import warm
 
@@ -157,16 +157,11 @@ def test_a_job_in_a_forked_kernel(tmp_path):
 
     Its tables have as many columns as a started kernel's.
     """
-    cells = [
-        "preset: str = ''",
+    notebook_of(
+        tmp_path / "notebooks",
         "import os, sys, pandas\ncolumns = pandas.get_option('display.max_columns')\n"
         "open('../made.txt', 'w').write(f\"{os.getppid()} {'colorsys' in sys.modules} {columns}\")",
-    ]
-    cells = [nbformat.v4.new_code_cell(source) for source in cells]
-    cells[0].metadata["tags"] = ["parameters"]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks/make.ipynb")
+    )
     script = """
     from pathlib import Path
     from nppkit.jobs import launch
@@ -178,3 +173,29 @@ def test_a_job_in_a_forked_kernel(tmp_path):
     out, status, errors = served(tmp_path, script, modules="ipykernel.kernelapp colorsys pandas")
     server, *said = out.split()
     assert said == [server, "True", "20", "True"] and status == 0, errors
+
+
+def test_a_forked_kernel_stops_with_its_launcher(tmp_path):
+    """SIGTERM to the launcher is one to the kernel, which is no child of its process; none runs on."""
+    notebook_of(tmp_path / "notebooks", "import time\nopen('../begun', 'w').close()\ntime.sleep(600)")
+    script = """
+    import threading
+    from pathlib import Path
+    from nppkit.jobs import kernels, launch
+    from nppkit.machine.guard import Interrupted
+    from nppkit.study.records import Job
+    launch.NOTEBOOKS, begun = Path("notebooks").resolve(), Path("begun").resolve()
+
+    def stop():
+        while not begun.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        launch.execute(Job("make", "make", {}, Path.cwd(), ("made.txt",), (), {}), {})
+    except Interrupted as error:
+        print(error.status, *(f"{type(kernel).__module__} {kernel.wait()}" for kernel in kernels.KERNELS))
+    """
+    out, status, errors = served(tmp_path, script, modules="ipykernel.kernelapp")
+    assert out == "75 nppkit.jobs.warm -15\n" and status == 0, errors

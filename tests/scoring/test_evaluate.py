@@ -101,6 +101,7 @@ def test_torch_fidelity_agrees(digits, tmp_path, monkeypatch):
         feature_extractor="digits",
         feature_extractor_weights_path=str(tmp_path / "digits.safetensors"),
         **dict.fromkeys(("isc", "fid", "kid", "prc"), True),
+        **{f"feature_layer_{metric}": "logits" if metric == "isc" else "features" for metric in ("isc", "fid", "kid", "prc")},
         **dict.fromkeys(("cuda", "cache", "verbose"), False),
         **{"isc_splits": 3, "kid_subset_size": 70, "kid_subsets": 4},
     )
