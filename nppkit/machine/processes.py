@@ -55,6 +55,7 @@ class Processes:
             full = whole(tensor)
             if self.rank == 0:
                 gathered[name] = full.cpu()
+            del full  # before the next one is put together
         return gathered
 
 

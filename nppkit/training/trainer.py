@@ -245,7 +245,7 @@ class Trainer:
         pool = next((graph.graph.pool() for graph in self.graphs.values()), None)
         self.graphs[patch_size] = StepGraph(functools.partial(self.compute, patch_size), *self.batch(0), pool)
         for key, value in optimizer_tensors(self.optimizer, self.model).items():
-            value.copy_(before[key]) if key in before else value.zero_()
+            value.copy_(before.get(key, torch.zeros_like(value)))  # none before the first step
 
     def lap(self) -> None:
         """Add the time since the last mark, after the device has finished, and check the losses so far."""
