@@ -168,7 +168,7 @@ def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match="make is not tried again: Diverged: step 3: loss nan"):
         launch.execute(job, {})
     assert (job.folder / "make.ipynb").stat().st_mtime_ns == tried
-    (job.folder / "make.ipynb").touch()  # an attempt since then, which did not come to its end
+    os.utime(job.folder / "make.ipynb", ns=(tried, tried + 10**9))  # an attempt since then, which did not come to its end
     with pytest.raises(NppkitError, match="make failed: Diverged"):
         launch.execute(job, {})
     monkeypatch.setenv(launch.ATTEMPT, "1")  # the same command typed again
