@@ -17,6 +17,7 @@ from typing import NoReturn
 from nppkit.errors import NppkitError
 from nppkit.gpus import GPUS, UTILISATION
 from nppkit.jobs.warm import command as command_of_a_warm_server
+from nppkit.tokenizer_config import TOKENIZERS
 
 parser = argparse.ArgumentParser(prog="nppkit", description="Next Patch Prediction: run a study, or a part of one.")
 groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
@@ -185,7 +186,7 @@ def extract(a: argparse.Namespace) -> None:
     argument("labels", type=Path, help="e.g. imagenet256_labels"),
     argument("out", type=Path, help="the store's folder"),
     argument("--second-set", type=Path, action="append", default=[], help="codes of more crops, e.g. those at 1.05"),
-    argument("--vocab-size", type=int, default=16384, help="codes (default %(default)s, VQ-16's)"),
+    argument("--vocab-size", type=int, default=TOKENIZERS["VQ-16"].codebook_size, help="codes (default %(default)s, VQ-16's)"),
     argument("--image-size", type=int, default=0, help="pixels; 0: 16 a code"),
     argument("--class-names", type=Path, help="a text file, a name a line"),
     argument("--tokenizer", type=Path, help="the tokenizer.safetensors whose codes these are"),

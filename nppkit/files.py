@@ -54,9 +54,9 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_digest(content: Any) -> str:
-    """sha256 of what JSON can hold, in whatever order its keys were given."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def json_digest(content: Any, default: Callable | None = None) -> str:
+    """sha256 of what JSON can hold, its keys in any order; what it cannot hold, `default` turns into something that it can."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def remedy(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """A job, and the record that says whether its results are complete and current."""
 
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -12,7 +11,7 @@ from pathlib import Path
 from nppkit.data.contents import difference, digest_of
 from nppkit.data.images import source_contents
 from nppkit.errors import NppkitError
-from nppkit.files import located, noted, sha256, write_atomic
+from nppkit.files import json_digest, located, noted, sha256, write_atomic
 from nppkit.study.provenance import made
 
 
@@ -48,7 +47,7 @@ class Job:
     def digest(self) -> str:
         """sha256 of the configuration, which includes the upstream configurations' digests."""
         content = {"config": self.config, "upstream": [job.digest for job in self.upstream]}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return json_digest(content, default=str)
 
 
 def read_inputs(job: Job) -> dict[str, str]:
@@ -112,7 +111,7 @@ def processor(job: Job) -> str:
 def outputs_digest(job: Job) -> str:
     """One digest for all that a complete job wrote, as its record has it; empty without a record."""
     record = _read_record(job)
-    return hashlib.sha256(json.dumps(record["outputs"], sort_keys=True).encode()).hexdigest() if record else ""
+    return json_digest(record["outputs"]) if record else ""
 
 
 def _read_record(job: Job) -> dict | None:
