@@ -17,6 +17,12 @@ from nppkit.study.presets import load_preset
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a seed of its own does not depend on the tests before it, which differ from run to run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """results/, figures/ and checkpoints/ in a temporary folder."""
