@@ -108,11 +108,11 @@ def context(cited: dict, data: str, name: str, licence: str) -> list[dict]:
 
 
 def add_file(crate: ROCrate, folder: Path, path: Path, parent: object, licence: str) -> None:
-    """A file, as a part of `parent`. What holds pictures or their codes has the licence of the data that it was made from."""
+    """A file, as a part of `parent`. What holds pictures or their codes has the licence of its data, all else the folder's."""
     facts = {"contentSize": str(path.stat().st_size), "sha256": files.sha256(path)}
     facts["encodingFormat"] = FORMATS.get(path.suffix, "application/octet-stream")
-    of_the_data = path.suffix in (".png", ".npz", ".npy")
-    facts["license"] = {"@id": f"https://spdx.org/licenses/{licence}" if of_the_data else MIT}
+    if path.suffix in (".png", ".npz", ".npy"):
+        facts["license"] = {"@id": f"https://spdx.org/licenses/{licence}"}
     entity = crate.add_file(dest_path=str(path.relative_to(folder)), properties=facts)
     if parent is not crate.root_dataset:
         crate.root_dataset["hasPart"] = [part for part in crate.root_dataset["hasPart"] if part is not entity]

@@ -286,9 +286,9 @@ class Trainer:
         self.mark = clock()
 
     def write_history(self) -> None:
-        """Write history.csv, if this is the first process."""
+        """Write history.csv, if this is the first process: to nine digits, which tell any two fp32 numbers apart."""
         if self.processes.rank == 0:
-            write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False))
+            write_atomic(self.history_path, pd.DataFrame(self.history).to_csv(index=False, float_format="%.9g"))
 
     @property
     def score(self) -> float:

@@ -344,6 +344,8 @@ def test_history_follows_the_schedule(store, tmp_path):
     expected = [learning_rate(s - 1, SEGMENTS, 3, 1e-2) for s in history["step"]]
     assert history["lr"].tolist() == expected
     assert history["heldout_nll"].notna().tolist() == history["step"].isin([6, 12, 24]).tolist()
+    written = pd.read_csv(tmp_path / "run/history.csv")
+    pd.testing.assert_frame_equal(written, history, check_dtype=False, rtol=5e-9, atol=0)
 
 
 def test_constant_learning_rate(store, tmp_path):
