@@ -31,10 +31,12 @@ try:
     PRESET = presets.load_preset(config.get("preset", "demo"))
     JOBS = graph.graph(PRESET)
     protocol.questions(PRESET)  # refuses one that no run will answer
+    PLACES = RUN.devices if "devices" in ASKED else 0, RUN.nodes  # a training's; 0: the preset's GPUs
+    WORDS = {job.name: slurm.parameters(PRESET, job, *PLACES, RUN.shard) for job in JOBS}
+    ASKS_FOR = {job.name: slurm.request(PRESET, job, *PLACES) for job in JOBS}
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
 LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run --with-parent {shlex.quote(config.get('preset', 'demo'))} {{}}"
-PLACES = RUN.devices if "devices" in ASKED else 0, RUN.nodes  # a training's; 0: the preset's GPUs
 EVENTS = " -p tensorboard true" * RUN.tensorboard
 
 # Looking changes nothing: only a run that is to do something sets records aside that are no longer valid.
@@ -71,10 +73,9 @@ for job in JOBS:
         message:
             job.name
         params:
-            command=LAUNCH.format(targets.launch_arguments(job)) + slurm.parameters(PRESET, job, *PLACES, RUN.shard)
-            + EVENTS * (job.notebook == "train"),
+            command=LAUNCH.format(targets.launch_arguments(job)) + WORDS[job.name] + EVENTS * (job.notebook == "train"),
         resources:
-            **slurm.request(PRESET, job, *PLACES),
+            **ASKS_FOR[job.name],
             attempt=lambda wildcards, attempt: attempt,
         shell:
             "NPPKIT_ATTEMPT={resources.attempt} exec {params.command}"  # exec so that SIGTERM reaches the launcher, and is waited for

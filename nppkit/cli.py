@@ -265,9 +265,11 @@ def where(a: argparse.Namespace) -> None:
         if any(results_dir(a.preset).glob(pattern)):
             print(f"{name}: {(results_dir(a.preset) / pattern).relative_to(home())}")
     for job in jobs:
+        if a.reports and not {rule_name(job), job.name} & set(a.reports):
+            continue
         if a.notebooks:
             print(job.notebook)
-        elif not a.reports or {rule_name(job), job.name} & set(a.reports):
+        else:
             missing = "" if all(job.path(name).exists() for name in job.outputs) else " (not made yet)"
             print(f"{job.name}{missing}:", *(job.path(name).relative_to(home()) for name in job.outputs))
 

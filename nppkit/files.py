@@ -133,6 +133,18 @@ def npz_keys(path: str | Path) -> list[str]:
     return _npz(path, lambda file: list(file.files))
 
 
+def npz_length(path: str | Path, key: str) -> int:
+    """How many rows an array of an npz file has, from its header alone. NppkitError as of read_arrays."""
+
+    def header(file: np.lib.npyio.NpzFile) -> int:
+        with file.zip.open(f"{key}.npy") as array:
+            version = np.lib.format.read_magic(array)
+            of = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return of(array)[0][0]
+
+    return _npz(path, header)
+
+
 def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     """The named arrays of an npz file. NppkitError names a missing or damaged file, and a missing key."""
     present = npz_keys(path)

@@ -251,8 +251,11 @@ def export(checkpoint: Path, out: Path) -> None:
     """
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     state, _ = read_state(file)
-    if noted(file.with_name("state.json")).get("condition") == "names":
+    note = noted(file.with_name("state.json"))
+    if note.get("condition") == "names":
         raise NppkitError(f"{checkpoint} was trained on names of classes, which LlamaGen does not read: draw from it here")
+    if set(re.findall(r"\d+", str((note.get("history") or [{}])[-1].get("patch_size", 1)))) != {"1"}:
+        raise NppkitError(f"{checkpoint} still trains on patches: take a checkpoint of the end")
     if patches := [key for key in state if key.startswith("windows.")]:
         raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")
     with replacing(out) as temporary:

@@ -7,12 +7,12 @@ Images are (B, 3, S, S) in [-1, 1]; codes are (B, N) int64 in raster order of th
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
-from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nppkit.errors import NppkitError
 from nppkit.grouping import require_range
 from nppkit.tokenizer_config import VQConfig
 from nppkit.window import square
@@ -174,7 +174,9 @@ class VQModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes (B, N) of images (B, 3, S, S) in [-1, 1]. NppkitError for a side that makes no grid."""
-        square(prod(map(self.config.grid_size, images.shape[-2:])))
+        height, width = map(self.config.grid_size, images.shape[-2:])
+        if height != width:
+            raise NppkitError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels: cut squares of them")
         return self.quantize.nearest(self.latent(images)).flatten(1)
 
     def decode(self, codes: Tensor) -> Tensor:

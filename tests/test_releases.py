@@ -153,6 +153,18 @@ def test_a_training_on_patches_is_not_exported(tmp_path):
     assert not (tmp_path / "ours.pt").exists()
 
 
+@pytest.mark.parametrize("patch_size", [2, "1x2x2", 1, "1x1x1"])
+def test_a_checkpoint_of_the_patches_is_not_exported(tmp_path, patch_size):
+    """Patches by the mean leave no tensor behind; the history that lies beside the weights tells."""
+    state = {"config_digest": "d", "history": [{"patch_size": 4}, {"patch_size": patch_size}]}
+    folder = save_checkpoint(tmp_path, 3, {"model": gpt().state_dict()}, state)
+    if "2" not in str(patch_size):
+        releases.export(folder, tmp_path / "ours.pt")
+        return
+    with pytest.raises(NppkitError, match="step_00000003 still trains on patches: take a checkpoint of the end"):
+        releases.export(folder, tmp_path / "ours.pt")
+
+
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
 def test_a_training_on_names_is_not_exported(tmp_path, file):
     """Its table of bytes has the shape of a table of classes, so LlamaGen's scripts would read it and draw nonsense."""

@@ -187,7 +187,7 @@ def find_job(notebook: str, preset: Preset, run_id: str = "", large: bool = Fals
     if run_id and notebook not in trained:
         raise NppkitError(f"run {run_id!r} is for train and evaluate, not for {notebook}: leave it out")
     if notebook in tokenizers:
-        return tokenize_job(preset, large)
+        return tokenize_job(preset.of_images() if large else preset, large)
     if notebook in trained:
         return (train_job if notebook == "train" else evaluate_job)(preset, find_run(preset, run_id))
     return report_job(preset, notebook)

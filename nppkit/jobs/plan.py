@@ -16,9 +16,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nppkit import cost
+from nppkit.data.config import DataConfig
 from nppkit.data.images import CROPS, check_heldout, count_images
 from nppkit.errors import NppkitError
-from nppkit.files import located
+from nppkit.files import located, npz_length
 from nppkit.gpus import GPU, GPUS
 from nppkit.jobs import timing
 from nppkit.machine.progress import progress
@@ -72,6 +73,8 @@ def images_of(preset: Preset) -> tuple[int, str]:
     and where nothing is left to train on.
     """
     d, t = preset.data, preset.training
+    if d.source == "npz" and located(d.path).is_file():
+        return npz_length(located(d.path), "arr_0"), d.path
     if d.source in COUNTS:
         return COUNTS[d.source], d.source
     if d.source == "folder" and located(d.path).is_dir():
@@ -92,8 +95,20 @@ def counted(preset: Preset) -> str:
 def crops(preset: Preset) -> int:
     """Crops that are encoded once."""
     d, (images, _) = preset.data, images_of(preset)
-    images = (min(images, d.limit) if d.limit else images) + d.heldout * bool(d.heldout_path)
-    return images * CROPS[d.crops]
+    images = min(images, d.limit) if d.limit else images
+    return (images + _kept_apart(d)) * CROPS[d.crops]
+
+
+def _kept_apart(d: DataConfig) -> int:
+    """Held-out images that have a place of their own, as far as they are there to be counted."""
+    place = located(d.heldout_path)
+    if d.heldout_path and d.source == "folder" and place.is_dir():
+        found = count_images(place)[0]
+    elif d.heldout_path and d.source == "npz" and place.is_file():
+        found = npz_length(place, "arr_0")
+    else:
+        return d.heldout * bool(d.heldout_path)
+    return min(d.heldout or found, found)
 
 
 def coding_flops(preset: Preset, large: bool) -> tuple[int, int]:
@@ -125,15 +140,16 @@ def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int, encoded: 
     A training step has a fixed cost on each of the devices. The tokenizer is fp32 in any case.
     """
     coding = {large: coding_flops(preset, large) for large in grids(preset)}
-    slow, images, batch = gpu.flops * utilisation / 2, sampled_images(preset), preset.evaluation.batch_size
-    rate = 2 * slow if preset.precision == "bf16" else slow
+    bf16, images, batch = gpu.flops * utilisation, sampled_images(preset), preset.evaluation.batch_size
+    slow = bf16 / 2
+    rate = bf16 if preset.precision == "bf16" else slow
 
     def seconds(run: Run) -> Seconds:
         c = model_config(preset, run)
         sampling = sum(n / batch * cost.sampling_seconds(c, gpu, batch, guided, utilisation) for guided, n in images.items())
         fixed = devices * sum(patch_steps(preset, run).values()) * cost.fixed_seconds(c, gpu)
         decoding = sum(images.values()) * coding[run.large][1] / slow
-        return {"train": train_flops(preset, run) / rate + fixed, "evaluate": sampling + decoding}
+        return {"train": train_flops(preset, run) / rate + fixed, "evaluate": sampling * bf16 / rate + decoding}
 
     steps = {large: 3 * preset.tokenizer.batch_size * tokenizer_steps(preset, large) for large in coding}
     return seconds, {large: (encoded * e + steps[large] * (e + d)) / slow for large, (e, d) in coding.items()}
@@ -228,7 +244,7 @@ def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> s
         wall = f"{preset.precision}; {total / long / devices:.1f} {longs} on {devices} of them. Computed, and arithmetic alone: "
         wall += "reading, starting, compiling and a tokenizer's perceptual loss come on top; see docs/imagenet.md."
     else:
-        body, jobs = text(table, 60, "minutes"), max(1, (os.cpu_count() or 1) // preset.threads)
+        body, jobs = text(table, 60, "minutes"), max(1, len(os.sched_getaffinity(0)) // preset.threads)
         how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s)"
         wall = f"processor time measured here; about {wall_seconds(table, jobs) / 60:.0f} with {jobs} at a time, "
         wall += "and some for tables and figures."

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from nppkit.schedule import cost_ratio
 from nppkit.study.presets import Preset
+from nppkit.study.published import REPORTS
 from nppkit.study.records import Job
 from nppkit.study.runs import Run
 
 
 def rule_name(job: Job) -> str:
     """The job's name as Snakemake shows it and takes it as a target; table1_main is table1."""
-    numbered = re.match(r"(table|figure)\d+", job.name)
-    return numbered[0] if numbered else re.sub(r"[^A-Za-z0-9]", "_", job.name)
+    return job.name.partition("_")[0] if job.name in REPORTS else re.sub(r"[^A-Za-z0-9]", "_", job.name)
 
 
 def launch_arguments(job: Job) -> str:

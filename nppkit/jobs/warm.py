@@ -34,6 +34,7 @@ nppkit.jobs.launch nppkit.jobs.torchrun nppkit.study.models nppkit.study.tables 
 nppkit.show.figures nppkit.show.pages
 """  # not matplotlib_inline's backend, which a kernel has to import itself to be told when a cell ends, and to show its figure
 LOOK_SECONDS = 0.1  # between two looks whether the command has ended
+SOCKET_PATH = 80  # bytes of a folder in which a socket can lie: with its name it may have about a hundred
 ASK_SECONDS = 5  # for a client to say what it wants
 
 
@@ -95,8 +96,10 @@ def serve(words: list[str]) -> int:
     """Run a command, and fork processes for whoever asks until it has ended; its exit status."""
     from nppkit.jobs.environment import set_environment  # here, because a client of the server imports nothing
 
-    set_environment(int(os.environ.get("OMP_NUM_THREADS") or 1))
-    with tempfile.TemporaryDirectory(prefix="nppkit-") as folder, socket.socket(socket.AF_UNIX) as listener:
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # OpenMP takes a list: the outermost level's first
+    set_environment(int(threads) if threads.isdecimal() else 1)
+    place = tempfile.gettempdir() if len(tempfile.gettempdir()) < SOCKET_PATH else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="nppkit-", dir=place) as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/warm")
         listener.listen(64)
         # not in a with statement, which would wait for it if we failed, while it waited for us

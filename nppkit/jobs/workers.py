@@ -21,7 +21,7 @@ from nppkit.machine.processes import joined
 from nppkit.machine.progress import BATCH, progress
 from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares, sampling_roles
-from nppkit.study.graph import checkpoint_dir, tokenizer_dir
+from nppkit.study.graph import samples_dir, tokenizer_dir
 from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset
 from nppkit.study.runs import find_run, image_size
@@ -57,12 +57,12 @@ def train(preset: Preset, run_id: str, options: Options) -> None:
 def sample(preset: Preset, run_id: str, options: Options) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
     _begin(options)
-    run = find_run(preset, run_id)
+    run = find_run(preset.of_images(), run_id)
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
         model = rounded(load_trained(preset, run, store), preset.precision).to(pick_device(options.device))
         shares = label_shares(preset.evaluation.labels, store, CodeStore(tokenizer_dir(preset, run.large) / "heldout"))
-        digest, folder, batch = sampling.weights_digest(model), checkpoint_dir(preset, run), preset.evaluation.batch_size
+        digest, folder, batch = sampling.weights_digest(model), samples_dir(preset, run), preset.evaluation.batch_size
         for scale in preset.evaluation.guidance:
             for config, samples in sampling_roles(preset.evaluation, scale, shares).values():
                 show = iter if processes.rank else functools.partial(progress, label=f"{run.id} guidance {scale}")
@@ -76,6 +76,7 @@ def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str
         die_with_parent()
     if world_size > 1:
         os.environ.setdefault(BATCH, "1")  # lines, because the bars of several processes overwrite each other
+    preset.of_images()
     place = pick_device(device)
     if device == "auto" and place.type == "cuda":
         place = torch.device("cuda", rank % torch.cuda.device_count())

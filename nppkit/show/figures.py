@@ -81,8 +81,8 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
         _say_not_run(axes, all(frame.empty for frame in frames.values()))
-        if y == "heldout_nll" and axes.lines:  # the ends are what is compared; the spike at a switch goes beyond
-            known = pd.concat(frame[y] for frame in frames.values() if not frame.empty)
+        known = pd.concat([pd.Series(dtype=float), *(frame[y] for frame in frames.values() if not frame.empty)])
+        if y == "heldout_nll" and known.notna().any():  # the ends are what is compared; the spike at a switch goes beyond
             axes.set_ylim(0.97 * known.min(), min(CUT * known.min(), 1.03 * known.max()))
         if axes.lines:
             axes.legend()

@@ -16,7 +16,7 @@ from nppkit.files import write_atomic
 from nppkit.model import MODELS
 from nppkit.study import protocol
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import NPP, NTP, Question, answer, decisions
+from nppkit.study.protocol import EQUAL_EPOCHS, NPP, NTP, Question, answer, decisions
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
 from nppkit.study.runs import Run, preset_runs
@@ -40,6 +40,7 @@ KINDS = {  # in a sentence that counts, and how the verdict begins
     "only explored": "^exploratory",
     "without an experiment in the paper": "^no experiment",
 }
+METRICS = {"inception_score": "IS", "precision": "precision", "recall": "recall"}
 MARK = "<!-- verdicts -->"  # around the table in README.md
 
 
@@ -99,13 +100,20 @@ def _say_ratios(found: dict[str, Interval], to: str = "NTP's") -> str:
 
 def other_metrics(preset: Preset) -> Finding:
     """Claim 3: Inception score, precision and recall of NPP minus next-token prediction's; the protocol does not ask."""
-    metrics = {"inception_score": "IS", "precision": "precision", "recall": "recall"}
-    found = {f"{size} {name}": i for key, name in metrics.items() for size, i in _over_sizes(preset, key, NPP.of, NTP.of).items()}
+    found = {f"{size} {name}": i for key, name in METRICS.items() for size, i in _over_sizes(preset, key, NPP.of, NTP.of).items()}
     sides = {name: i.side("below", "above") for name, i in found.items() if i.n > 1}
     below, above = ([name for name, side in sides.items() if side == which] for which in ("below", "above"))
     better, worse, rest = ", ".join(above) or "none", ", ".join(below) or "none", len(sides) - len(above) - len(below)
-    numbers = f"of {len(sides)} intervals NPP is better in {better}, worse in {worse}; {rest} leave it open"
-    return Finding(EXPLORATORY, numbers) if found else Finding(NOT_RUN, "")
+    numbers = f"first study: of {len(sides)} intervals NPP is better in {better}, worse in {worse}; {rest} leave it open"
+    return Finding(EXPLORATORY, numbers + _other_metrics_beside_the_verdict(preset)) if found else Finding(NOT_RUN, "")
+
+
+def _other_metrics_beside_the_verdict(preset: Preset) -> str:
+    """The same of the runs that decided the protocol's first question, once they have: 95 % each, no verdict."""
+    asked = load_preset(preset.confirmatory) if preset.confirmatory else None
+    pairs = [q for q, decision in decisions(asked).items() if decision.complete and q.text == EQUAL_EPOCHS.text] if asked else []
+    found = [f"{name} {paired(asked, q.run, q.baseline, key)}" for q in pairs for key, name in METRICS.items()]
+    return f"; second study, {pairs[0].run.size}: {', '.join(found)}" if found else ""
 
 
 def parameters(preset: Preset) -> Finding:
@@ -234,7 +242,7 @@ def at_equal_flops(preset: Preset) -> str:
     if not found:
         return ""
     words = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, protocol.EQUAL_FLOPS)
-    words = f"{words}; the first study's hint" if words else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
+    words = f"{words}; in the first study a hint" if words else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
     return f"Beyond the claims, at equal training FLOPs, {words} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 

@@ -65,6 +65,11 @@ def checkpoint_dir(preset: Preset, run: Run) -> Path:
     return home() / "checkpoints" / models_preset(preset).name / run.id / key
 
 
+def samples_dir(preset: Preset, run: Run) -> Path:
+    """Where a run's images go as they are drawn: beside its checkpoints; for another preset's run, to a folder of one's own."""
+    return home() / "checkpoints" / preset.name / run.id / checkpoint_dir(preset, run).name
+
+
 def tokenize_job(preset: Preset, large: bool = False) -> Job:
     """Train or load the tokenizer and the extractor, extract the codes. The large one only extracts, at 1.5 x the side."""
     preset = tokenizer_preset(preset)

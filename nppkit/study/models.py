@@ -75,9 +75,7 @@ def draw_pictures(
     preset: Preset, run: Run, class_name: str, count: int, folder: Path, scale: float | None, seed: int, device: str = "auto"
 ) -> list[Path]:
     """PNG files of new pictures of a class, or GIFs; picture i depends on (seed, i) alone. NppkitError for an unknown class."""
-    if preset.data.text:
-        raise NppkitError(f"preset {preset.name} is of a text: there is nothing to draw")
-    store, e, place = CodeStore(tokenizer_dir(preset, run.large) / "train"), preset.evaluation, pick_device(device)
+    store, e, place = CodeStore(tokenizer_dir(preset.of_images(), run.large) / "train"), preset.evaluation, pick_device(device)
     names, paths = store.manifest.class_names, []
     if class_name not in names or count < 1:
         known = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
@@ -89,8 +87,9 @@ def draw_pictures(
     with autocast(place, preset.precision):
         pixels, _ = generate(model, decoder, config, count, e.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
+    name = class_name.replace("/", "-") + f"_seed{seed}" * (seed > 0)  # a class of solar cells is called "mono, defect 1/3"
     for i, frames in enumerate(pixels.split(preset.data.frames)):
-        paths.append(folder / f"{class_name}_{i:04d}.{'png' if len(frames) == 1 else 'gif'}")
+        paths.append(folder / f"{name}_{i:04d}.{'png' if len(frames) == 1 else 'gif'}")
         save_picture(frames, paths[-1])
     return paths
 
@@ -116,7 +115,7 @@ def extractor_weights(preset: Preset) -> Path:
 
 def evaluate_file(preset: Preset, file: str, device: str = "auto") -> dict:
     """Metrics and contract of the images in an npz file, seen as a preset's samples are."""
-    e, size, cache = preset.evaluation, preset.data.image_size, home() / "checkpoints" / preset.name
+    e, size, cache = preset.of_images().evaluation, preset.data.image_size, home() / "checkpoints" / preset.name
     extractor = load_extractor(preset.extractor.name, extractor_weights(preset), preset.extractor.sha256).to(pick_device(device))
     training = None if e.reference else study_images(preset.data)[0]  # the reference is of these, or a file
     reference = prepare_reference(e.reference, training, size, extractor, cache)

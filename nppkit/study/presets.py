@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from nppkit.data.config import MAX_VOCABULARY, DataConfig, TokenizerConfig
 from nppkit.errors import NppkitError
 from nppkit.files import write_atomic
+from nppkit.gpus import GPUS
 from nppkit.model_config import GPTConfig
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
 from nppkit.settings import EXAMPLE, Bool, Count, Name, Positive, Real, build, named, read_yaml, section, settings
@@ -95,6 +96,10 @@ class Preset:
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
             f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",
             f"evaluation.common_guidance {e.common_guidance} is not in {e.guidance}": e.common_guidance not in e.guidance,
+            f"evaluation.select_samples {e.select_samples} must not exceed samples {e.samples}: lower it": e.select_samples
+            > e.samples,
+            f"gpu {self.gpu!r} is unknown: use one of {', '.join(GPUS)}, or add its data sheet to nppkit/gpus.py": self.gpu
+            and self.gpu not in GPUS,
             "evaluation.select_seed must differ from report_seed": e.report_seed == e.select_seed,
             "weights are of models that are told class tokens: take them away, or training.condition": self.weights
             and t.condition != "class",
@@ -104,6 +109,12 @@ class Preset:
             raise NppkitError(f"preset {self.name}: {found}")
         for sizes in self.models.values():
             GPTConfig(**sizes, grid_size=(1,) * (1 if d.text else 2 + (d.frames > 1)))  # refuses what is no model
+
+    def of_images(self) -> "Preset":
+        """The preset itself. NppkitError where it is of a text, which has none to code, draw or score."""
+        if self.data.text:
+            raise NppkitError(f"preset {self.name} is of a text: it has no images; name a preset of images")
+        return self
 
     @property
     def beyond(self) -> bool:

@@ -127,7 +127,8 @@ def test_what_is_no_grid_is_refused():
     for shape, message in (
         ((1, 3, 32, 30), "30 is not a multiple"),
         ((1, 3, 30, 32), "30 is not"),
-        ((1, 3, 16, 32), "not a square"),
+        ((1, 3, 16, 32), "images of 16 x 32 pixels: cut squares of them"),
+        ((1, 3, 8, 32), "images of 8 x 32 pixels: cut squares of them"),  # as many codes as a square of 16 would have
     ):
         with pytest.raises(NppkitError, match=message):
             model.encode(torch.zeros(shape))

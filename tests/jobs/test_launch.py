@@ -12,12 +12,13 @@ import pytest
 
 from nppkit import cli, releases
 from nppkit.errors import Diverged, NppkitError
-from nppkit.jobs import kernels, launch
+from nppkit.jobs import kernels, launch, targets
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 from nppkit.machine.guard import Interrupted
 from nppkit.machine.options import Options
 from nppkit.study import graph, records
 from nppkit.study.presets import load_preset
+from nppkit.study.published import REPORTS
 
 CELL = 'preset: str = "smoke"  # a preset\nthreads: int = 1\nlr: float = 0.1\nema: bool = False\n'
 
@@ -232,6 +233,32 @@ def test_command_line_prints_one_line(capsys):
     assert error.startswith("error: preset 'nothing' is unknown") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run text tokenize --large",
+        "codes extract text",
+        "evaluate text x.npz",
+        "sample text GPT-B_ntp_seed0",
+        "draw text GPT-B_ntp_seed0 topic 1 out",
+    ],
+)
+def test_what_needs_images_refuses_a_text(home, capsys, words):
+    """One line that says so, whatever would have been missing later."""
+    assert cli.call(words.split()) == 1
+    assert capsys.readouterr().err == "error: preset text is of a text: it has no images; name a preset of images\n"
+
+
+def test_only_the_papers_reports_have_short_names(home):
+    """A notebook of one's own may be called table1_mine: it is a rule of its own beside table1."""
+    preset = dataclasses.replace(load_preset("smoke"), reports=["figure2_method"])
+    job = graph.report_job(preset, "figure2_method")
+    mine = dataclasses.replace(job, name="table1_mine")
+    short = [targets.rule_name(graph.report_job(preset, name)) for name in REPORTS]
+    assert short == ["table1", "table2", "table3", "table4", "table5", "figure1"]
+    assert [targets.rule_name(other) for other in (mine, job)] == ["table1_mine", "figure2_method"]
+
+
 def test_where_results_are(home, capsys):
     """Pictures first, where there are any; then tables and figures, and which are still to be made."""
     assert cli.call(["where", "smoke"]) == 0
@@ -243,6 +270,7 @@ def test_where_results_are(home, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "samples: results/smoke/runs/*/samples.png"
     for name in ("table1", "table1_main"):  # as a target of make, and as `run` wants it
         assert cli.call(["where", "smoke", name]) == 0 and capsys.readouterr().out.startswith("table1_main (")
+    assert cli.call(["where", "smoke", "table1", "--notebooks"]) == 0 and capsys.readouterr().out == "table1_main\n"
     assert cli.call(["where", "smoke", "table1", "tabel1"]) == 1
     assert capsys.readouterr().err.startswith("error: preset smoke has no report 'tabel1': use one of table1, ")
 

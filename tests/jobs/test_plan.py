@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from nppkit import cli, cost, gpus
+from nppkit.data.config import DataConfig
 from nppkit.data.images import CROPS
+from nppkit.data.npz import write_npz
 from nppkit.errors import NppkitError
 from nppkit.jobs import plan, slurm, timing
 from nppkit.model import MODELS, GPTConfig
@@ -190,6 +192,37 @@ def test_pictures_of_a_folder_are_counted(home):
     assert plan.crops(preset) == 2 * 300 and plan.crops(load_preset("solar")) == CROPS["flips"] * 2624
 
 
+@pytest.mark.parametrize(("kept", "heldout", "expected"), [(5, 3, 23), (5, 0, 25), (5, 9, 25), (None, 9, 29), (None, 0, 20)])
+@pytest.mark.parametrize("source", ["npz", "folder"])
+def test_held_out_pictures_of_their_own_are_counted(home, source, kept, heldout, expected):
+    """A file's pictures by its header; held-out ones as many as are there, where they are there."""
+    for name, count in (("train", 20), ("kept", kept)):
+        if count and source == "npz":
+            write_npz(home / f"{name}.npz", torch.zeros(count, 3, 8, 8, dtype=torch.uint8))
+        for number in range(count or 0):
+            (home / name / "cats").mkdir(parents=True, exist_ok=True)
+            (home / name / "cats" / f"{number}.png").touch()
+    ending = ".npz" if source == "npz" else ""
+    data = DataConfig(source=source, path=f"train{ending}", heldout=heldout, heldout_path=f"kept{ending}", crops="center")
+    preset = dataclasses.replace(load_preset("own-images"), data=data)
+    assert plan.crops(preset) == expected and plan.images_of(preset)[0] == 20
+
+
+def test_a_file_that_is_not_there_yet_is_taken_for_adms():
+    """ImageNet's reference has 10,000 images."""
+    preset = dataclasses.replace(load_preset("own-images"), data=DataConfig(source="npz", path="nowhere.npz", heldout=0))
+    assert plan.images_of(preset) == (10_000, "npz")
+
+
+def test_sampling_in_fp32_takes_twice_as_long():
+    """As training does: half of bf16's rate, twice its bytes. The tokenizer decodes in fp32 in both."""
+    preset, kinds = load_preset("imagenet256"), ("bf16", "fp32")
+    seconds = [plan.on_gpu(dataclasses.replace(preset, precision=kind), A100, 0.4, 1, 0)[0](Run("B")) for kind in kinds]
+    decoding = sum(plan.sampled_images(preset).values()) * plan.coding_flops(preset, False)[1] / (0.2 * A100.flops)
+    bf16, fp32 = (found["evaluate"] - decoding for found in seconds)
+    assert fp32 == pytest.approx(2 * bf16)
+
+
 def test_command_line(capsys):
     """The plan names GPU, utilisation and total; unknown GPUs and impossible shares are one line."""
     assert cli.call(["plan", "imagenet256-eval", "--gpu", "H100-80G", "--gpus", "2", "--utilisation", "0.5"]) == 0
@@ -211,6 +244,8 @@ def test_command_line(capsys):
         ("questions: {equal_flops: B}\nequal_flops: {B: [181, 498]}", "question equal_flops needs run npp_p2_lambda1-2 of B"),
         ("questions: {equal_flops: B}", "needs equal_flops: {B: [epochs, epochs]}"),
         ("data: {crops: mirrored}", "data.crops 'mirrored' is unknown"),
+        ("gpu: RTX4090", "gpu 'RTX4090' is unknown: use one of A100"),
+        ("gpu: A100-80G\ndata: {source: folder, path: Snakefile}", "Snakefile is a file: set data.path"),
     ],
 )
 def test_what_a_preset_lacks_is_said_before_anything_starts(tmp_path, capsys, lines, message):

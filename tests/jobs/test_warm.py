@@ -44,6 +44,16 @@ def test_a_forked_process_is_the_program_that_was_asked_for(tmp_path):
     assert out.splitlines() == [f"{tmp_path}/place other ['0']", "7 7"] and status == 3, errors
 
 
+@pytest.mark.parametrize("variables", [{"TMPDIR": "x" * 100}, {"OMP_NUM_THREADS": "2,1"}, {"OMP_NUM_THREADS": ""}])
+def test_a_long_temporary_folder_and_openmps_own_lists(tmp_path, variables):
+    """A socket's name may have about a hundred bytes, and OpenMP takes a number of threads for each level."""
+    if "TMPDIR" in variables:
+        variables = {"TMPDIR": str(tmp_path / variables["TMPDIR"])}
+        Path(variables["TMPDIR"]).mkdir()
+    out, status, errors = served(tmp_path, 'sys.exit(warm.Process(["one", "0"], dict(os.environ), ".").wait())', **variables)
+    assert out and status == 7, errors
+
+
 def test_another_name_of_the_interpreter_is_the_same_environment(tmp_path):
     """make calls bin/python, and bin/snakemake begins with the name that made the environment, for example python3.11."""
     names = sorted(path for path in (Path(sys.prefix) / "bin").glob("python3*") if path.name.replace(".", "").isalnum())

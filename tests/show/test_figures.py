@@ -140,6 +140,13 @@ def test_curves_are_told_apart_in_gray():
     assert axes.get_ylim() == pytest.approx((0.97 * 0.8, 1.5 * 0.8))
 
 
+def test_curves_of_a_likelihood_that_was_not_measured_are_empty():
+    """A preset that holds no images out has none, at any point; the report is made all the same."""
+    frame = pd.DataFrame({"seed": [0, 0], "point": [1, 2], "x": [1, 2], "heldout_nll": [float("nan")] * 2})
+    axes = figures.curves({"B": {"NTP": frame}}, "x", "heldout_nll", "x", "y").axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["NTP"]
+
+
 def test_single_points_show_their_seeds():
     """Where a run is one point, each seed is a dot of its own beside the mean; a logarithmic axis has plain labels."""
     frame = pd.DataFrame({"seed": [0, 1], "point": [0, 0], "x": [300, 300], "y": [5.0, 7.0]})

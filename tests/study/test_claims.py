@@ -65,6 +65,17 @@ def test_what_one_seed_shows_is_not_counted_as_open(studies):
         )
 
 
+def test_the_runs_behind_a_verdict_show_the_other_metrics_once_complete(studies):
+    """Claim 3 names the study of more seeds beside the first, with its intervals, and nothing of it before all are in."""
+    first, confirmatory = studies
+    seeded(first, [1.0, -1.0, 0.0], NPP, NTP)
+    seeded(confirmatory, [1.0, -1.0], NPP, NTP, recall=0.9)
+    assert claims.other_metrics(first).numbers.endswith("leave it open")
+    seeded(confirmatory, [1.0, -1.0, 0.0], NPP, NTP, recall=0.9)
+    assert "leave it open; second study, B: IS 0" in (numbers := claims.other_metrics(first).numbers)
+    assert numbers.endswith("recall 0.50 [0.50, 0.50]")
+
+
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [

@@ -5,17 +5,34 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from test_runs import complete
 
 from nppkit.errors import NppkitError
 from nppkit.jobs import launch, targets
-from nppkit.study import graph, presets, records
+from nppkit.study import graph, models, presets, records
+from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_pictures_of_a_class_with_a_slash_in_its_name(home, monkeypatch, smoke):
+    """Solar cells have a probability of a defect of 1/3; another seed's pictures lie beside the first's, not over them."""
+    store = SimpleNamespace(manifest=SimpleNamespace(class_names=["mono, defect 1/3"]))
+    monkeypatch.setattr(models, "CodeStore", lambda folder: store)
+    monkeypatch.setattr(models, "load_trained", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(models, "load_tokenizer", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(models, "rounded", lambda model, _: model)
+    monkeypatch.setattr(models, "generate", lambda *_: (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None))
+    for seed in (0, 7):
+        models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", None, seed, "cpu")
+    names = sorted(path.name for path in (home / "out").iterdir())
+    assert names == [f"mono, defect 1-3{seed}_000{i}.png" for seed in ("", "_seed7") for i in (0, 1)]
 
 
 @pytest.fixture

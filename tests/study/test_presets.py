@@ -97,6 +97,11 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
         (lambda c: c["training"].update(patch="heads"), "training.patch heads is a run's: name it in runs"),
         (lambda c: c["evaluation"].update(select_seed=0), "select_seed"),
+        (lambda c: c["evaluation"].update(samples=90), "select_samples 100 must not exceed samples 90: lower it"),
+        (
+            lambda c: c.update(gpu="RTX3090"),
+            "gpu 'RTX3090' is unknown: use one of A100-40G, .*, or add its data sheet",
+        ),
         *((lambda c, s=s: c["data"].update(source=s), f"data.path is empty.*{s}") for s in ("folder", "npz", "torchvision")),
         (lambda c: c["extractor"].update(weights="a.pth"), "extractor.weights are not of the digit classifier"),
         (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),

@@ -144,6 +144,8 @@ def test_models_of_another_preset(smoke, home):
     assert train == graph.train_job(smoke, run) and train.folder.parts[-3] == "smoke"
     assert evaluate.upstream == (train,) and evaluate.folder.parts[-3] == "mine"
     assert graph.checkpoint_dir(again, run) == graph.checkpoint_dir(smoke, run)
+    assert graph.samples_dir(smoke, run) == graph.checkpoint_dir(smoke, run)  # as before there were presets that borrow
+    assert graph.samples_dir(again, run).parts[-3:] == ("mine", run.id, graph.samples_dir(smoke, run).name)
     weights = dataclasses.replace(smoke.extractor, name="inception-v3-compat", weights="weights/inception.pth")
     other = graph.evaluate_job(dataclasses.replace(again, extractor=weights), run)
     assert other.digest != evaluate.digest and "weights/inception.pth" in other.inputs
