@@ -31,7 +31,7 @@ def argument(*names: str, **settings: object) -> tuple:
 PRESET = argument("preset", metavar="PRESET", help="a name in nppkit/presets, or a YAML file")
 RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_seed0")
 DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
-OPTIONS = argument("--options", default="", help="of the machine, e.g. 'threads=4 save_minutes=5': nppkit/machine/options.py")
+OPTIONS = argument("--options", help="of the machine, e.g. 'threads=4' (nppkit/machine/options.py), in place of the preset's")
 
 
 def command(name: str, example: str, *arguments: tuple) -> Callable:
@@ -113,9 +113,8 @@ def run(a: argparse.Namespace) -> None:
 def train(a: argparse.Namespace) -> None:
     """Train one run without its notebook, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
-    from nppkit.machine.options import Options
 
-    workers.train(a.preset, a.run, Options.parse(a.options))
+    workers.train(a.preset, a.run, a.options)
 
 
 @command(
@@ -143,9 +142,8 @@ def draw(a: argparse.Namespace) -> None:
 def sample(a: argparse.Namespace) -> None:
     """Draw the codes that a run's evaluation needs, alone or as one of torchrun's processes."""
     from nppkit.jobs import workers
-    from nppkit.machine.options import Options
 
-    workers.sample(a.preset, a.run, Options.parse(a.options))
+    workers.sample(a.preset, a.run, a.options)
 
 
 @command(

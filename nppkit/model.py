@@ -15,15 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group, group_embeddings, require_range
+from nppkit.model_config import MODELS as MODELS
 from nppkit.model_config import PADDING, GPTConfig, name_rows
 from nppkit.window import Grid, Window, area, as_grid, patches
-
-MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
-    "B": dict(n_layer=12, n_head=12, dim=768),
-    "L": dict(n_layer=24, n_head=16, dim=1024),
-    "XL": dict(n_layer=36, n_head=20, dim=1280),
-    "XXL": dict(n_layer=48, n_head=24, dim=1536),
-}
 
 
 def name_bytes(names: Sequence[str]) -> Tensor:

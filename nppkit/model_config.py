@@ -7,6 +7,12 @@ from math import prod
 from nppkit.errors import NppkitError, require_kinds
 from nppkit.window import Grid, as_grid
 
+MODELS = {  # Table 1 of LlamaGen; the sizes of a preset may be others under the same names
+    "B": dict(n_layer=12, n_head=12, dim=768),
+    "L": dict(n_layer=24, n_head=16, dim=1024),
+    "XL": dict(n_layer=36, n_head=20, dim=1280),
+    "XXL": dict(n_layer=48, n_head=24, dim=1536),
+}
 LONGEST, PADDING = 64, 256  # bytes of a name; what stands before shorter ones
 
 

@@ -12,7 +12,6 @@ import re
 import sys
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +21,7 @@ from torch import Tensor
 from nppkit.errors import NppkitError
 from nppkit.files import first_line, home, located, noted, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
+from nppkit.release_table import RELEASES, Release, local
 from nppkit.tokenizer import UNUSED, VQModel
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
@@ -31,24 +31,6 @@ EMA = ("ema", "model_ema", "ema_model")  # moving averages, by LlamaGen, timm an
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
 LIGHTNING = "model"  # at the beginning of all, or of all but a moving average's
 COMPUTED = ("freqs_cis", "n_averaged")  # LlamaGen's rotary table follows from the configuration; torch's count of averaged models
-
-
-class Release(NamedTuple):
-    """A row of the tables and its file. repo is on the Hugging Face hub, empty where nothing was published."""
-
-    file: str
-    size: str
-    image_size: int  # 0: any
-    repo: str
-
-
-LLAMAGEN, NPP = "FoundationVision/LlamaGen", "pytttttt/LlamaGen-NPP"
-UNPUBLISHED = ("LlamaGen-XL-256", "LlamaGen-XXL-256")
-RELEASES = {"VQ-16": Release("vq_ds16_c2i.pt", "VQ-16", 0, LLAMAGEN)}
-for family, side, repo in (("LlamaGen", 256, LLAMAGEN), ("LlamaGen", 384, LLAMAGEN), ("NPP", 256, NPP)):
-    for size in MODELS:
-        name = f"{family}-{size}-{side}"
-        RELEASES[name] = Release(f"c2i_{size}_{side}.pt", size, side, "" if name in UNPUBLISHED else repo)
 
 
 def fetch(name: str, folder: Path | None = None) -> Path:
@@ -64,7 +46,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     if not release.repo:
         row = f"for the {release.size}-384 row there is LlamaGen-{release.size}-384"
         raise NppkitError(f"{name}: its weights were not released: train it, or use NPP-{release.size}-256 ({row})")
-    path = (folder or home() / "weights") / release.repo.split("/")[1] / release.file
+    path = (folder or home() / "weights").joinpath(*Path(local(name)).parts[1:])
     return path if path.is_file() else _download(release, path)
 
 
@@ -254,7 +236,7 @@ def export(checkpoint: Path, out: Path) -> None:
     note = noted(file.with_name("state.json"))
     if note.get("condition") == "names":
         raise NppkitError(f"{checkpoint} was trained on names of classes, which LlamaGen does not read: draw from it here")
-    if set(re.findall(r"\d+", str((note.get("history") or [{}])[-1].get("patch_size", 1)))) != {"1"}:
+    if note.get("patches_left"):
         raise NppkitError(f"{checkpoint} still trains on patches: take a checkpoint of the end")
     if patches := [key for key in state if key.startswith("windows.")]:
         raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")

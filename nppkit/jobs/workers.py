@@ -21,27 +21,34 @@ from nppkit.machine.processes import joined
 from nppkit.machine.progress import BATCH, progress
 from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares, sampling_roles
+from nppkit.study import graph
 from nppkit.study.graph import samples_dir, tokenizer_dir
 from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset
+from nppkit.study.records import Job
 from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
 from nppkit.training.trainer import make_model
 
 
-def _begin(options: Options) -> None:
-    """As a process of torchrun's, which must not outlive it. NppkitError where it started fewer than asked for."""
+def _begin(job: Job, said: str | None) -> Options:
+    """As a process of torchrun's, which must not outlive it: the options that were said, or else those of the preset's job.
+
+    NppkitError where torchrun started fewer processes than they ask for.
+    """
     if "WORLD_SIZE" in os.environ:
         die_with_parent()
+    options = graph.options(job) if said is None else Options.parse(said)
     if int(os.environ.get("WORLD_SIZE") or 1) < options.processes:
         raise NppkitError(f"options: {options}: so many processes are started by nppkit run, or by torchrun: see docs/scaling.md")
     torch.set_num_threads(options.threads)
+    return options
 
 
-def train(preset: Preset, run_id: str, options: Options) -> None:
+def train(preset: Preset, run_id: str, said: str | None = None) -> None:
     """One run's training: the loop of the train notebook, in every process."""
-    _begin(options)
     run = find_run(preset, run_id)
+    options = _begin(graph.train_job(preset, run), said)
     folder = tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
@@ -54,10 +61,10 @@ def train(preset: Preset, run_id: str, options: Options) -> None:
                 trainer.after(step)
 
 
-def sample(preset: Preset, run_id: str, options: Options) -> None:
+def sample(preset: Preset, run_id: str, said: str | None = None) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
-    _begin(options)
     run = find_run(preset.of_images(), run_id)
+    options = _begin(graph.evaluate_job(preset, run), said)
     store = CodeStore(tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
         model = rounded(load_trained(preset, run, store), preset.precision).to(pick_device(options.device))

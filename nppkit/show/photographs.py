@@ -12,6 +12,7 @@ from torch import Tensor
 from nppkit.data.elpv import elpv_images
 from nppkit.data.images import center_crop, folder_images, some_images
 from nppkit.errors import NppkitError
+from nppkit.files import located
 from nppkit.grouping import group_embeddings, patch_grid
 
 SIDE, BLOCK, BLOCKS = 128, 8, 64  # pixels of a photograph and of a block, so 16 x 16 codes as in the paper; blocks to choose from
@@ -27,7 +28,7 @@ def photographs(folder: str = "", n: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 
     images = [] if folder else [Image.fromarray(pixels) for pixels in load_sample_images().images]
     with suppress(*[] if folder else [NppkitError]):
-        more = some_images(folder_images(folder) if folder else elpv_images(), n - len(images))
+        more = some_images(folder_images(located(folder)) if folder else elpv_images(), n - len(images))
         images += map(more.load, range(len(more)))
     pixels = np.stack([np.asarray(center_crop(image, SIDE)) for image in images])
     parts = rearrange(pixels / 255, "n (r h) (c w) k -> (n r c) (h w k)", h=BLOCK, w=BLOCK)

@@ -91,8 +91,10 @@ def weights_file(run: Path) -> Path | None:
 def tokenizer_folder(run: Path) -> Path | None:
     """Where the tokenizer of a run's images is: with its preset or the one that this names. None without, and of other grids."""
     said, place = noted(run / "config.json"), run.parents[1]
+    source = place / ".preset"  # where the preset of these results is, if it is not a packaged one
     with suppress(NppkitError):  # a preset that is not known here has its own
-        place = place.with_name(tokenizer_preset(load_preset(said.get("preset", place.name))).name)
+        known = source.read_text() if source.is_file() else said.get("preset", place.name)
+        place = place.with_name(tokenizer_preset(load_preset(known)).name)
     square = isinstance(said.get("model", {}).get("grid_size"), int)  # not of videos or texts
     return place / "tokenizer" if square and (place / "tokenizer/tokenizer.safetensors").is_file() else None
 
@@ -100,6 +102,11 @@ def tokenizer_folder(run: Path) -> Path | None:
 def results_of(preset: Preset) -> Path:
     """Results of a preset: the package's own of the preset that it has a pair of, else this machine's."""
     return (HOME if preset.name == PRESET else home()) / "results" / preset.name
+
+
+def runs_of(preset: Preset) -> list[Path]:
+    """Run folders of a preset, NTP's before NPP's; none before its first run."""
+    return sorted((results_of(preset) / "runs").glob("*"), reverse=True)
 
 
 def trained_runs(homes: list[Path]) -> dict[str, Path]:

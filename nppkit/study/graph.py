@@ -11,6 +11,8 @@ from pathlib import Path
 from nppkit.errors import NppkitError
 from nppkit.files import home, located, read_json, sha256, write_atomic
 from nppkit.machine.options import Options
+from nppkit.model_config import MODELS
+from nppkit.release_table import local
 from nppkit.settings import settings
 from nppkit.study.presets import Preset, load_preset, preset_names
 from nppkit.study.published import REPORTS, table_runs
@@ -43,7 +45,10 @@ def models_preset(preset: Preset) -> Preset:
     """The preset whose trained runs this one scores: its own, or those of `models_of`."""
     trained_here = ("extractor",) if preset.extractor.name == "digits" else ()
     alike = ("data", "tokenizer", *trained_here, "models", "training", "precision")
-    return _lender(preset, preset.models_of, alike, "take models_of away")
+    lender = _lender(preset, preset.models_of, alike, "take models_of away")
+    if lender is not preset and lender.weights:
+        raise NppkitError(f"preset {preset.name}: {lender.name} trains nothing: copy its weights in place of models_of")
+    return lender
 
 
 def _lender(preset: Preset, name: str, alike: tuple[str, ...], remedy: str) -> Preset:
@@ -99,7 +104,7 @@ def tokenizer_inputs(preset: Preset) -> tuple[str, ...]:
     """What a tokenize job reads from outside: folders of images, files, weights. torchvision checks its files itself."""
     d, t = preset.data, preset.tokenizer
     images = (d.path, d.heldout_path) if d.source in ("folder", "npz") else ()
-    return (*images, t.weights, t.start, t.perceptual_weights, preset.extractor.weights)
+    return (*images, local(t.weights), local(t.start), t.perceptual_weights, preset.extractor.weights)
 
 
 def store_files(preset: Preset) -> list[str]:
@@ -141,7 +146,8 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
         config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
     folder, parameters = run_dir(preset, run), _parameters(preset, run)
     spared = ("samples.png",)  # a study of many seeds keeps the grids of a few
-    inputs = (preset.evaluation.reference, preset.weights.get(run.id, ""), preset.extractor.weights * bool(preset.models_of))
+    extractor = preset.extractor.weights * bool(preset.models_of)
+    inputs = (preset.evaluation.reference, local(preset.weights.get(run.id, "")), extractor)
     return Job(f"evaluate {run.id}", "evaluate", parameters, folder, outputs, upstream, config, spared, inputs)
 
 
@@ -160,17 +166,24 @@ def says_of_itself(report: str) -> dict[str, list[str]]:
 def report_job(preset: Preset, report: str, known: dict[str, dict] | None = None) -> Job:
     """One table or figure. known: the results of other presets that it reads, by name, as far as they were looked up."""
     says = says_of_itself(report)
-    outputs = [f"{report}.{suffix}" for suffix in (("csv", "md", "tex") if report.startswith("table") else ("csv",))]
+    written = ("csv", "md", "tex") if report in REPORTS and report.startswith("table") else ("csv",)
+    outputs = [f"{report}.{suffix}" for suffix in written]
     figures = [f"{report}{part}.{suffix}" for part in says.get("figures", [""]) for suffix in ("png", "pdf")]
-    folder, config = results_dir(preset), {"report": report}
+    folder, config = results_dir(preset), {"report": report, **_asked(preset)}
     outputs += [os.path.relpath(figures_dir(preset) / name, folder) for name in figures]
     upstream = tuple(result_job(preset, run) for run in report_runs(preset, report))
     known = {} if known is None else known
     for name, other in _read_presets(preset, says.get("reads", [])).items():
         if name not in known:
-            known[name] = {run.id: outputs_digest(result_job(other, run)) for run in preset_runs(other)}
+            known[name] = {run.id: outputs_digest(result_job(other, run)) for run in preset_runs(other)} | _asked(other)
         config[name] = known[name]
     return Job(report, report, {"preset": preset.source}, folder, tuple(outputs), upstream, config)
+
+
+def _asked(preset: Preset) -> dict:
+    """What a preset asks of its results, apart from how they are made: a page that tells of them is made again for another."""
+    asked = ("questions", "equal_flops", "metric", "rates")
+    return {name: value for name, value in settings(preset).items() if name in asked}
 
 
 def _read_presets(preset: Preset, settings: list[str]) -> dict[str, Preset]:
@@ -185,9 +198,15 @@ def _read_presets(preset: Preset, settings: list[str]) -> dict[str, Preset]:
 
 
 def report_runs(preset: Preset, report: str) -> list[Run]:
-    """The preset's runs that a report needs: of a table its rows', of Figure 1 Table 5's, of others all."""
+    """The preset's runs that a report needs: of a table its rows', of Figure 1 Table 5's, of others all.
+
+    Table 1's page shows sizes that are not the paper's, too, and Figure 1's those and what is compared at equal FLOPs.
+    """
     wanted = table_runs(REPORTS[report]) if report in REPORTS else None
-    return [run for run in preset_runs(preset) if wanted is None or replace(run, seed=0) in wanted]
+    own = set(preset.models) - set(MODELS) if report in ("table1_main", "figure1_cost_vs_fid") else set()
+    longer = {epochs for _, epochs in preset.equal_flops.values()} if report == "figure1_cost_vs_fid" else set()
+    runs = preset_runs(preset)
+    return [r for r in runs if wanted is None or replace(r, seed=0) in wanted or r.size in own or r.epochs in longer]
 
 
 def reports(preset: Preset) -> tuple[str, ...]:
@@ -253,9 +272,14 @@ def claim(preset: Preset) -> None:
     """Note which file a preset's results are of. NppkitError where they are those of another one of this name."""
     note = results_dir(preset) / ".preset"
     owner = note.read_text() if note.is_file() else preset.source
-    if owner != preset.source and (owner in preset_names() or Path(owner).is_file()):
+    if owner != preset.source and not _same_file(owner, preset.source) and (owner in preset_names() or Path(owner).is_file()):
         raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
     write_atomic(note, preset.source)
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, as by a folder that is a link."""
+    return Path(one).is_file() and Path(other).is_file() and os.path.samefile(one, other)
 
 
 def _checkpoint_gone(preset: Preset, run: Run) -> str:

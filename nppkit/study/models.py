@@ -1,5 +1,6 @@
 """What a preset's run is made of: its trainer, its trained or released transformer, its extractor and reference."""
 
+import glob
 import warnings
 from pathlib import Path
 
@@ -74,12 +75,19 @@ def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
 def draw_pictures(
     preset: Preset, run: Run, class_name: str, count: int, folder: Path, scale: float | None, seed: int, device: str = "auto"
 ) -> list[Path]:
-    """PNG files of new pictures of a class, or GIFs; picture i depends on (seed, i) alone. NppkitError for an unknown class."""
+    """PNG files of new pictures of a class, or GIFs; picture i depends on (seed, i) alone.
+
+    NppkitError for an unknown class, and for a folder that holds pictures of it.
+    """
     store, e, place = CodeStore(tokenizer_dir(preset.of_images(), run.large) / "train"), preset.evaluation, pick_device(device)
     names, paths = store.manifest.class_names, []
     if class_name not in names or count < 1:
         known = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
         raise NppkitError(f"{count} pictures of class {class_name!r}: draw one or more of one of {known}")
+    name = class_name.replace("/", "-")  # a class of solar cells is called "mono, defect 1/3"
+    ending = "png" if preset.data.frames == 1 else "gif"
+    if there := sorted(folder.glob(f"{glob.escape(name)}_[0-9][0-9][0-9][0-9].{ending}")):
+        raise NppkitError(f"{there[0]} is there: name another folder, or remove it")
     model = rounded(load_trained(preset, run, store), preset.precision).to(place)
     decoder, shares = load_tokenizer(tokenizer_dir(preset)).to(place), tuple(float(name == class_name) for name in names)
     scale = e.common_guidance if scale is None else scale
@@ -87,9 +95,8 @@ def draw_pictures(
     with autocast(place, preset.precision):
         pixels, _ = generate(model, decoder, config, count, e.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
-    name = class_name.replace("/", "-") + f"_seed{seed}" * (seed > 0)  # a class of solar cells is called "mono, defect 1/3"
     for i, frames in enumerate(pixels.split(preset.data.frames)):
-        paths.append(folder / f"{name}_{i:04d}.{'png' if len(frames) == 1 else 'gif'}")
+        paths.append(folder / f"{name}_{i:04d}.{ending}")
         save_picture(frames, paths[-1])
     return paths
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from nppkit.data.config import MAX_VOCABULARY, DataConfig, TokenizerConfig
 from nppkit.errors import NppkitError
-from nppkit.files import write_atomic
+from nppkit.files import located, write_atomic
 from nppkit.gpus import GPUS
 from nppkit.model_config import GPTConfig
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
@@ -28,7 +28,7 @@ ModelSetting = Literal["dim", "n_layer", "n_head", "n_kv_head", "dropout", "rope
 Question = Literal["equal_epochs", "equal_flops", "patches", "levels", "lambda", "schedule"]
 OUTSIDE = ("folder", "npz", "torchvision")  # sources of images that lie at data.path
 RUNNING = "tokenize|tokenize_text|train|evaluate"
-Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING})$)[a-z0-9_]+", "is no reading notebook's name"))]
+Report = Annotated[str, AfterValidator(named(rf"(?!({RUNNING}|table[1-5]|figure1)$)[a-z0-9_]+", "is no reading notebook's name"))]
 
 
 @section
@@ -139,11 +139,13 @@ def load_preset(name: str) -> Preset:
     """
     own_file = name.endswith((".yaml", ".yml"))
     path = Path(os.path.expanduser(name)) if own_file else FOLDER / f"{name}.yaml"
+    if own_file and not path.is_file() and located(name).is_file():
+        path = located(name)  # as other paths in a preset; a notebook's kernel works in another folder than its launcher
     if own_file and not path.is_file():
         raise NppkitError(f"preset file {path} does not exist: copy one from {FOLDER}, or write it")
     if not own_file and (path.parent != FOLDER or not path.is_file()):
         raise NppkitError(f"preset {name!r} is unknown: use one of {', '.join(preset_names())}, or a YAML file")
-    return _load(path, str(path.resolve()) if own_file else name, (path.stat().st_mtime_ns, path.stat().st_size))
+    return _load(path, os.path.abspath(path) if own_file else name, (path.stat().st_mtime_ns, path.stat().st_size))
 
 
 @functools.lru_cache(maxsize=64)  # a study asks for those of its runs thousands of times

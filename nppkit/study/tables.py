@@ -117,7 +117,9 @@ def _status(preset: Preset, run: Run | None, rows: list[dict]) -> str:
     if run is None:
         return "quoted"
     if not rows:  # a preset that names weights and no such run evaluates releases
-        return "weights not released" if preset.weights and run not in preset_runs(preset) else "not run"
+        runs = preset_runs(preset)
+        released = run not in runs and {r.id for r in runs} <= set(preset.weights)
+        return "weights not released" if released else "not run"
     return "released weights" if run.id in preset.weights else f"{len(rows)} seed{'s' * (len(rows) > 1)}"
 
 

@@ -9,10 +9,11 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
 from nppkit import cli, releases
 from nppkit.errors import Diverged, NppkitError
-from nppkit.jobs import kernels, launch, targets
+from nppkit.jobs import kernels, launch, targets, workers
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 from nppkit.machine.guard import Interrupted
 from nppkit.machine.options import Options
@@ -125,6 +126,17 @@ def test_options_add_to_the_presets(home, smoke, overrides):
     job = find_job("train", dataclasses.replace(smoke, threads=4, graphs=True), "GPT-B_ntp_seed0")
     values = launch.job_parameters(job, graph.NOTEBOOKS / "train.ipynb", overrides)
     assert Options.parse(values["options"]) == Options(threads=2, graphs=True, save_minutes=5.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [(None, Options(threads=4, graphs=True)), ("", Options()), ("threads=2", Options(threads=2))]
+)
+def test_a_training_by_hand_has_the_presets_options(home, smoke, said, expected):
+    """Unless it is told its own, which then are all that it has: a notebook hands on what it decided."""
+    job = find_job("train", dataclasses.replace(smoke, threads=4, graphs=True), "GPT-B_ntp_seed0")
+    before = torch.get_num_threads()
+    assert workers._begin(job, said) == expected and torch.get_num_threads() == expected.threads
+    torch.set_num_threads(before)
 
 
 def test_a_report_without_its_notebook_is_named(home, smoke):

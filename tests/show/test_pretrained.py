@@ -10,7 +10,8 @@ import torch
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
 from nppkit.sample import SamplingConfig, sample_codes
-from nppkit.show import pretrained
+from nppkit.show import monitor, pretrained
+from nppkit.study import graph
 from nppkit.study.presets import load_preset
 
 PAIR = [pretrained.HOME / "results" / "demo" / "runs" / run for run in pretrained.RUNS]
@@ -87,6 +88,26 @@ def test_a_run_is_drawn_with_the_tokenizer_of_its_preset(tmp_path, preset, of):
     config["model"]["grid_size"] = [8, 8, 8]
     (run / "config.json").write_text(json.dumps(config))
     assert len(pretrained.trained_runs([tmp_path])) == 2
+
+
+def test_runs_of_an_own_file_that_borrows_a_tokenizer(tmp_path, monkeypatch):
+    """Where its results lie, a preset has noted the file that it is."""
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
+    path = tmp_path / "designed.yaml"
+    path.write_text("base: study_8x8\ndescription: mine\nruns: {B: [ntp]}\ntokenizer_of: study_8x8\n")
+    graph.claim(load_preset(str(path)))
+    run = tmp_path / "results/designed/runs/GPT-B_ntp_seed0"
+    run.mkdir(parents=True)
+    shutil.copyfile(PAIR[0] / "config.json", run / "config.json")
+    shutil.copytree(TOKENIZER, tmp_path / "results/study_8x8/tokenizer")
+    assert pretrained.tokenizer_folder(run) == tmp_path / "results/study_8x8/tokenizer"
+
+
+def test_a_preset_without_runs_has_none(home):
+    """A page that shows a preset's runs does not end with an error before the first of them."""
+    assert pretrained.runs_of(load_preset("cifar10")) == []
+    assert monitor.run_table([]).drop(columns=["home", "minutes"]).set_index("run").empty
+    assert [run.name for run in pretrained.runs_of(load_preset("demo"))] == [run.name for run in PAIR]
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

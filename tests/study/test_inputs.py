@@ -1,5 +1,6 @@
 """Data that change after a study was made from them, presets of one name, and looking, which changes nothing."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -29,10 +30,53 @@ def test_pictures_of_a_class_with_a_slash_in_its_name(home, monkeypatch, smoke):
     monkeypatch.setattr(models, "load_tokenizer", lambda *_: torch.nn.Identity())
     monkeypatch.setattr(models, "rounded", lambda model, _: model)
     monkeypatch.setattr(models, "generate", lambda *_: (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None))
-    for seed in (0, 7):
-        models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", None, seed, "cpu")
-    names = sorted(path.name for path in (home / "out").iterdir())
-    assert names == [f"mono, defect 1-3{seed}_000{i}.png" for seed in ("", "_seed7") for i in (0, 1)]
+    models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", None, 0, "cpu")
+    assert sorted(path.name for path in (home / "out").iterdir()) == [f"mono, defect 1-3_000{i}.png" for i in (0, 1)]
+    with pytest.raises(NppkitError, match=r"mono, defect 1-3_0000\.png is there: name another folder, or remove it"):
+        models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", 3.0, 7, "cpu")
+
+
+def test_a_release_that_is_replaced_makes_its_numbers_again(home):
+    """Both repositories call their file c2i_B_256.pt: what was scored and what was encoded with one is not the other's."""
+    preset = presets.load_preset("imagenet256-eval")
+    jobs = {"LlamaGen/c2i_B_256.pt": graph.evaluate_job(preset, Run("B")), "LlamaGen/vq_ds16_c2i.pt": graph.tokenize_job(preset)}
+    for file, job in jobs.items():
+        path = home / "weights" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"one")
+        complete(job)
+        assert f"weights/{file}" in records.recorded_inputs(job) and not records.changed_input(job)
+        path.write_bytes(b"other")
+        assert records.changed_input(job) == f"{path} has changed: 1 replaced ({path.name})"
+
+
+def test_a_folder_of_weights_is_named(home, smoke):
+    """A checkpoint is a folder; its weights are a file in it."""
+    (home / "step_00000300").mkdir()
+    preset = dataclasses.replace(smoke, weights={"GPT-B_ntp_seed0": "step_00000300"})
+    with pytest.raises(NppkitError, match=r"step_00000300 is a folder: name the file in it, of a checkpoint model\.safetensors"):
+        graph.evaluate_job(preset, Run("B"))
+
+
+def test_a_link_is_a_preset_of_its_own_name(home):
+    """And of its own place: the kernels of its jobs are given the link, not what it leads to."""
+    own = save(home)
+    (home / "linked.yaml").symlink_to(home / "mine.yaml")
+    linked = presets.load_preset(str(home / "linked.yaml"))
+    assert linked.name == presets.load_preset(linked.source).name == "linked"
+    (home / "place").symlink_to(home)
+    graph.claim(own)
+    graph.claim(presets.load_preset(str(home / "place/mine.yaml")))  # the same file, by a folder that is a link
+
+
+def test_relative_names_are_found_from_a_notebook(home, monkeypatch):
+    """A kernel works in notebooks/: what is not there is looked for where results/ is, as every path in a preset."""
+    save(home)
+    (home / "below").mkdir()
+    monkeypatch.chdir(home / "below")
+    assert presets.load_preset("mine.yaml").source == str(home / "mine.yaml")
+    borrower = dataclasses.replace(presets.load_preset("mine.yaml"), name="other", tokenizer_of="mine.yaml")
+    assert graph.tokenizer_dir(borrower) == home / "results/mine/tokenizer"
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
         (lambda c: c["training"].update(patch="heads"), "training.patch heads is a run's: name it in runs"),
         (lambda c: c["evaluation"].update(select_seed=0), "select_seed"),
+        *((lambda c, s=s: c.update(reports=[s]), f"'{s}' is no reading notebook's name") for s in ("table1", "figure1", "train")),
         (lambda c: c["evaluation"].update(samples=90), "select_samples 100 must not exceed samples 90: lower it"),
         (
             lambda c: c.update(gpu="RTX3090"),

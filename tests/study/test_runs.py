@@ -161,6 +161,38 @@ def test_models_of_another_preset(smoke, home):
             graph.train_job(dataclasses.replace(again, **{setting: value}), run)
 
 
+def test_releases_are_not_lent(home):
+    """Who scores released models in another way names them, too: nothing would be trained in place of them."""
+    preset = load_preset("imagenet256-eval")
+    with pytest.raises(NppkitError, match="imagenet256-eval trains nothing: copy its weights in place of models_of"):
+        graph.graph(dataclasses.replace(preset, name="mine", models_of="imagenet256-eval", weights={}))
+
+
+def test_reports_wait_for_all_that_they_show(smoke, home):
+    """Table 1's page and Figure 1's show a size of one's own, and Figure 1's page what is compared at equal FLOPs."""
+    small, b = {**smoke.models["B"], "n_layer": 1}, ["ntp", "npp_p2_lambda1-2", "npp_p2_lambda1-2_epochs9"]
+    preset = dataclasses.replace(smoke, models={"B": smoke.models["B"], "small": small}, runs={"B": b, "small": ["ntp"]})
+    preset = dataclasses.replace(preset, seeds={}, equal_flops={"B": [5, 9]})
+    wanted = {name: [run.id for run in graph.report_runs(preset, name)] for name in ("table1_main", "table2_patch_size")}
+    assert "GPT-small_ntp_seed0" in wanted["table1_main"] and "GPT-B_npp_p2_lambda1-2_epochs9_seed0" not in wanted["table1_main"]
+    assert "GPT-small_ntp_seed0" not in wanted["table2_patch_size"]
+    assert len(graph.report_runs(preset, "figure1_cost_vs_fid")) == len(runs.preset_runs(preset)) == 4
+
+
+@pytest.mark.parametrize("changes", [{"equal_flops": {"B": [5, 9]}}, {"questions": {"schedule": "B"}}, {"metric": "kid"}])
+def test_a_page_is_made_again_when_other_things_are_asked(smoke, home, changes):
+    """What a preset asks of its results decides no run, but the pages that answer."""
+    other = dataclasses.replace(smoke, **changes)
+    assert graph.report_job(smoke, "equal_compute").digest != graph.report_job(other, "equal_compute").digest
+    assert graph.train_job(smoke, Run("B")).digest == graph.train_job(other, Run("B")).digest
+
+
+def test_a_table_of_ones_own_writes_what_all_pages_do(smoke, home):
+    """The three files of a table are for the paper's; the short names of those are nobody else's."""
+    assert "table6_mine.csv" in graph.report_job(smoke, "table6_mine").outputs
+    assert "table6_mine.tex" not in graph.report_job(smoke, "table6_mine").outputs
+
+
 def test_jobs_of_an_own_file_find_it_again(tmp_path, home):
     """The notebooks of a preset that is a file are given the file, from whatever folder they run in."""
     path = tmp_path / "mine.yaml"
@@ -224,14 +256,18 @@ def test_presets_keep_the_papers_schedule(name):
 
 
 def test_tables_need_their_rows_alone(home):
-    """A table waits for its rows' runs, all seeds, each size's baseline among them; Figure 1 for Table 5's; others for all."""
+    """A table waits for its rows' runs, all seeds, each size's baseline among them; others for all.
+
+    Figure 1 waits for Table 5's, and for those of NTP's FLOPs of which its page tells.
+    """
     study = load_preset("study")
     needs = {
         job.name: {up.parameters["run"] for up in job.upstream} for job in graph.graph(study) if job.name in graph.reports(study)
     }
     sides = ["npp_p2_lambda1-2", "npp_p2_lambda2-3", "npp_p2_lambda3-4", "npp_p2_lambda4-5", "ntp"]
     assert needs["table3_lambda"] == {f"GPT-L_{recipe}_seed{seed}" for recipe in sides for seed in range(3)}
-    assert needs["figure1_cost_vs_fid"] == needs["table5_cost"] != needs["table1_main"]
+    longer = {r.id for r in runs.preset_runs(study) if (r.size, r.epochs) in {("B", 515), ("L", 509)}}
+    assert needs["figure1_cost_vs_fid"] == needs["table5_cost"] | longer != needs["table5_cost"] != needs["table1_main"]
     assert needs["gain"] == {run.id for run in runs.preset_runs(study)}
     for number in range(1, 6):
         found = table_runs(number)

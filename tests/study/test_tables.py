@@ -251,6 +251,12 @@ def test_rows_of_released_weights(home):
     assert data["our parameters"] == 342910976 and pd.isna(data["our GFLOPs measured"])
 
 
+def test_rows_that_nobody_asked_for_are_not_run(home, smoke):
+    """One release among one's own runs says nothing of other rows."""
+    preset = dataclasses.replace(smoke, runs={"B": ["ntp", "npp_p2_lambda1-2"]}, weights={"GPT-B_ntp_seed0": "LlamaGen-B-256"})
+    assert set(tables.make_table(preset, 1)["ours"]) == {"quoted", "not run"}
+
+
 def test_the_papers_guidance_scales(home, smoke, changed):
     """With all of the paper's scales among its own, a preset shows each model at the scale that the paper gives it."""
     preset = changed(smoke, "evaluation.guidance", [1.5, 1.65, 1.7, 1.75, 2.0])

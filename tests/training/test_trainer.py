@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -26,7 +27,7 @@ from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE
 from nppkit.model import GPT, GPTConfig
 from nppkit.patches import KINDS
-from nppkit.schedule import drawn_segments, is_coarse, learning_rate, multi_scale_segments
+from nppkit.schedule import drawn_segments, is_coarse, learning_rate, multi_scale_segments, ntp_segments
 from nppkit.study import models
 from nppkit.study.runs import Run
 from nppkit.training import batches, trainer
@@ -117,6 +118,25 @@ def test_resume_is_exact(store, tmp_path, stops, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "batch", noted)
     same(run(store, tmp_path / "whole"), run(store, tmp_path / "parts", stops))
     assert len(steps) == 48 and steps[:24] == steps[24:]
+
+
+@pytest.mark.parametrize(
+    ("segments", "last"),
+    [
+        (SEGMENTS, SEGMENTS[-2].end * CONFIG.steps_per_epoch - 1),
+        (drawn_segments(CONFIG.epochs, 2, "1/2"), None),
+        (ntp_segments(3), 0),
+    ],
+)
+def test_checkpoints_say_whether_patches_are_left(store, tmp_path, segments, last):
+    """Also before the first row of the history, and where each step draws its level; at the end none are."""
+    trained = make_trainer(store, tmp_path, segments=segments, save_minutes=0.0, keep_last=1000)
+    fit(trained)
+    left = [
+        json.loads((path / "state.json").read_text())["patches_left"] for path in sorted(trained.checkpoint_folder.glob("step_*"))
+    ]
+    expected = len(left) - 1 if last is None else last
+    assert left == [True] * expected + [False] * (len(left) - expected)
 
 
 @pytest.mark.slow
