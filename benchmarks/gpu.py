@@ -22,7 +22,7 @@ import torch
 
 from nppkit.cost import train_flops
 from nppkit.jobs.timing import synthetic_store
-from nppkit.machine.devices import autocast
+from nppkit.machine.devices import autocast, rounded
 from nppkit.machine.options import Options
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.sample import SamplingConfig, sample_codes
@@ -97,6 +97,7 @@ def sample(sizes: dict, images: int = IMAGES) -> dict:
     """Seconds of a guided batch, plain and, on a GPU, with the step as a CUDA graph."""
     model = GPT(GPTConfig(**sizes)).to(bench.DEVICE).eval().requires_grad_(False)
     torch.nn.init.normal_(model.output.weight, std=0.02)
+    model = rounded(model, bench.PRECISION)  # as evaluations sample: the weights are cast once, not at every token
     index, labels = np.arange(images), torch.arange(images, device=bench.DEVICE) % model.config.num_classes
 
     def draw(name):

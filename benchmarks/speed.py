@@ -8,10 +8,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import training
 from matplotlib.figure import Figure
 
+from nppkit.cost import train_flops
 from nppkit.errors import NppkitError
 from nppkit.gpus import GPU, GPUS
+from nppkit.model_config import GPTConfig
 from nppkit.schedule import mean_cost, multi_scale_segments
 
 REPORTS = Path(__file__).parents[1] / "results" / "bench"
@@ -107,6 +110,12 @@ def gpu_steps(report: dict) -> pd.DataFrame:
 def two_levels(cost: dict[int, float]) -> float:
     """What a whole training at p = 2 and then p = 1 costs, against p = 1 alone, from the cost of a step at each."""
     return mean_cost(multi_scale_segments(300, 2, "1/2"), lambda p: cost[p] / cost[1])
+
+
+def training_flops() -> float:
+    """What the training of training.py costs at two levels, against next-token prediction: its FLOPs, with attention."""
+    config = GPTConfig(**training.SIZES, vocab_size=training.VOCABULARY)
+    return two_levels({p: train_flops(config, p) for p in (1, 2)})
 
 
 def gpu_sampling(report: dict) -> pd.DataFrame:

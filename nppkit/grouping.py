@@ -46,6 +46,8 @@ def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     >>> group(torch.arange(16).view(1, 16), (2, 1, 2), grid=(2, 2, 4))[0].tolist()  # two frames of 2 x 4
     [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]
     """
+    if x.dim() < 2:
+        raise NppkitError(f"tokens {[*x.shape]} have no axis of images: give (images, tokens, ...)")
     tokens, patches, places, sizes = axes_of(x.shape[1], patch_size, grid)
     return rearrange(x, f"b ({tokens}) ... -> b ({patches}) ({places}) ...", **sizes)
 
@@ -53,7 +55,8 @@ def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
 def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """Patch embeddings: the mean of each window's K token embeddings, (B, N, C) -> (B, N / K, C) (Eq. 1).
 
-    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError as `group`.
+    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError as `group`, and for codes in
+    place of embeddings.
     On a square grid with p x p windows this is reduce(x, "b (h p_h w p_w) c -> b (h w) c", "mean", p_h=p, p_w=p, ...).
 
     >>> import torch
@@ -61,6 +64,8 @@ def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     >>> group_embeddings(x, 2).flatten().tolist()
     [2.5, 4.5, 10.5, 12.5]
     """
+    if x.dim() != 3 or not x.is_floating_point():
+        raise NppkitError(f"embeddings are {x.dtype} {[*x.shape]}: give floating-point (images, tokens, channels)")
     tokens, patches, _, sizes = axes_of(x.shape[1], patch_size, grid)
     if window.area(patch_size) == 1:
         return x

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from nppkit.errors import NppkitError
@@ -29,7 +30,7 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     targets = require_range(targets, logits.shape[-1], "targets", wait=False)
     if logits.dim() == 4:  # K predictions of one code each
         logits, targets = logits.flatten(1, 2), targets.flatten(1)[..., None]
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (logits.logsumexp(-1) - logits.gather(-1, targets).mean(-1)).mean()
 
 

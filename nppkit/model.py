@@ -6,7 +6,8 @@ token may stand the L bytes of the class's name: the last of them predicts token
 Parameter names and shapes are those of the released checkpoints (arXiv 2406.06525, Section 2.2).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +48,21 @@ def rotary_table(grid: int | Grid, head_dim: int, base: float = 10000.0, prefix:
     return torch.cat([table.new_zeros(prefix, *table.shape[1:]), table])
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and afterwards each module's own again: a part that was frozen stays so."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotate adjacent pairs: (a, b) -> (a cos - b sin, b cos + a sin). x: (B, T, H, D), rotary: (T, D / 2, 2)."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D / 2)
+    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D / 2)
     cos, sin = rotary[:, None].unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
 

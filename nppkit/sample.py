@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nppkit import noise
 from nppkit.errors import NppkitError
 from nppkit.grouping import require_range
-from nppkit.model import GPT, KVCache, StaticKVCache
+from nppkit.model import GPT, KVCache, StaticKVCache, evaluating
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
 def sample_labels(index: np.ndarray, num_classes: int, seed: int, shares: tuple[float, ...] = ()) -> np.ndarray:
     """Class labels (n,) of the samples with these indices (n,): a pure function of (seed, index), uniform or in these shares.
 
-    NppkitError for shares of another number of classes, or a seed or index that is not an integer.
+    NppkitError for no classes, shares of another number of them, or a seed or index that is not an integer.
 
     >>> sample_labels(np.arange(5), num_classes=10, seed=0).tolist() == sample_labels(np.arange(9), 10, 0)[:5].tolist()
     True
     """
+    if num_classes < 1:
+        raise NppkitError(f"num_classes {num_classes}: give one or more")
     if not shares:
         return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
     if len(shares) != num_classes:
@@ -191,8 +193,5 @@ def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.n
     >>> tuple(sample_codes(model, labels, SamplingConfig(cfg_scale=2.0, seed=1), index).shape)
     (2, 16)
     """
-    was_training = model.training
-    try:
-        return torch.stack(list(decode_tokens(model.eval(), labels, config, index)), 1)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        return torch.stack(list(decode_tokens(model, labels, config, index)), 1)

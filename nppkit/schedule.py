@@ -44,9 +44,14 @@ class Segment:
 
 
 def parse_lambda(value: str | float | Fraction) -> Fraction:
-    """The factor lambda as an exact fraction, e.g. "2/3". NppkitError unless 0 < lambda < 1."""
+    """The factor lambda as an exact fraction, e.g. "2/3"; of a float the simplest near it. NppkitError unless 0 < lambda < 1.
+
+    >>> parse_lambda("333/1001"), parse_lambda(0.6)
+    (Fraction(333, 1001), Fraction(3, 5))
+    """
     try:
-        lam = Fraction(value).limit_denominator(1000)
+        lam = Fraction(value)
+        lam = lam.limit_denominator(1000) if isinstance(value, float) else lam
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise NppkitError(f"lambda {value!r} is not a number: write a fraction such as 2/3") from None
     if not 0 < lam < 1:

@@ -42,9 +42,12 @@ def halved(patch_size: Window, times: int) -> Window:
 
 
 def square(num_tokens: int) -> Grid:
-    """The grid of an image's tokens where none is given, (G, G) for N = G * G. NppkitError unless N is a square."""
-    side = isqrt(num_tokens)
-    if side * side != num_tokens:
+    """The grid of an image's tokens where none is given, (G, G) for N = G * G. NppkitError unless N is a square above 0."""
+    try:
+        side = isqrt(num_tokens)
+    except (TypeError, ValueError):  # no integer, or a negative one
+        side = 0
+    if not side or side * side != num_tokens:
         raise NppkitError(f"{num_tokens} tokens are not a square grid: give G * G tokens per image, or their grid")
     return side, side
 

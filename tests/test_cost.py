@@ -77,6 +77,12 @@ def test_sampling_is_bound_by_traffic_or_by_arithmetic():
         64 * 256 * 4 * cost.linear_weights(c) / gpu.flops, rel=0.05
     )
     assert one < cost.sampling_seconds(c, gpu, 1, True, 1) <= 2 * one
+    weights, sequences = cost.linear_weights(c), 2 * 128  # at a batch of an evaluation the cache is most of the traffic
+    cache = 2 * c.n_layer * c.dim * 128  # keys and values of half of the 256 positions
+    slow, fast = (gpus.GPU(flops, gpu.memory, bandwidth) for flops, bandwidth in ((1e30, 1e12), (1e12, 1e30)))
+    assert cost.sampling_seconds(c, slow, 128, True, 1) == pytest.approx(256 * 2 * (weights + sequences * cache) / 1e12)
+    attention = c.n_layer * 2 * 128 * c.dim
+    assert cost.sampling_seconds(c, fast, 128, True, 1) == pytest.approx(256 * 2 * sequences * (weights + attention) / 1e12)
 
 
 def test_llamagens_days():

@@ -10,7 +10,7 @@ from nppkit.errors import NppkitError
 from nppkit.grouping import group, group_embeddings, group_targets, patch_grid
 from nppkit.loss import npp_loss
 from nppkit.model import GPT, GPTConfig
-from nppkit.sample import SamplingConfig, sample_codes
+from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.window import area, halved, of_side
 
 
@@ -26,6 +26,30 @@ def test_embedding_and_targets_share_windows():
     means = group_embeddings(torch.nn.functional.one_hot(codes, 50).float(), 4)
     counts = torch.nn.functional.one_hot(group_targets(codes, 4), 50).float().mean(2)
     torch.testing.assert_close(means, counts)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: group_embeddings(torch.zeros(2, 16, dtype=torch.int64), 2),
+            r"embeddings are torch\.int64 \[2, 16\]: give ",
+        ),
+        (lambda: group_embeddings(torch.zeros(2, 16, 4, dtype=torch.int64), 1), r"embeddings are torch\.int64 \[2, 16, 4\]"),
+        (lambda: group_embeddings(torch.zeros(2, 16, 4, 1), 1), r"torch\.float32 \[2, 16, 4, 1\]"),
+        (lambda: group_embeddings(torch.zeros(16), 2), r"torch\.float32 \[16\]"),
+        (lambda: group_targets(torch.zeros(16, dtype=torch.int64), 2), r"tokens \[16\] have no axis of images"),
+        (lambda: patch_grid(-4, 2), "-4 tokens are not a square grid"),
+        (lambda: patch_grid(0, 2), "0 tokens are not a square grid"),
+        (lambda: patch_grid(256.0, 2), r"256\.0 tokens are not a square grid"),
+        (lambda: sample_labels(np.arange(5), -3, 0), "num_classes -3: give one or more"),
+    ],
+)
+def test_what_is_no_batch_of_tokens_is_one_line(call, message):
+    """At every patch size, and before einops or torch say it in several."""
+    with pytest.raises(NppkitError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
 
 
 def test_patch_size_one_is_the_identity():

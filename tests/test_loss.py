@@ -43,9 +43,12 @@ def test_target_order_is_free():
 
 
 def test_bf16_logits_are_summed_in_fp32():
-    """Low-precision logits give an fp32 loss."""
-    logits = torch.randn(2, 3, 50).bfloat16()
-    assert patch_loss(logits, torch.zeros(2, 3, 4, dtype=torch.long)).dtype == torch.float32
+    """Low-precision logits give the loss of the same numbers in fp32, and double precision stays."""
+    torch.manual_seed(0)
+    logits, targets = 3 * torch.randn(2, 3, 16384).bfloat16(), torch.randint(0, 16384, (2, 3, 4))
+    torch.testing.assert_close(patch_loss(logits, targets), patch_loss(logits.float(), targets), rtol=1e-6, atol=0)
+    logits = logits[..., :50].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: patch_loss(x, targets % 50), logits)
 
 
 def test_a_models_own_grid_decides_the_targets():

@@ -185,29 +185,31 @@ def segment_ends(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def sampling_noise(preset: Preset) -> tuple[float, float]:
-    """Standard deviation of FID over sampling seeds, and how much too high an FID of all samples is; NaN where none can say.
+def sampling_noise(preset: Preset) -> tuple[float, list[float]]:
+    """Standard deviation of FID over sampling seeds, and how much too high an FID of all samples is, by each seed; NaN: unknown.
 
     Both pool all complete runs and guidance scales. Every checkpoint is sampled with two seeds at each scale, and equal numbers
     of images are compared, because FID is biased by that number: its excess falls with one over it (Chong and Forsyth, 2020,
-    arXiv 1911.07023), so that the fall from the first `select_samples` of the samples to all of them tells what is left.
+    arXiv 1911.07023), so that the fall from `select_samples` to all of the samples tells what is left. The two seeds are those
+    of every run, so pooling does not average out what they have in common: how far the two biases differ tells how much that is.
     """
     complete = [run for run in preset_runs(preset) if not why_incomplete(evaluate_job(preset, run), needed=False)]
     found = [read_json(run_dir(preset, run) / "metrics.json") for run in complete]
     rows = pd.DataFrame([{**metrics["contract"], **row} for metrics in found for row in metrics["guidance"]])
     if rows.empty:
-        return float("nan"), float("nan")
+        return float("nan"), [float("nan")] * 2
     more = rows[rows["select_samples"] < rows["samples"]]
     left = more["select_samples"] / (more["samples"] - more["select_samples"])
-    return pooled_deviation(rows[["select_fid", "repeat_fid"]]), ((more["repeat_fid"] - more["fid"]) * left).mean()
+    biases = sorted(((more[few] - more["fid"]) * left).mean() for few in ("select_fid", "repeat_fid"))
+    return pooled_deviation(rows[["select_fid", "repeat_fid"]]), biases
 
 
 def sampling_error(preset: Preset) -> str:
     """How far sampling alone moves an FID: at random, and always upwards."""
-    deviation, bias = sampling_noise(preset)
+    deviation, (low, high) = sampling_noise(preset)
     return (
         f"FID deviation over sampling seeds: {deviation:.2g} of {preset.evaluation.select_samples} samples, less of more; bias "
-        f"of {preset.evaluation.samples} samples: about {bias:+.2g} on average (KID has none)"
+        f"of {preset.evaluation.samples} samples: {low:+.1g} by one sampling seed, {high:+.1g} by the other (KID has none)"
     )
 
 

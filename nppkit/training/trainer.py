@@ -29,7 +29,7 @@ from nppkit.machine.devices import CannotCompile, autocast, compiled, compiling,
 from nppkit.machine.guard import Interrupted, StopRequest, exclusive
 from nppkit.machine.options import Options
 from nppkit.machine.processes import ALONE, Processes, part_of, whole
-from nppkit.model import GPT, GPTConfig
+from nppkit.model import GPT, GPTConfig, evaluating
 from nppkit.patches import make_windows
 from nppkit.schedule import Segment, is_coarse, learning_rate, patch_size_at, segment_at
 from nppkit.training.batches import batch_at
@@ -373,14 +373,12 @@ def heldout_nll(
 
     NaN without images.
     """
-    was_training, total = model.training, 0.0
-    model.eval()
+    total = 0.0
     for start in range(0, len(store), HELDOUT_BATCH * processes.size):
         together = np.arange(start, min(start + HELDOUT_BATCH * processes.size, len(store)))
         index = together[processes.share(len(together))]
         some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
         codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
-        with autocast(device, precision):
+        with autocast(device, precision), evaluating(model):
             total += npp_loss(model, codes, labels, 1, model.config.grid).item() * len(index)
-    model.train(was_training)
     return processes.total([total])[0] / len(store) if len(store) else math.nan

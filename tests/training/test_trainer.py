@@ -21,6 +21,7 @@ from nppkit import cli, loss, releases
 from nppkit.checkpoint import checkpoints, load_checkpoint, load_optimizer, optimizer_tensors
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
+from nppkit.grouping import group_targets
 from nppkit.jobs import workers
 from nppkit.machine import devices
 from nppkit.machine.options import Options
@@ -149,6 +150,41 @@ def test_a_history_comes_from_the_checkpoint(store, tmp_path, became):
     path.unlink() if became == "gone" else path.write_bytes(before.replace(b"0", b"1"))
     run(store, tmp_path / "run")
     assert path.read_bytes() == before
+
+
+def test_a_training_is_the_plain_loop(store, tmp_path):
+    """As a reader would write it: labels dropped, the rate of the schedule, gradients clipped, AdamW decaying matrices."""
+    config = dataclasses.replace(CONFIG, label_dropout=0.5, grad_clip=0.1, dropout=0.0)
+    trained, plain = run(store, tmp_path / "run", config=config).model, trainer.make_model(store, SIZES, config, seed=0).train()
+    matrices, vectors = ([p for p in plain.parameters() if (p.dim() > 1) == kind] for kind in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer, clipped = torch.optim.AdamW(groups, betas=(0.9, 0.95)), 0
+    for step in range(24):
+        codes, labels = batches.batch_at(store, step, batch_size=4, seed=0, label_dropout=0.5)
+        p = 4 if step < 6 else 2 if step < 12 else 1
+        logits, targets = plain(codes, labels, p).log_softmax(-1), group_targets(codes, p)
+        optimizer.zero_grad()
+        (-logits.gather(-1, targets).mean()).backward()
+        clipped += torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1).item() > 0.1
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, SEGMENTS, 3, **config.rates)
+        optimizer.step()
+    assert clipped > 12 and len({learning_rate(step, SEGMENTS, 3, **config.rates) for step in range(24)}) > 5
+    for (name, value), other in zip(plain.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_held_out_likelihood_is_the_first_crops_without_dropout(store):
+    """And every module has the mode afterwards that it had before: one that was frozen is not trained on."""
+    model = trainer.make_model(store, SIZES, dataclasses.replace(CONFIG, dropout=0.5), seed=0)
+    torch.nn.init.normal_(model.output.weight)
+    model.train().tok_dropout.eval()
+    modes = [module.training for module in model.modules()]
+    found = trainer.heldout_nll(model, store, torch.device("cpu"))
+    assert [module.training for module in model.modules()] == modes
+    codes, labels = store.batch(np.arange(10), np.zeros(10, int))
+    expected = torch.nn.functional.cross_entropy(model.eval()(codes, labels, 1).flatten(0, 1), codes.flatten())
+    assert found == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_resume_is_exact_when_compiled(store, tmp_path):
