@@ -1,9 +1,11 @@
 """RO-Crate metadata of committed results: what is in the folder, from what, under which licence. `make crate` writes it.
 
-Each run is a folder of its own here, with its completion records; these hold the sha256 of the run's other files.
+Each run is a folder of its own here. Its identifier is the sha256 of its completion records, one after the other in the order
+of their names; these hold the sha256 of the run's other files.
 """
 
 import csv
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -48,9 +50,11 @@ def crate_of(preset: str) -> dict:
     for run in sorted({path.parent for path in kept if path.parent.parent == folder / "runs"}):
         spec = Run.parse(run.name)
         what = f"GPT-{spec.size}, {'NTP' if spec.lam is None else 'NPP'}, seed {spec.seed}"
+        records = b"".join(path.read_bytes() for path in kept if path.parent == run and path.name.endswith(".record.json"))
         facts = {"name": run.name, "description": f"{what}; {how_made(run, older)}"}
+        facts["identifier"] = f"sha256:{hashlib.sha256(records).hexdigest()}"
         dataset = crate.add_dataset(dest_path=f"runs/{run.name}", properties=facts)
-        for path in (path for path in kept if path.parent == run and path.name.endswith((".record.json", ".png"))):
+        for path in (path for path in kept if path.parent == run and path.suffix == ".png"):
             add_file(crate, folder, path, dataset, data[2])
     return crate.metadata.generate()
 
@@ -83,7 +87,8 @@ def described(preset: str, cited: dict, data: str) -> dict:
     """What the whole folder is."""
     return {
         "name": f"Results of the preset {preset}: {load_preset(preset).description}",
-        "description": f"Configurations, histories, metrics, sample grids and tables. {cited['title']}.",
+        "description": f"Configurations, histories, metrics, sample grids and tables. {cited['title']}. A run's identifier is "
+        "the sha256 of its *.record.json, one after the other in the order of their names; these hold that of its other files.",
         "datePublished": str(cited["date-released"]),
         "license": {"@id": MIT},
         "author": {"@id": "#contributors"},

@@ -1,6 +1,7 @@
 """What goes with the code where others find it: container, metadata, badges."""
 
 import csv
+import hashlib
 import importlib.util
 import json
 import re
@@ -98,11 +99,14 @@ def test_the_crate_is_todays(preset):
 
 
 def test_the_crate_of_the_study_names_what_it_holds():
-    """Tables, tokenizer, each run's records; `make crate` finds all results that are committed."""
-    named = (ROOT / "results/study/ro-crate-metadata.json").read_text()
-    assert all(
-        name in named for name in ("table1_main.csv", "tokenizer/tokenizer.safetensors", "GPT-B_ntp_seed0/train.record.json")
-    )
+    """Tables, tokenizer, each run with the digest of its records; `make crate` finds all results that are committed."""
+    named = {
+        entity["@id"]: entity for entity in json.loads((ROOT / "results/study/ro-crate-metadata.json").read_text())["@graph"]
+    }
+    assert {"table1_main.csv", "tokenizer/tokenizer.safetensors", "runs/GPT-B_ntp_seed0/samples.png"} <= named.keys()
+    run = ROOT / "results/study/runs/GPT-B_ntp_seed0"
+    records = (run / "evaluate.record.json").read_bytes() + (run / "train.record.json").read_bytes()
+    assert named["runs/GPT-B_ntp_seed0/"]["identifier"] == f"sha256:{hashlib.sha256(records).hexdigest()}"
     pytest.importorskip("rocrate", reason="rocrate is not installed: make env installs it")
     assert script("crate").kept() == CRATES
 

@@ -120,14 +120,15 @@ def test_the_prediction_marks_the_codes_of_the_patch():
     np.testing.assert_allclose(bars.lines[0].get_ydata(), probabilities[[2, 3, 6, 7]])
 
 
-def test_figures_in_notebooks_are_small(monkeypatch):
-    """A figure is shown as a PNG of 256 colours beside its own name, whichever way it was made, and closed."""
+@pytest.mark.parametrize(("colour", "mode"), [((250, 250, 250), "L"), ((250, 246, 243), "L"), ((250, 240, 250), "P")])
+def test_figures_in_notebooks_are_small(monkeypatch, colour, mode):
+    """A figure is shown as a PNG of 256 colours, or in gray, beside its own name, whichever way it was made, and closed."""
     shown = []
     monkeypatch.setattr(plots, "display", lambda bundle, raw: shown.append(bundle))
-    figure = Figure((2, 1), dpi=100)
+    figure = Figure((2, 1), dpi=100, facecolor=[value / 255 for value in colour])
     plots.show(figure)
     with Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))) as picture:
-        assert picture.mode == "P" and abs(picture.width - 200) < 60
+        assert picture.mode == mode and abs(picture.width - 200) < 60
     assert shown[0]["text/plain"] == repr(figure)
 
 
