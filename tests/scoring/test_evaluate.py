@@ -320,7 +320,7 @@ def test_reconstructions(models, digits, smoke, monkeypatch):
     training = mnist_images().subset(np.arange(7))
     given = {"training": training, "side": 8, "model": models[1], "extractor": digits}
     sizes = dataclasses.replace(smoke.data, image_size=12)
-    study = dataclasses.replace(smoke, data=sizes, evaluation=dataclasses.replace(smoke.evaluation, samples=7))
+    study = dataclasses.replace(smoke, data=sizes, evaluation=dataclasses.replace(smoke.evaluation, samples=7, select_samples=7))
     made = run_cells("tokenize", "reconstructions", study=study, **given)
     decoded = reconstruct(models[1], torch.from_numpy(reference_pixels(made["some"], 8)))
     torch.testing.assert_close(made["rebuilt"], extract_features(digits, evaluate.resize(decoded, 12))["features"])
