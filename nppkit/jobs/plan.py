@@ -100,14 +100,14 @@ def crops(preset: Preset) -> int:
 
 
 def _kept_apart(d: DataConfig) -> int:
-    """Held-out images that have a place of their own, as far as they are there to be counted."""
-    place = located(d.heldout_path)
-    if d.heldout_path and d.source == "folder" and place.is_dir():
+    """Held-out images that have a place of their own: those that are there, where they are."""
+    place, found = located(d.heldout_path), d.heldout
+    if not d.heldout_path:
+        return 0
+    if d.source == "folder" and place.is_dir():
         found = count_images(place)[0]
-    elif d.heldout_path and d.source == "npz" and place.is_file():
+    if d.source == "npz" and place.is_file():
         found = npz_length(place, "arr_0")
-    else:
-        return d.heldout * bool(d.heldout_path)
     return min(d.heldout or found, found)
 
 

@@ -22,7 +22,6 @@ from nppkit.machine.progress import BATCH, progress
 from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares, sampling_roles
 from nppkit.study import graph
-from nppkit.study.graph import samples_dir, tokenizer_dir
 from nppkit.study.models import load_trained, run_trainer
 from nppkit.study.presets import Preset
 from nppkit.study.records import Job
@@ -49,7 +48,7 @@ def train(preset: Preset, run_id: str, said: str | None = None) -> None:
     """One run's training: the loop of the train notebook, in every process."""
     run = find_run(preset, run_id)
     options = _begin(graph.train_job(preset, run), said)
-    folder = tokenizer_dir(preset, run.large)
+    folder = graph.tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
     with joined() as processes:
@@ -65,11 +64,11 @@ def sample(preset: Preset, run_id: str, said: str | None = None) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
     run = find_run(preset.of_images(), run_id)
     options = _begin(graph.evaluate_job(preset, run), said)
-    store = CodeStore(tokenizer_dir(preset, run.large) / "train")
+    store = CodeStore(graph.tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
         model = rounded(load_trained(preset, run, store), preset.precision).to(pick_device(options.device))
-        shares = label_shares(preset.evaluation.labels, store, CodeStore(tokenizer_dir(preset, run.large) / "heldout"))
-        digest, folder, batch = sampling.weights_digest(model), samples_dir(preset, run), preset.evaluation.batch_size
+        shares = label_shares(preset.evaluation.labels, store, CodeStore(graph.tokenizer_dir(preset, run.large) / "heldout"))
+        digest, folder, batch = sampling.weights_digest(model), graph.samples_dir(preset, run), preset.evaluation.batch_size
         for scale in preset.evaluation.guidance:
             for config, samples in sampling_roles(preset.evaluation, scale, shares).values():
                 show = iter if processes.rank else functools.partial(progress, label=f"{run.id} guidance {scale}")
@@ -91,7 +90,7 @@ def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str
     model, digest = _frozen_tokenizer(preset, training)
     model, crops, side = model.to(place).requires_grad_(False), preset.data.crops, image_size(preset, large)
     for split, images in (("train", training), ("heldout", heldout)):
-        folder = tokenizer_dir(preset, large) / split
+        folder = graph.tokenizer_dir(preset, large) / split
         show = functools.partial(progress, label=f"{split}, process {rank + 1} of {world_size}")
         shares = dict(rank=rank, world_size=world_size, packed=preset.data.packed)
         store = extract_codes(model, images, folder, crops, side, digest, batch_size, show, **shares)
@@ -100,7 +99,7 @@ def extract(preset: Preset, large: bool, rank: int, world_size: int, device: str
 
 def _frozen_tokenizer(preset: Preset, training: ImageSet) -> tuple[VQModel, str]:
     """The preset's tokenizer and the sha256 of its file: from its weights, or as the notebook has trained it."""
-    folder = tokenizer_dir(preset)
+    folder = graph.tokenizer_dir(preset)
     if preset.tokenizer.weights:
         with tempfile.TemporaryDirectory() as own:  # several processes would write one file
             model, _ = prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))

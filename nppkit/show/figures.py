@@ -81,9 +81,10 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
         _say_not_run(axes, all(frame.empty for frame in frames.values()))
-        known = pd.concat([pd.Series(dtype=float), *(frame[y] for frame in frames.values() if not frame.empty)])
-        if y == "heldout_nll" and known.notna().any():  # the ends are what is compared; the spike at a switch goes beyond
-            axes.set_ylim(0.97 * known.min(), min(CUT * known.min(), 1.03 * known.max()))
+        known = [frame[y] for frame in frames.values() if not frame.empty and frame[y].notna().any()]
+        if y == "heldout_nll" and known:  # the ends are what is compared; the spike at a switch goes beyond
+            low, high = min(values.min() for values in known), max(values.max() for values in known)
+            axes.set_ylim(0.97 * low, min(CUT * low, 1.03 * high))
         if axes.lines:
             axes.legend()
     row[0][0].set_ylabel(ylabel)

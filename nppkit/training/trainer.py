@@ -374,11 +374,12 @@ def heldout_nll(
     NaN without images.
     """
     total = 0.0
-    for start in range(0, len(store), HELDOUT_BATCH * processes.size):
-        together = np.arange(start, min(start + HELDOUT_BATCH * processes.size, len(store)))
-        index = together[processes.share(len(together))]
-        some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
-        codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
-        with autocast(device, precision), evaluating(model):
-            total += npp_loss(model, codes, labels, 1, model.config.grid).item() * len(index)
+    with evaluating(model):
+        for start in range(0, len(store), HELDOUT_BATCH * processes.size):
+            together = np.arange(start, min(start + HELDOUT_BATCH * processes.size, len(store)))
+            index = together[processes.share(len(together))]
+            some = index if len(index) else together[:1]  # sharded weights are whole in all processes' forward passes or in none
+            codes, labels = (t.to(device) for t in store.batch(some, np.zeros_like(some)))
+            with autocast(device, precision):
+                total += npp_loss(model, codes, labels, 1, model.config.grid).item() * len(index)
     return processes.total([total])[0] / len(store) if len(store) else math.nan
