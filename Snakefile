@@ -36,7 +36,7 @@ try:
     ASKS_FOR = {job.name: slurm.request(PRESET, job, *PLACES) for job in JOBS}
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")  # one line, before any work; Snakemake would add a traceback
-LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run --with-parent {shlex.quote(config.get('preset', 'demo'))} {{}}"
+LAUNCH = f"{shlex.quote(sys.executable)} -m nppkit run --with-parent {shlex.quote(config.get('preset', 'demo'))} "
 EVENTS = " -p tensorboard true" * RUN.tensorboard
 
 # Looking changes nothing: only a run that is to do something sets records aside that are no longer valid.
@@ -48,6 +48,10 @@ try:
         print(line, file=sys.stderr)
 except errors.NppkitError as error:
     sys.exit(f"error: {error}")
+
+
+def as_it_is(text):
+    return lambda wildcards: text  # a function's text may have braces, as a preset's path may
 
 
 def record(job):
@@ -73,7 +77,7 @@ for job in JOBS:
         message:
             job.name
         params:
-            command=LAUNCH.format(targets.launch_arguments(job)) + WORDS[job.name] + EVENTS * (job.notebook == "train"),
+            command=as_it_is(LAUNCH + targets.launch_arguments(job) + WORDS[job.name] + EVENTS * (job.notebook == "train")),
         resources:
             **ASKS_FOR[job.name],
             attempt=lambda wildcards, attempt: attempt,

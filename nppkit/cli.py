@@ -313,6 +313,8 @@ def torchrun(a: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def written() -> Iterator[None]:
     """What a block prints is written at its end, where an error of that can still be answered, and not when Python ends."""
+    if sys.stdout.errors == "strict":  # a file's name need not be of the terminal's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
@@ -339,6 +341,12 @@ def call(words: list[str]) -> int:
     except NppkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
+    except (MemoryError, RuntimeError) as error:  # torch's kinds of them
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        print(f"error: {words[0]}: out of memory ({said}): take a smaller micro_batch, batch or model", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: stopped; what is finished stays, and the same command does the rest", file=sys.stderr)
         return 128 + signal.SIGINT

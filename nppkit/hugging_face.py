@@ -23,7 +23,8 @@ from nppkit.window import Grid, Window, area
 try:
     from transformers import PreTrainedModel, TrainerCallback
 except ImportError:
-    raise NppkitError("transformers is not installed: pip install '.[transformers]' in a clone of this repository") from None
+    remedy = "make env EXTRAS=dev,transformers in a clone of this repository, or pip install transformers"
+    raise NppkitError(f"transformers is not installed: {remedy}") from None
 
 IGNORED = -100  # a label that is not scored
 GROUPED = ("input_ids", "attention_mask", "labels", "num_items_in_batch")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nppkit.errors import NppkitError
 from nppkit.grouping import group_targets, require_range
-from nppkit.window import Grid, Window
+from nppkit.window import Grid, Window, as_grid
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -38,7 +38,8 @@ def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window,
     """The loss of one batch at a patch size: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
 
     model(codes, labels, patch_size) -> logits (B, N / K, V); codes: (B, N) integers, labels: (B,). grid: that of the codes; a
-    model with a `config.grid` knows its own, and without either N is a square. NppkitError as `group_targets` and `patch_loss`.
+    model with a `config.grid` knows its own, and without either N is a square. NppkitError as `group_targets` and
+    `patch_loss`, and for another grid than the model's.
 
     >>> import torch
     >>> from nppkit import GPT, GPTConfig
@@ -47,5 +48,8 @@ def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window,
     >>> [round(npp_loss(model, codes, labels, p).item(), 4) for p in (1, 2, 4)]  # the output head starts at 0
     [3.4657, 3.4657, 3.4657]
     """
-    grid = grid or getattr(getattr(model, "config", None), "grid", ())
+    known = getattr(getattr(model, "config", None), "grid", ())
+    if grid and known and as_grid(grid) != as_grid(known):
+        raise NppkitError(f"grid {grid} is not the model's {known}: leave it out")
+    grid = grid or known
     return patch_loss(model(codes, labels, patch_size), group_targets(codes, patch_size, grid))

@@ -107,6 +107,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path) -> object:
     lazy = zipfile.is_zipfile(path)  # a release's optimiser, two thirds of it, then stays on disk
     try:
+        if lazy and (damaged := _damaged_part(path, path.stat().st_mtime_ns)):  # torch looks at no checksum
+            raise zipfile.BadZipFile(damaged)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -114,6 +116,13 @@ def _unpickle(path: Path) -> object:
         damage = f"is no weights file, or damaged ({type(error).__name__})"
         reason = f"holds {refused[1]}, which could run code, and was refused" if refused else damage
         raise NppkitError(f"{path} {reason}: get it from its publisher") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _damaged_part(path: Path, changed: int) -> str | None:
+    """The first part of a zip file whose checksum is wrong, of a file of that time."""
+    with zipfile.ZipFile(path) as content:
+        return content.testzip()
 
 
 def _is_state(content: object) -> bool:
@@ -174,6 +183,11 @@ def check_state(state: dict[str, Tensor], model: torch.nn.Module, path: str | Pa
     found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if text := "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names):
         raise NppkitError(f"{path} does not fit this {type(model).__name__} ({text}): check the size and the file")
+    check_finite(state, path)
+
+
+def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
+    """NppkitError with one line that names the file and what in it is NaN or infinite."""
     if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise NppkitError(f"{path} holds NaN or Inf in {_some(bad)}: get the file again, or take an earlier checkpoint")
 
@@ -229,16 +243,22 @@ def _empty(config: GPTConfig | VQConfig) -> GPT | VQModel:
 def export(checkpoint: Path, out: Path) -> None:
     """Write the weights of a training checkpoint, or of any weights file, as LlamaGen's scripts read them.
 
-    NppkitError for a training that is still on patches, and for one that was told names in place of class tokens.
+    NppkitError for a damaged file or one of no model's weights, for a training that is still on patches, and for one that was
+    told names in place of class tokens.
     """
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     state, _ = read_state(file)
     note = noted(file.with_name("state.json"))
+    check_finite(state, file)
+    if note.get("files", {}).get(file.name, "") not in ("", sha256(file)):
+        raise NppkitError(f"{file} is damaged: take another checkpoint")
     if note.get("condition") == "names":
         raise NppkitError(f"{checkpoint} was trained on names of classes, which LlamaGen does not read: draw from it here")
     if note.get("patches_left"):
         raise NppkitError(f"{checkpoint} still trains on patches: take a checkpoint of the end")
     if patches := [key for key in state if key.startswith("windows.")]:
         raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")
+    if not {"tok_embeddings.weight", "quantize.embedding.weight"} & state.keys():
+        raise NppkitError(f"{file} holds no transformer's or tokenizer's weights: give a checkpoint's folder")
     with replacing(out) as temporary:
         torch.save({"model": state}, temporary)

@@ -93,8 +93,10 @@ def sample_labels(index: np.ndarray, num_classes: int, seed: int, shares: tuple[
     """
     if num_classes < 1:
         raise NppkitError(f"num_classes {num_classes}: give one or more")
-    if not shares:
+    if not len(shares):
         return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
+    if not (min(shares) >= 0 and math.isclose(sum(shares), 1, abs_tol=1e-6)):
+        raise NppkitError(f"shares {tuple(shares)} must be 0 or more each and 1 together")
     if len(shares) != num_classes:
         raise NppkitError(f"{len(shares)} shares are not those of {num_classes} classes: give one a class")
     edges = np.cumsum(shares)

@@ -51,6 +51,7 @@ Int = Annotated[int, BeforeValidator(_that(lambda value: not isinstance(value, f
 Float = Annotated[float, BeforeValidator(_that(lambda value: not isinstance(value, bool), "is not a number"))]
 Count = Annotated[Int, Field(ge=0, lt=LIMIT)]
 Positive = Annotated[Int, Field(gt=0, lt=LIMIT)]
+Few = Annotated[Positive, Field(le=4096)]  # threads, processes, repeats, levels
 Number = Annotated[Float, Field(ge=0, lt=LIMIT, allow_inf_nan=False)]
 Above0 = Annotated[Float, Field(gt=0, lt=LIMIT, allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1, allow_inf_nan=False)]

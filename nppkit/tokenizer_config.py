@@ -26,9 +26,10 @@ class VQConfig:
 
     def __post_init__(self):
         require_kinds(self)
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # a list when read from YAML or JSON
-        if not self.ch_mult:
-            raise NppkitError("tokenizer ch_mult is empty: give the width of at least one resolution")
+        widths = self.ch_mult
+        if not (isinstance(widths, list | tuple) and widths and all(type(n) is int and n > 0 for n in widths)):
+            raise NppkitError(f"ch_mult {widths!r}: give a list of whole numbers above 0, one for each resolution")
+        object.__setattr__(self, "ch_mult", tuple(widths))  # a list when read from YAML or JSON
         if self.ch % self.norm_groups:
             raise NppkitError(f"tokenizer ch {self.ch} is not a multiple of norm_groups {self.norm_groups}")
 

@@ -109,6 +109,8 @@ def test_from_a_folder_of_images_to_a_table(home, monkeypatch):
     assert metrics["contract"]["extractor"] == "inception-v3-compat" and metrics["contract"]["samples"] == 4
     assert metrics["contract"]["reference"] == "VIRTUAL_imagenet256_labeled.npz"
     assert metrics["heldout_nll"] == pytest.approx(np.log(16384), rel=0.05) and metrics["guidance"][0]["fid"] > 0
+    drawn = graph.samples_dir(preset, graph.preset_runs(preset)[0]).glob("drawn_*/codes.npy")  # a GPU's hours outlive a kill
+    assert sorted(len(np.load(path)) for path in drawn) == [2, 4]
     row = next(line for line in (folder / "table1_main.md").read_text().splitlines() if "LlamaGen-B + NPP" in line)
     assert "1 seed" in row and f"{metrics['guidance'][0]['fid']:.4g}" in row
 

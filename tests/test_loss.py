@@ -86,3 +86,12 @@ def test_flat_logits():
     torch.manual_seed(0)
     logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5, 4))
     assert patch_loss(logits.flatten(0, 1), targets.flatten(0, 1)) == patch_loss(logits, targets)
+
+
+def test_another_grid_than_the_models_is_refused():
+    """Targets would be grouped by one grid and embeddings by the other, and the loss would look like one."""
+    model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4))
+    codes, labels = torch.arange(16)[None], torch.tensor([3])
+    assert npp_loss(model, codes, labels, 2, (4, 4)) == npp_loss(model, codes, labels, 2)
+    with pytest.raises(NppkitError, match=r"grid \(2, 8\) is not the model's \(4, 4\): leave it out"):
+        npp_loss(model, codes, labels, 2, (2, 8))

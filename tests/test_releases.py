@@ -509,3 +509,34 @@ def test_weights_that_are_not_finite(tmp_path, value):
     save_file(model.state_dict(), tmp_path / "bad.safetensors")
     with pytest.raises(NppkitError, match=r"bad\.safetensors holds NaN or Inf in layers\.0\.attention\.wo\.weight"):
         releases.load_weights(gpt(), tmp_path / "bad.safetensors")
+
+
+def test_a_file_with_a_wrong_checksum_is_refused(tmp_path):
+    """torch reads a weight that a disk has changed; the container knows better."""
+    torch.save({"model": gpt().state_dict()}, tmp_path / "mine.pt")
+    content = bytearray((tmp_path / "mine.pt").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "mine.pt").write_bytes(content)
+    torch.load(tmp_path / "mine.pt", weights_only=True)
+    with pytest.raises(NppkitError, match=r"mine\.pt is no weights file, or damaged"):
+        releases.read_state(tmp_path / "mine.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state["output.weight"].fill_(float("nan")), r"model\.safetensors holds NaN or Inf in output\.weight"),
+        (lambda state: state["output.weight"].add_(1), r"model\.safetensors is damaged: take another checkpoint"),
+        (lambda state: state.pop("tok_embeddings.weight"), r"model\.safetensors holds no transformer's or tokenizer's weights"),
+    ],
+)
+def test_what_is_no_whole_model_is_not_exported(tmp_path, spoil, message):
+    """Its own state knows the digest of each file; an optimiser's moments are no model."""
+    folder, state = save_checkpoint(tmp_path, 3, {"model": gpt().state_dict()}, {"config_digest": "d"}), gpt().state_dict()
+    spoil(state)
+    save_file(state, folder / "model.safetensors")
+    if "tok_embeddings.weight" not in state:
+        (folder / "state.json").unlink()
+    with pytest.raises(NppkitError, match=message):
+        releases.export(folder, tmp_path / "ours.pt")
+    assert not (tmp_path / "ours.pt").exists()

@@ -114,8 +114,8 @@ def test_a_preset_cannot_name_another_notebook(tmp_path, report):
 
 
 def test_words_of_the_command_line_stay_words(home, tmp_path):
-    """A preset's path with quotes, spaces and a semicolon is one word to the shell that Snakemake starts."""
-    path = tmp_path / "it's; touch trace .yaml"
+    """A preset's path with quotes, spaces, braces and a semicolon is one word to the shell that Snakemake starts."""
+    path = tmp_path / "it's {0}; touch trace .yaml"
     path.write_text((presets.FOLDER / "smoke.yaml").read_text() + "\nname: mine\n")
     command = [
         sys.executable,

@@ -1,17 +1,16 @@
 """The `data` and `tokenizer` sections of a preset."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, Field, StrictBool
+from pydantic import AfterValidator
 
 from nppkit.errors import NppkitError
 from nppkit.settings import Above0, Bool, Count, Number, Positive, Share, section
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
-Sizes = Annotated[list[Positive], Field(min_length=1)]
 MAX_VOCABULARY = 2**16  # codes are stored as uint16
 
 
@@ -51,7 +50,7 @@ class TokenizerConfig:
     """
 
     name: str = ""
-    vq: dict[str, StrictBool | Positive | Sizes] = field(default_factory=dict)
+    vq: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     steps: Count = 0
     batch_size: Positive = 64
@@ -73,7 +72,9 @@ class TokenizerConfig:
         """The sizes of its network. NppkitError for an unknown name or size."""
         if self.name and self.name not in TOKENIZERS:
             raise NppkitError(f"tokenizer.name {self.name!r} is unknown: use {', '.join(TOKENIZERS)} or vq")
+        if unknown := self.vq.keys() - VQConfig.__dataclass_fields__.keys():
+            raise NppkitError(f"tokenizer.vq: {min(unknown)!r} is unknown: use one of {', '.join(VQConfig.__dataclass_fields__)}")
         try:
             return TOKENIZERS[self.name] if self.name else VQConfig(**self.vq)
-        except (TypeError, NppkitError) as error:
-            raise NppkitError(f"tokenizer.vq {self.vq}: {error}") from None
+        except NppkitError as error:
+            raise NppkitError(f"tokenizer.vq: {error}") from None

@@ -111,7 +111,7 @@ def write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
 
 def publish(part: Path, folder: Path, labels: np.ndarray, manifest: Manifest) -> None:
     """Labels, then codes.npy, then the manifest, so that no moment shows a wrong store."""
-    if _stored_manifest(folder) != manifest:
+    if stored_manifest(folder) != manifest:
         for name in ("manifest.json", *["codes.npz"] * part.exists()):  # another store's: packed codes are opened first
             (folder / name).unlink(missing_ok=True)
     save_arrays(folder / "labels.npy", np.save, arr=labels)
@@ -121,7 +121,8 @@ def publish(part: Path, folder: Path, labels: np.ndarray, manifest: Manifest) ->
     manifest.write(folder)
 
 
-def _stored_manifest(folder: Path) -> Manifest | None:
+def stored_manifest(folder: Path) -> Manifest | None:
+    """The manifest of the store in a folder; None where there is none, or a damaged one."""
     try:
         return Manifest.read(folder)
     except NppkitError:
@@ -131,14 +132,14 @@ def _stored_manifest(folder: Path) -> Manifest | None:
 def open_complete(folder: Path, manifest: Manifest) -> CodeStore | None:
     """The store in the folder, if it is whole and the one that the manifest describes."""
     try:
-        return CodeStore(folder) if _stored_manifest(folder) == manifest else None
+        return CodeStore(folder) if stored_manifest(folder) == manifest else None
     except NppkitError:
         return None
 
 
 def _open_imported(folder: Path, manifest: Manifest) -> CodeStore | None:
     """An imported store in place of the one that the manifest describes. NppkitError if they differ in what both know."""
-    stored = _stored_manifest(folder)
+    stored = stored_manifest(folder)
     if not (stored and stored.imported):
         return None
     found, wanted = vars(stored), vars(manifest)
@@ -185,7 +186,7 @@ def extract_codes(
         codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[3:]))
         part.write(batch.start, codes.reshape(len(batch), *part.shape[1:]))
     part.complete(images.labels[:: images.frames])
-    if _stored_manifest(folder) != manifest:
+    if stored_manifest(folder) != manifest:
         return None
     return _in_form(CodeStore(folder), packed)
 

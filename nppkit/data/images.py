@@ -21,10 +21,11 @@ from nppkit.data import contents
 from nppkit.errors import NppkitError
 
 END_OF_JPEG = b"\xff\xd9"
-SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # folders that hold class folders, and are none
+# Folders that hold class folders, and are none
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev", "eval", "heldout", "held-out", "holdout"}
 SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
 NAMED_ALONE = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow tells what such a file is, and cannot read it
-BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF's tags
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
 SHIFTS = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels (down, right) of a 32-pixel image
 TEN_CROP_SCALES = (1.1, 1.05)
 MAX_ASPECT = 100  # a larger crop of a thin line could fill the memory
@@ -120,10 +121,15 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
         reason = "is a file" if root.is_file() else "does not exist" if root != Path() else "has no name"
         raise NppkitError(f"image folder {root} {reason}: set data.path to a folder of class folders")
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and _seen(p))
-    if classes and all(name.lower() in SPLITS for name in classes):
+    splits = [name for name in classes if name.lower() in SPLITS]
+    if splits and (len(splits) == len(classes) or ({"train", "training"} & {name.lower() for name in splits} and splits[1:])):
+        classes = splits
         train = next((name for name in classes if name.lower().startswith("train")), classes[0])
         unseen = "".join(f", data.heldout_path to {root / name}" for name in sorted(set(classes) - {train}, reverse=True)[:1])
         raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / train}{unseen}")
+    inside = [p.name for p in (root / classes[0]).iterdir() if p.is_dir() and _seen(p)] if len(classes) == 1 else []
+    if inside and all(name.lower() in SPLITS for name in inside):
+        return _listed(root / classes[0])  # which says so
     others, files = Counter(), []
     for number, name in enumerate(classes):
         images = []
@@ -191,8 +197,9 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError("numbers of unknown range: scale them to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image)
-    grey = Image.fromarray((values * (255 / (2 ** min(bits, 16) - 1))).round().clip(0, 255).astype(np.uint8))
+    values, white = np.asarray(image), 2 ** min(bits, 16) - 1
+    shown = white - values.astype(np.int64) if tags.get(PHOTOMETRIC) == 0 else values  # 0 is white: Pillow minds it in 8 bits
+    grey = Image.fromarray((shown * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))
     return grey

@@ -9,7 +9,7 @@ import numpy as np
 
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.config import MAX_VOCABULARY
-from nppkit.data.extract import publish, write_header
+from nppkit.data.extract import publish, stored_manifest, write_header
 from nppkit.errors import NppkitError
 from nppkit.files import check_space, sync
 from nppkit.tokenizer_config import TOKENIZERS
@@ -28,10 +28,13 @@ def import_llamagen(
     """LlamaGen's folders of {i}.npy, codes (1, crops, N) and labels (1,), as a store; several code folders add crops.
 
     Without class_names the classes are 0 ... the largest label; image_size 0 is VQ-16's 16 pixels a code. NppkitError
-    names the first file that is missing, not of integers, out of range, or of another shape than the first.
+    names the first file that is missing, not of integers, out of range, or of another shape than the first, and a folder that
+    holds codes that were extracted.
     """
     folder, codes, labels = Path(folder), [Path(path) for path in codes], Path(labels)
     _check_given(vocab_size, image_size, class_names or [])
+    if (there := stored_manifest(folder)) and not there.imported:
+        raise NppkitError(f"{folder} holds codes that were extracted here: remove the folder, or name another")
     n, sets = _count_files([*codes, labels]), len(codes)
     _, crops, tokens = first = _check_shape(codes[0] / "0.npy")
     grid, shape = math.isqrt(tokens), (n, sets * crops, tokens)
@@ -59,6 +62,8 @@ def _check_given(vocab_size: int, image_size: int, names: list[str]) -> None:
         raise NppkitError(f"vocab_size {vocab_size} does not fit uint16: {MAX_VOCABULARY:,} at most")
     if image_size < 0:
         raise NppkitError(f"image_size {image_size}: give pixels, or 0 for VQ-16's")
+    if len(names) > len(set(names)):
+        raise NppkitError(f"class name {max(names, key=names.count)!r} stands twice: tell the classes apart")
     if bad := [name for name in names if not (name.strip() and name.isprintable())]:
         raise NppkitError(f"class name {bad[0]!r}: give each class a printable one, in UTF-8")
 
@@ -83,8 +88,9 @@ def _load_integers(path: Path) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise NppkitError(f"{path} cannot be read ({error}): copy or extract it again") from None
-    if array.dtype.kind not in "iu":
-        raise NppkitError(f"{path} holds {array.dtype}, not integers, and rounding would change codes: extract it again")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        kind = getattr(array, "dtype", "several arrays")
+        raise NppkitError(f"{path} holds {kind}, not integers, and rounding would change codes: extract it again")
     return array
 
 

@@ -8,7 +8,7 @@ its noise: that depends on device, devices, nodes and micro_batch.
 import dataclasses
 
 from nppkit.errors import NppkitError
-from nppkit.settings import Bool, Count, Number, Positive, build, section, settings
+from nppkit.settings import Bool, Count, Few, Number, Positive, build, section, settings
 
 
 @section
@@ -20,9 +20,9 @@ class Options:
     """
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
-    threads: Positive = 1  # CPU threads of a process
-    devices: Positive = 1  # processes on a machine, each with its own GPU if there are GPUs
-    nodes: Positive = 1  # machines, within a Slurm job of as many
+    threads: Few = 1  # CPU threads of a process
+    devices: Few = 1  # processes on a machine, each with its own GPU if there are GPUs
+    nodes: Few = 1  # machines, within a Slurm job of as many
     shard: Bool = False  # on several: weights and AdamW's moments split over them (FSDP), not repeated on each
     micro_batch: Count = 0  # images that a process computes at once; 0: its whole share of the batch
     graphs: Bool = False  # each patch side's whole step as one CUDA graph, where one process trains on a GPU

@@ -4,8 +4,10 @@ FID compares with the mean and covariance of all reference images; KID, precisio
 features of at most 10,000 of them. A reference comes from ADM's npz file or from an own data set.
 """
 
+import contextlib
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +85,16 @@ def reference_from_images(images: ImageSet, size: int, extractor: FeatureExtract
     return Reference(moments.mean, moments.sigma, torch.cat(features), chosen, source, digest.hexdigest(), *seen)
 
 
-def reference_from_adm(path: str | Path, extractor: FeatureExtractorBase) -> Reference:
+def reference_from_adm(path: str | Path, extractor: FeatureExtractorBase, size: int = 0) -> Reference:
     """The reference in ADM's file: `mu`, `sigma` of a whole training set, and images `arr_0` for the features.
 
-    NppkitError names the file if its keys, shapes or values are wrong, or are not of this extractor's features.
+    NppkitError names the file if its keys, shapes or values are wrong, are not of this extractor's features, or its images not
+    of the `size` of those that are scored (0: any).
     """
     arrays, pixels = files.read_arrays(path, ("mu", "sigma")), read_npz(path)
+    if size and tuple(pixels.shape[2:]) != (size, size):
+        height, width = pixels.shape[2:]
+        raise NppkitError(f"{path}: images of {width} x {height} pixels are no reference for {size} x {size}: give one of these")
     dim = extract_features(extractor, pixels[:1])["features"].shape[1]
     mu, sigma = check_moments(path, arrays["mu"], arrays["sigma"], dim)  # before minutes of features
     features = extract_features(extractor, pixels)["features"]
@@ -120,13 +126,17 @@ def prepare_reference(
     """
     file = files.located(setting)
     if setting and "features" in files.npz_keys(file):
-        return load_reference(file, extractor)
+        given = load_reference(file, extractor)
+        if (side := re.search(r"crops of side (\d+)$", given.source)) and int(side[1]) != size:
+            raise NppkitError(f"{file} is of images of side {side[1]}, and {size} is scored: make one of these")
+        return given
     origin = files.sha256(file) if setting else f"{images.digest} {size} {KEPT}"
     key = hashlib.sha256(f"{origin} {extractor.get_name()} {extractor.sha256}".encode()).hexdigest()
     path = cache / f"reference-{key[:16]}.npz"
-    if not path.is_file():
-        made = reference_from_adm(file, extractor) if setting else reference_from_images(images, size, extractor, progress)
-        made.save(path)
+    with contextlib.suppress(NppkitError):  # where it is not there yet, or damaged
+        return load_reference(path, extractor)
+    made = reference_from_adm(file, extractor, size) if setting else reference_from_images(images, size, extractor, progress)
+    made.save(path)
     return load_reference(path, extractor)
 
 

@@ -1,4 +1,4 @@
-"""Sampling by several processes: the codes of a run's images, drawn together and kept as code stores.
+"""Sampling that outlives a kill, by one process or several: the codes of a run's images, kept as code stores.
 
     torchrun --nproc-per-node 8 -m nppkit sample PRESET RUN
 
@@ -21,8 +21,11 @@ from nppkit.data.codes import CodeStore, Manifest
 from nppkit.data.extract import Part, open_complete
 from nppkit.machine.devices import autocast
 from nppkit.machine.processes import ALONE, Processes
+from nppkit.machine.progress import progress
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
+from nppkit.scoring.config import EvaluationConfig
+from nppkit.scoring.evaluate import sampling_roles
 
 opened = functools.lru_cache(maxsize=1)(CodeStore)  # the same one for every batch of a configuration
 
@@ -57,14 +60,14 @@ def draw(
     weights: str,
     precision: str = "fp32",
     processes: Processes = ALONE,
-    progress: Callable = iter,
+    show: Callable = iter,
 ) -> CodeStore | None:
     """This process's share of the samples; the store once all shares are there, None while others are at work."""
     manifest, device = _manifest(model, weights, config, samples, batch_size, precision), next(model.parameters()).device
     if (store := open_complete(folder, manifest)) is not None:
         return store
     part, starts = Part(folder, manifest, processes.rank, processes.size), range(0, samples, batch_size)
-    for start in progress(starts[processes.share(len(starts))]):
+    for start in show(starts[processes.share(len(starts))]):
         index = np.arange(start, min(start + batch_size, samples))
         if not part.written[index].all():
             labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)).to(device)
@@ -72,6 +75,23 @@ def draw(
                 part.write(start, sample_codes(model, labels, config, index).cpu().numpy()[:, None])
     part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares))
     return open_complete(folder, manifest)
+
+
+def draw_all(
+    model: GPT,
+    evaluation: EvaluationConfig,
+    shares: tuple[float, ...],
+    folder: Path,
+    precision: str,
+    label: str,
+    processes: Processes = ALONE,
+) -> None:
+    """This process's share of all that an evaluation draws, at each guidance scale, each in its `place` of the folder."""
+    weights = weights_digest(model)
+    for scale in evaluation.guidance:
+        show = iter if processes.rank else functools.partial(progress, label=f"{label} guidance {scale}")
+        for config, samples in sampling_roles(evaluation, scale, shares).values():
+            draw(model, config, samples, evaluation.batch_size, place(folder, config), weights, precision, processes, show)
 
 
 def drawn(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray, folder: Path) -> Tensor:

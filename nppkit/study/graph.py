@@ -16,7 +16,7 @@ from nppkit.release_table import local
 from nppkit.settings import settings
 from nppkit.study.presets import Preset, load_preset, preset_names
 from nppkit.study.published import REPORTS, table_runs
-from nppkit.study.records import Job, changed_input, outputs_digest, recorded_inputs, why_incomplete
+from nppkit.study.records import Job, changed_input, is_of_other_settings, outputs_digest, recorded_inputs, why_incomplete
 from nppkit.study.runs import LARGE, Run, image_size, preset_runs
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -46,8 +46,8 @@ def models_preset(preset: Preset) -> Preset:
     trained_here = ("extractor",) if preset.extractor.name == "digits" else ()
     alike = ("data", "tokenizer", *trained_here, "models", "training", "precision")
     lender = _lender(preset, preset.models_of, alike, "take models_of away")
-    if lender is not preset and lender.weights:
-        raise NppkitError(f"preset {preset.name}: {lender.name} trains nothing: copy its weights in place of models_of")
+    if preset.models_of and (lender.weights or lender.models_of):
+        raise NppkitError(f"preset {preset.name}: {lender.name} trains nothing: name one that does, or copy its weights")
     return lender
 
 
@@ -275,6 +275,13 @@ def claim(preset: Preset) -> None:
     if owner != preset.source and not _same_file(owner, preset.source) and (owner in preset_names() or Path(owner).is_file()):
         raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
     write_atomic(note, preset.source)
+
+
+def check_codes(preset: Preset, run: Run) -> None:
+    """NppkitError where the codes of a run's images were made with other settings than the preset's, which others would use."""
+    if stale := [job for job in _tokenize_jobs(preset, run) if is_of_other_settings(job)]:
+        remedy = f"nppkit run {preset.source} tokenize{' --large' * stale[0].parameters['large']} makes them again"
+        raise NppkitError(f"{stale[0].folder} holds codes of other settings than those of preset {preset.name}: {remedy}")
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -22,7 +22,7 @@ from nppkit.scoring.config import NEIGHBOURS
 from nppkit.scoring.evaluate import evaluate_npz, generate
 from nppkit.scoring.features import load_extractor
 from nppkit.scoring.reference import prepare_reference
-from nppkit.study.graph import checkpoint_dir, tokenizer_dir, train_job
+from nppkit.study.graph import check_codes, checkpoint_dir, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run
 from nppkit.training.trainer import Trainer, make_model
@@ -79,6 +79,7 @@ def draw_pictures(
 
     NppkitError for an unknown class, and for a folder that holds pictures of it.
     """
+    check_codes(preset, run)
     store, e, place = CodeStore(tokenizer_dir(preset.of_images(), run.large) / "train"), preset.evaluation, pick_device(device)
     names, paths = store.manifest.class_names, []
     if class_name not in names or count < 1:
@@ -89,6 +90,10 @@ def draw_pictures(
     if there := sorted(folder.glob(f"{glob.escape(name)}_[0-9][0-9][0-9][0-9].{ending}")):
         raise NppkitError(f"{there[0]} is there: name another folder, or remove it")
     model = rounded(load_trained(preset, run, store), preset.precision).to(place)
+    if len(names) != model.config.num_classes:
+        raise NppkitError(
+            f"{run.id} knows {model.config.num_classes} classes, the codes {len(names)}: give it codes of its classes"
+        )
     decoder, shares = load_tokenizer(tokenizer_dir(preset)).to(place), tuple(float(name == class_name) for name in names)
     scale = e.common_guidance if scale is None else scale
     config = SamplingConfig(scale, e.temperature, e.top_k, e.top_p, seed=seed, shares=shares)
@@ -102,9 +107,14 @@ def draw_pictures(
 
 
 def load_released(preset: Preset, run: Run, store: CodeStore) -> GPT:
-    """The transformer of the weights that the preset names for a run: of its size, on the grid of the codes."""
+    """The transformer of the weights that the preset names for a run: of its size, on the grid of the codes.
+
+    NppkitError where its classes are not those of the codes, unless these have one alone.
+    """
     path, sizes, grid = find(preset.weights[run.id]), preset.models[run.size], store.grid_size
     classes = release_config(path, grid, GPTConfig(**sizes).n_head).num_classes
+    if store.num_classes not in (1, classes):
+        raise NppkitError(f"{path} knows {classes} classes, the codes {store.num_classes}: take weights of the same classes")
     model = GPT(GPTConfig(vocab_size=store.vocab_size, num_classes=classes, grid_size=grid, **sizes))
     if not known_grid(path):
         said = f"{path} does not say for which grid it was trained: taken as {grid} x {grid}, that of the codes"
@@ -123,6 +133,7 @@ def extractor_weights(preset: Preset) -> Path:
 def evaluate_file(preset: Preset, file: str, device: str = "auto") -> dict:
     """Metrics and contract of the images in an npz file, seen as a preset's samples are."""
     e, size, cache = preset.of_images().evaluation, preset.data.image_size, home() / "checkpoints" / preset.name
+    npz_keys(file)  # refuses what is none, before the reference is made
     extractor = load_extractor(preset.extractor.name, extractor_weights(preset), preset.extractor.sha256).to(pick_device(device))
     training = None if e.reference else study_images(preset.data)[0]  # the reference is of these, or a file
     reference = prepare_reference(e.reference, training, size, extractor, cache)

@@ -17,7 +17,7 @@ from nppkit.files import located, write_atomic
 from nppkit.gpus import GPUS
 from nppkit.model_config import GPTConfig
 from nppkit.scoring.config import EvaluationConfig, ExtractorConfig
-from nppkit.settings import EXAMPLE, Bool, Count, Name, Positive, Real, build, named, read_yaml, section, settings
+from nppkit.settings import EXAMPLE, Bool, Count, Few, Name, Positive, Real, build, named, read_yaml, section, settings
 from nppkit.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "presets"
@@ -54,7 +54,7 @@ class Preset:
     training: TrainingConfig
     evaluation: EvaluationConfig
     runs: Annotated[dict[Size, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
-    seeds: dict[Name, Positive] = field(default_factory=dict)
+    seeds: dict[Name, Few] = field(default_factory=dict)
     equal_flops: dict[Name, tuple[Positive, Positive]] = field(default_factory=dict)
     confirmatory: str = ""  # the preset whose seeds decide what this one has explored (docs/protocol.md)
     questions: dict[Question, Size] = field(default_factory=dict)  # of the protocol's, which it asks, and of which model size
@@ -78,8 +78,8 @@ class Preset:
     gpus: Positive = 1
     graphs: Bool = False  # training steps as CUDA graphs, where one process trains on a GPU
     reports: list[Report] = field(default_factory=list)  # reading notebooks besides the paper's tables and Figure 1
-    threads: Positive = 1  # CPU threads of a training or evaluation job
-    tokenizer_threads: Positive = 2  # of the tokenize job, which runs alone
+    threads: Few = 1  # CPU threads of a training or evaluation job
+    tokenizer_threads: Few = 2  # of the tokenize job, which runs alone
     source: str = ""  # how load_preset finds it again: a name or a file's path; not a setting
 
     def __post_init__(self):
@@ -92,6 +92,7 @@ class Preset:
             f"tokenizer needs weights (a file) or steps (to train one): {EXAMPLE}": not (d.text or k.weights or k.steps),
             "extractor.steps is 0, and the digit classifier is trained here: set it": digits and not (x.steps or d.text),
             "extractor.weights are not of the digit classifier, which is trained here: take them away": digits and x.weights,
+            f"data.heldout {d.heldout} leaves no training image of data.limit {d.limit}: use fewer": 0 < d.limit <= d.heldout,
             f"data.path is empty: set it to where the {d.source} is": d.source in OUTSIDE and not d.path,
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
             f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",
@@ -131,12 +132,13 @@ def preset_names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
-def load_preset(name: str) -> Preset:
+def load_preset(name: str | Path) -> Preset:
     """The preset of that name, or of that YAML file. NppkitError names an unknown preset, key or type.
 
     >>> load_preset("demo").data.image_size  # pixels
     32
     """
+    name = os.fspath(name)
     own_file = name.endswith((".yaml", ".yml"))
     path = Path(os.path.expanduser(name)) if own_file else FOLDER / f"{name}.yaml"
     if own_file and not path.is_file() and located(name).is_file():

@@ -116,7 +116,14 @@ def outputs_digest(job: Job) -> str:
 
 def _read_record(job: Job) -> dict | None:
     record = noted(job.record if job.record.is_file() else job.stale)
-    return record if {"config_digest", "outputs", "upstream"} <= record.keys() else None
+    kinds = {"config_digest": str, "outputs": dict, "upstream": dict}
+    whole = all(isinstance(record.get(name), kind) for name, kind in kinds.items()) and isinstance(record.get("inputs", {}), dict)
+    return record if whole else None
+
+
+def is_of_other_settings(job: Job) -> bool:
+    """Whether the job has results, and they were made with other settings than today's."""
+    return (_read_record(job) or {}).get("config_digest", job.digest) != job.digest
 
 
 def why_incomplete(job: Job, needed: bool = True) -> str:

@@ -62,6 +62,8 @@ class Run:
             raise NppkitError(f"run {self.id}: with patches the rate begins again anyway: take _restart away")
         if self.constant and self.restart:
             raise NppkitError(f"run {self.id}: a constant rate has nothing to begin again: take _restart away")
+        if self.levels > 16:
+            raise NppkitError(f"run {self.id}: {self.levels} levels begin with patches of 2^{self.levels - 1} a side: use fewer")
         if self.drawn and self.levels > 1:
             raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
 

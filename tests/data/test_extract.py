@@ -307,6 +307,7 @@ def test_import_of_both_sets(tmp_path):
     [
         ("codes/3.npy", np.zeros((1, 10, 16), np.float32), r"codes/3\.npy holds float32, not integers"),
         ("codes/3.npy", np.zeros((1, 10, 16), object), r"codes/3\.npy cannot be read .*allow_pickle=False"),
+        ("codes/3.npy", b"npz", r"codes/3\.npy holds several arrays, not integers"),
         ("codes/3.npy", np.zeros((1, 10, 25), int), r"codes/3\.npy has shape \(1, 10, 25\), 0\.npy of the first .*\(1, 10, 16\)"),
         ("codes/0.npy", np.zeros((1, 10, 15), int), r"codes/0\.npy has shape \(1, 10, 15\), not .*square"),
         ("codes/0.npy", np.zeros((10, 16), int), r"codes/0\.npy has shape \(10, 16\), not"),
@@ -329,7 +330,10 @@ def test_files_that_are_not_llamagens_are_named(tmp_path, file, content, message
     """Another type, shape, range or a gap in the numbers: the file is named, and no store is left."""
     codes, labels, _ = llamagen(tmp_path)
     (tmp_path / file).unlink()
-    if content is not None:
+    if isinstance(content, bytes):
+        np.savez(tmp_path / "other.npz", np.zeros(3, int))
+        (tmp_path / "other.npz").rename(tmp_path / file)
+    elif content is not None:
         np.save(tmp_path / file, content, allow_pickle=True)
     with pytest.raises(NppkitError, match=message):
         import_llamagen([codes], labels, tmp_path / "out", class_names=list("abcd"))
@@ -482,3 +486,16 @@ def test_no_images_are_a_store_too(model, images, tmp_path):
     """A preset that holds nothing out has an empty store of held-out images."""
     assert len(run(model, images.subset(np.arange(0)), tmp_path / "heldout")) == 0
     assert len(run(model, images.subset(np.arange(0)), tmp_path / "heldout")) == 0
+
+
+def test_an_import_does_not_replace_what_was_extracted(tmp_path, store):
+    """Codes that were extracted took hours; those that were imported may be imported again. No two classes have one name."""
+    codes, labels, _ = llamagen(tmp_path)
+    before = store.codes.copy()
+    with pytest.raises(NppkitError, match="store holds codes that were extracted here: remove the folder, or name another"):
+        import_llamagen([codes], labels, store.folder)
+    assert np.array_equal(CodeStore(store.folder).codes, before)
+    for _ in range(2):
+        import_llamagen([codes], labels, tmp_path / "out")
+    with pytest.raises(NppkitError, match="class name 'crane' stands twice: tell the classes apart"):
+        import_llamagen([codes], labels, tmp_path / "out", class_names=["crane", "dog", "crane", "cat"])

@@ -207,6 +207,10 @@ UNUSUAL = {
     "palette.png": (palette, (200, 0, 0)),
     "animation.webp": (animation, (200, 0, 0)),
     "pixel.png": (lambda path: Image.new("RGB", (1, 1), (200, 0, 0)).save(path), (200, 0, 0)),
+    "from_white.tif": (
+        lambda path: Image.fromarray(np.full((40, 40), 65535, np.uint16)).save(path, tiffinfo={262: 0}),
+        (0, 0, 0),
+    ),
     "alpha.png": (lambda path: Image.new("RGBA", (40, 40), (200, 0, 0, 9)).save(path), (253, 246, 246)),  # on white
 }
 
@@ -385,6 +389,20 @@ def test_splits_are_no_classes(tmp_path):
     ):
         folder_images(tmp_path)
     assert folder_images(tmp_path / "train").class_names == ("cat",)
+
+
+@pytest.mark.parametrize("folders", ["train/cat dev/cat", "cat/1 train/cat val/cat", "images/train/cat images/val/cat"])
+def test_splits_of_other_names_and_places_are_no_classes(tmp_path, folders):
+    """Beside a class folder, or one folder deeper; a class may be called train, after the vehicle."""
+    for folder in folders.split():
+        save(tmp_path / folder / "1.png", Image.new("RGB", (8, 8)))
+    with pytest.raises(
+        NppkitError, match=rf"holds splits, not classes: set data.path to {tmp_path}(/images)?/train, data.heldout"
+    ):
+        folder_images(tmp_path)
+    for name in ("bus", "train"):
+        save(tmp_path / "vehicles" / name / "1.png", Image.new("RGB", (8, 8)))
+    assert folder_images(tmp_path / "vehicles").class_names == ("bus", "train")
 
 
 def test_images_beside_class_folders_are_not_lost(tmp_path):

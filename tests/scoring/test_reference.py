@@ -177,3 +177,23 @@ def test_too_few_images():
     """One image has no covariance."""
     with pytest.raises(NppkitError, match="a reference of 1 images"):
         reference_from_images(image_set(1), 32, SimpleNamespace())
+
+
+def test_a_damaged_reference_of_the_cache_is_made_again(extractor, tmp_path):
+    """It is made from the images, which are there."""
+    first = prepare_reference("", image_set(6), 32, extractor, tmp_path)
+    (kept,) = tmp_path.glob("reference-*.npz")
+    kept.write_bytes(kept.read_bytes()[:500])
+    assert np.array_equal(prepare_reference("", image_set(6), 32, extractor, tmp_path).mu, first.mu)
+    assert load_reference(kept, extractor).digest == first.digest
+
+
+def test_references_of_other_sides_are_refused(extractor, tmp_path):
+    """A saved one that says its side, and ADM's file by its images."""
+    reference_from_images(image_set(6), 24, extractor).save(tmp_path / "saved.npz")
+    np.savez(tmp_path / "adm.npz", **spoil("arr_0", lambda a: a[:, :, :16].copy()))
+    with pytest.raises(NppkitError, match=r"saved\.npz is of images of side 24, and 32 is scored"):
+        prepare_reference(str(tmp_path / "saved.npz"), image_set(3), 32, extractor, tmp_path)
+    with pytest.raises(NppkitError, match=r"adm\.npz: images of 16 x 32 pixels are no reference for 32 x 32"):
+        prepare_reference(str(tmp_path / "adm.npz"), image_set(3), 32, extractor, tmp_path)
+    assert prepare_reference(str(tmp_path / "saved.npz"), image_set(3), 24, extractor, tmp_path).features.shape[0] == 6

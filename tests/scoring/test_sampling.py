@@ -10,6 +10,8 @@ from test_sample import gpt
 from nppkit.machine.processes import Processes
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.scoring import sampling
+from nppkit.scoring.config import EvaluationConfig
+from nppkit.scoring.evaluate import sampling_roles
 
 CONFIG, SAMPLES, BATCH = SamplingConfig(cfg_scale=2.0, seed=5), 23, 3
 
@@ -60,3 +62,18 @@ def test_weights_have_a_digest(whole):
     assert before == sampling.weights_digest(gpt())
     model.output.weight.data[0, 0] += 1
     assert sampling.weights_digest(model) != before
+
+
+def test_all_that_an_evaluation_draws_is_kept(whole, tmp_path, monkeypatch):
+    """Both roles at every guidance scale; asked again, as after a kill, nothing is drawn."""
+    model, _, _ = whole
+    evaluation = EvaluationConfig(guidance=(1.5, 2.0), samples=8, select_samples=6, batch_size=3)
+    sampling.draw_all(model, evaluation, (), tmp_path, "fp32", "a run")
+    for scale in evaluation.guidance:
+        for config, samples in sampling_roles(evaluation, scale).values():
+            index = np.arange(samples)
+            labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed))
+            parts = [sample_codes(model, labels[part], config, part) for part in np.split(index, range(3, samples, 3))]
+            assert torch.equal(sampling.drawn(model, labels, config, index, tmp_path), torch.cat(parts))
+    monkeypatch.setattr(sampling, "sample_codes", None)
+    sampling.draw_all(model, evaluation, (), tmp_path, "fp32", "a run")

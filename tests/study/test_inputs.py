@@ -15,7 +15,7 @@ from PIL import Image
 from test_runs import complete
 
 from nppkit.errors import NppkitError
-from nppkit.jobs import launch, targets
+from nppkit.jobs import launch, targets, workers
 from nppkit.study import graph, models, presets, records
 from nppkit.study.runs import Run
 
@@ -26,7 +26,9 @@ def test_pictures_of_a_class_with_a_slash_in_its_name(home, monkeypatch, smoke):
     """Solar cells have a probability of a defect of 1/3; another seed's pictures lie beside the first's, not over them."""
     store = SimpleNamespace(manifest=SimpleNamespace(class_names=["mono, defect 1/3"]))
     monkeypatch.setattr(models, "CodeStore", lambda folder: store)
-    monkeypatch.setattr(models, "load_trained", lambda *_: torch.nn.Identity())
+    trained = torch.nn.Identity()
+    trained.config = SimpleNamespace(num_classes=1)
+    monkeypatch.setattr(models, "load_trained", lambda *_: trained)
     monkeypatch.setattr(models, "load_tokenizer", lambda *_: torch.nn.Identity())
     monkeypatch.setattr(models, "rounded", lambda model, _: model)
     monkeypatch.setattr(models, "generate", lambda *_: (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None))
@@ -193,3 +195,52 @@ def test_two_presets_of_one_name_do_not_share_results(study, home):
     assert files_below(home) == before
     (home / "mine.yaml").unlink()
     assert graph.set_aside_stale(other)
+
+
+@pytest.mark.parametrize("work", ["train", "sample", "extract", "draw"])
+def test_codes_of_other_settings_are_not_used(home, smoke, changed, monkeypatch, work):
+    """A preset is edited, and work without a notebook would go on with the codes, and the results, of the one before."""
+    complete(graph.tokenize_job(smoke))
+    other = changed(smoke, "data.image_size", 64)
+    commands = {
+        "train": lambda p: workers.train(p, "GPT-B_ntp_seed0"),
+        "sample": lambda p: workers.sample(p, "GPT-B_ntp_seed0"),
+        "extract": lambda p: workers.extract(p, False, 0, 1, "cpu", 8),
+        "draw": lambda p: models.draw_pictures(p, Run("B"), "7", 2, home / "out", None, 0, "cpu"),
+    }
+    monkeypatch.setattr(workers, "study_images", lambda data: (None, None))
+    again = r"tokenizer holds codes of other settings than those of preset smoke: nppkit run smoke tokenize makes them again"
+    with pytest.raises(NppkitError, match=again):
+        commands[work](other)
+    with pytest.raises(Exception, match=r"^(?!.*other settings)"):  # the right ones are used, and found to be none
+        commands[work](smoke)
+
+
+@pytest.mark.parametrize("work", ["train", "sample", "extract"])
+def test_work_without_a_notebook_claims_the_results(home, smoke, monkeypatch, work):
+    """Another file's preset of the same name has results of its own."""
+    for folder in ("a", "b"):
+        (home / folder).mkdir()
+        (home / folder / "mine.yaml").write_text("base: smoke\ndescription: d\nruns: {B: [ntp]}\n")
+    first, second = (presets.load_preset(str(home / folder / "mine.yaml")) for folder in ("a", "b"))
+    graph.claim(first)
+    commands = {
+        "train": lambda p: workers.train(p, "GPT-B_ntp_seed0"),
+        "sample": lambda p: workers.sample(p, "GPT-B_ntp_seed0"),
+        "extract": lambda p: workers.extract(p, False, 0, 1, "cpu", 8),
+    }
+    with pytest.raises(NppkitError, match=r"results/mine holds the results of .*a/mine\.yaml: give .*b/mine\.yaml another name"):
+        commands[work](second)
+
+
+def test_a_model_of_other_classes_is_refused(home, smoke, monkeypatch):
+    """A released model's rows of classes are those of its own data; codes of one class alone say nothing of them."""
+    monkeypatch.setattr(models, "find", lambda name: home / name)
+    monkeypatch.setattr(models, "load_weights", lambda model, path: None)
+    monkeypatch.setattr(models, "known_grid", lambda path: 8)
+    monkeypatch.setattr(models, "release_config", lambda *_: SimpleNamespace(num_classes=9))
+    preset = dataclasses.replace(smoke, weights={"GPT-B_ntp_seed0": "nine.pt"})
+    store = SimpleNamespace(num_classes=10, grid_size=8, vocab_size=32)
+    with pytest.raises(NppkitError, match=r"nine\.pt knows 9 classes, the codes 10: take weights of the same classes"):
+        models.load_trained(preset, Run("B"), store)
+    assert models.load_trained(preset, Run("B"), SimpleNamespace(**{**vars(store), "num_classes": 1})).config.num_classes == 9

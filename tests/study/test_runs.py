@@ -164,7 +164,7 @@ def test_models_of_another_preset(smoke, home):
 def test_releases_are_not_lent(home):
     """Who scores released models in another way names them, too: nothing would be trained in place of them."""
     preset = load_preset("imagenet256-eval")
-    with pytest.raises(NppkitError, match="imagenet256-eval trains nothing: copy its weights in place of models_of"):
+    with pytest.raises(NppkitError, match="imagenet256-eval trains nothing: name one that does, or copy its weights"):
         graph.graph(dataclasses.replace(preset, name="mine", models_of="imagenet256-eval", weights={}))
 
 
@@ -509,3 +509,26 @@ def test_unusual_spellings_are_refused(smoke):
         runs.preset_runs(dataclasses.replace(smoke, runs={"B": ["ntp", "npp_L2_lambda1-2"]}))
     with pytest.raises(NppkitError, match="seeds: 'GPT-B' is none of its sizes"):
         runs.preset_runs(dataclasses.replace(smoke, seeds={"GPT-B": 5}))
+
+
+@pytest.mark.parametrize("change", [{"outputs": None}, {"outputs": [1]}, {"upstream": None}, {"inputs": None}, {"inputs": [1]}])
+def test_a_record_of_other_kinds_of_values_is_damaged(home, smoke, change):
+    """Valid JSON that no nppkit wrote: the job runs again, and what reads all results goes on."""
+    job = graph.tokenize_job(smoke)
+    complete(job)
+    job.record.write_text(json.dumps(files.read_json(job.record) | change))
+    assert "tokenize.record.json is damaged" in records.why_incomplete(job)
+    assert records.outputs_digest(job) == "" and records.recorded_inputs(job) == {} and "tokenize" in graph.stale(smoke)
+
+
+def test_a_preset_that_scores_its_own_scores_is_refused():
+    """models_of leads to trainings, not to itself or to another preset that has none."""
+    seen = load_preset("digits_seen")
+    with pytest.raises(NppkitError, match="digits_seen trains nothing: name one that does, or copy its weights"):
+        graph.models_preset(dataclasses.replace(seen, name="mine", models_of="digits_seen"))
+
+
+def test_what_no_grid_could_hold_is_refused():
+    """Before a schedule of so many levels is made."""
+    with pytest.raises(NppkitError, match=r"17 levels begin with patches of 2\^16 a side"):
+        Run.parse("GPT-B_npp_L17_lambda1-2_seed0")
