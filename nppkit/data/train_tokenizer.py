@@ -168,7 +168,7 @@ class TokenizerTraining:
         """NppkitError where the codebook has died, the discriminator has won, or a loss is not finite."""
         l1, where = self.recent_l1(), f"tokenizer, step {self.step}"
         self._check_codebook([])
-        if self.discriminator is None or self.step <= self.start:
+        if self.discriminator is None or self.step <= self.start or self.lowest == math.inf:  # before it, or the first look
             self.lowest = min(self.lowest, l1)
         elif l1 > RISEN * self.lowest:
             raise NppkitError(

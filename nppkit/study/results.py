@@ -70,9 +70,10 @@ def paper_metrics(preset: Preset, run: Run, scales: dict[float, dict]) -> dict:
 
 
 def results(preset: Preset, run: Run) -> list[dict]:
-    """The results of every seed of a run that the preset lists and that is complete."""
-    found = [run_result(preset, replace(run, seed=seed)) for seed in seeds(preset, run)]
-    return [result for result in found if result]
+    """The results of every seed of a run that the preset lists and that is complete. NppkitError if evaluated unlike."""
+    found = [result for seed in seeds(preset, run) if (result := run_result(preset, replace(run, seed=seed)))]
+    check_one_contract({result["run"]: result["contract"] for result in found})
+    return found
 
 
 def all_results(preset: Preset) -> pd.DataFrame:
@@ -105,9 +106,12 @@ def mean(rows: list[dict], key: str) -> float | None:
 def differences(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> dict[int, float]:
     """The difference of a metric between two runs (or what else `combine` makes of it), by the seeds that both have.
 
-    Not of a seed whose records name two kinds of processor, which move a metric as much as another seed does.
+    Not of a seed whose records name two kinds of processor, which move a metric as much as another seed does. NppkitError if
+    they were evaluated unlike each other.
     """
-    ours, theirs = ({row["seed"]: row[key] for row in results(preset, r)} for r in (run, baseline))
+    found = [results(preset, r) for r in (run, baseline)]
+    check_one_contract({row["run"]: row["contract"] for rows in found for row in rows})
+    ours, theirs = ({row["seed"]: row[key] for row in rows} for rows in found)
     shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
     alike = [seed for seed in shared if len(processors(preset, seed, run, baseline) - {""}) < 2]
     return {seed: combine(ours[seed], theirs[seed]) for seed in alike}

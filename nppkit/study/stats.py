@@ -43,13 +43,13 @@ def decimals(uncertainty: float, digits: int = 0) -> int:
 
     digits 0: two where the first of them is 1 or 2, else one.
 
-    >>> [decimals(u) for u in (0.85, 0.13, 2.6, 31.0)]
-    [1, 2, 1, 0]
+    >>> [decimals(u) for u in (0.85, 0.13, 0.3, 2.6, 31.0)]
+    [1, 2, 1, 1, 0]
     """
     if not (math.isfinite(uncertainty) and uncertainty > 0):
         return 2
     exponent = math.floor(math.log10(uncertainty))
-    return max(0, (digits or 1 + (uncertainty < 3 * 10**exponent)) - 1 - exponent)
+    return max(0, (digits or 1 + (uncertainty < 3 * 10**exponent * (1 - 1e-9))) - 1 - exponent)
 
 
 def rounded(value: float, places: int) -> str:

@@ -222,18 +222,23 @@ def differences(preset: Preset, number: int) -> pd.DataFrame:
 
 
 def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
-    """Runs by name, of those that the preset lists: seeds, FID, likelihood and cost as mean ± standard deviation, as text."""
+    """Runs by name, of those that the preset lists: seeds, FID, likelihood and cost as mean ± standard deviation, as text.
+
+    NppkitError if they were evaluated unlike each other.
+    """
     shown = {"fid": f"FID{suffix(preset)}", "best_fid": "best FID", "best_scale": "at scale", "heldout_nll": "held-out NLL"}
     shown |= {"agreement": "agreement", "flops": "TFLOPs", "cpu_seconds": "CPU seconds"}
-    lines = []
+    lines, contracts = [], {}
     for name, run in named.items():
         if not seed_count(preset, run):
             continue
         rows = [{**row, "flops": row["flops"] and row["flops"] / 1e12} for row in results(preset, run)]
+        contracts |= {row["run"]: row["contract"] for row in rows}
         line = {"run": name, "seeds": _status(preset, run, rows)}
         for key, label in shown.items():
             line |= measured_columns(label, rows, key)
         lines.append(line)
+    check_one_contract(contracts)
     return compact(pd.DataFrame(lines))
 
 

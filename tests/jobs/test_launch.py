@@ -17,7 +17,7 @@ from nppkit.jobs import kernels, launch, targets, workers
 from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, notebook_parameters
 from nppkit.machine.guard import Interrupted
 from nppkit.machine.options import Options
-from nppkit.study import graph, records
+from nppkit.study import graph, models, records
 from nppkit.study.presets import load_preset
 from nppkit.study.published import REPORTS
 
@@ -349,3 +349,34 @@ def test_a_command_without_arguments_says_its_usage(capsys, words):
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.startswith(f"usage: nppkit {words}".strip())
     assert "error: the following arguments are required" in error.splitlines()[-1]
+
+
+def test_a_name_that_the_terminal_cannot_write():
+    """A folder of a Windows zip has a name that is not UTF-8: it is shown with its bytes escaped, and the command goes on."""
+    script = "from nppkit import cli\nwith cli.written():\n    print('gr\\udcf6')\n"
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env)
+    assert (found.returncode, found.stdout) == (0, b"gr\\udcf6\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError("all of it"), RuntimeError("CPUAllocator: can't allocate memory")])
+def test_memory_that_is_not_there_is_one_line(capsys, monkeypatch, error):
+    """Also without a notebook; what is no lack of memory stays what it is."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(workers, "train", fail)
+    assert cli.call(["train", "smoke", "GPT-B_ntp_seed0"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: train: out of memory (") and said.count("\n") == 1
+    error = RuntimeError("shapes")
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.call(["train", "smoke", "GPT-B_ntp_seed0"])
+
+
+def test_a_file_of_images_that_is_not_there_is_said_first(home, capsys, monkeypatch):
+    """Before the reference, which may take an hour."""
+    monkeypatch.setattr(models, "load_extractor", None)
+    assert cli.call(["evaluate", "smoke", str(home / "samples.npz")]) == 1
+    assert "samples.npz cannot be read" in capsys.readouterr().err

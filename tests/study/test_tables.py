@@ -308,3 +308,18 @@ def test_results_of_a_preset_without_runs_have_their_columns(home, smoke):
         patch.setenv("NPPKIT_HOME", str(graph.NOTEBOOKS.parent))
         found = results.all_results(load_preset("study"))
     assert [name for name in found.columns if not name.startswith("paper_")] == nothing.columns.tolist()
+
+
+def test_numbers_of_unlike_contracts_are_nowhere_compared(home, smoke):
+    """Seeds of one run, a run beside its baseline, and rows of one table: another torch-fidelity would look like a result."""
+    preset = dataclasses.replace(smoke, runs={"B": ["ntp", "npp_p2_lambda1-2"]}, seeds={"B": 3})
+    ntp, npp = Run("B"), Run("B", patch_size=2, lam="1/2")
+    for seed in range(3):
+        finish(preset, dataclasses.replace(ntp, seed=seed), metrics="torch-fidelity 0.3.0")
+        finish(preset, dataclasses.replace(npp, seed=seed), fid=5.0)
+    for compare in (lambda: results.paired(preset, npp, ntp, "fid"), lambda: tables.method_table(preset, {"a": ntp, "b": npp})):
+        with pytest.raises(NppkitError, match="were evaluated with another metrics: evaluate both again with one preset"):
+            compare()
+    finish(preset, dataclasses.replace(ntp, seed=1))
+    with pytest.raises(NppkitError, match="GPT-B_ntp_seed1 and GPT-B_ntp_seed0 were evaluated with another metrics"):
+        results.results(preset, ntp)
