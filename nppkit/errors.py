@@ -17,10 +17,11 @@ class NppkitError(ValueError):
 
 
 def require_kinds(sizes: Any) -> None:
-    """NppkitError for the first int or bool of a dataclass that is another kind of value, or below both 1 and its default."""
+    """NppkitError for the first int, bool or float of a dataclass that is another kind of value, or an int too small."""
     for f in fields(sizes):
         value = getattr(sizes, f.name)
-        if f.type in (int, bool) and (type(value) is not f.type or value < min(1, f.default)):
+        number = f.type is not float or (isinstance(value, int | float) and not isinstance(value, bool))
+        if not number or (f.type in (int, bool) and (type(value) is not f.type or value < min(1, f.default))):
             raise NppkitError(f"{f.name} {value!r} is no {f.type.__name__}, or too small: its default is {f.default}")
 
 

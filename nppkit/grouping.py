@@ -46,7 +46,7 @@ def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     >>> group(torch.arange(16).view(1, 16), (2, 1, 2), grid=(2, 2, 4))[0].tolist()  # two frames of 2 x 4
     [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]
     """
-    if x.dim() < 2:
+    if require_tensor(x, "tokens").dim() < 2:
         raise NppkitError(f"tokens {[*x.shape]} have no axis of images: give (images, tokens, ...)")
     tokens, patches, places, sizes = axes_of(x.shape[1], patch_size, grid)
     return rearrange(x, f"b ({tokens}) ... -> b ({patches}) ({places}) ...", **sizes)
@@ -64,7 +64,7 @@ def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     >>> group_embeddings(x, 2).flatten().tolist()
     [2.5, 4.5, 10.5, 12.5]
     """
-    if x.dim() != 3 or not x.is_floating_point():
+    if require_tensor(x, "embeddings").dim() != 3 or not x.is_floating_point():
         raise NppkitError(f"embeddings are {x.dtype} {[*x.shape]}: give floating-point (images, tokens, channels)")
     tokens, patches, _, sizes = axes_of(x.shape[1], patch_size, grid)
     if window.area(patch_size) == 1:
@@ -84,8 +84,16 @@ def group_targets(codes: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     return group(integers(codes, "codes"), patch_size, grid)
 
 
+def require_tensor(values: Tensor, name: str) -> Tensor:
+    """The tensor itself. NppkitError for what is none, as NumPy's arrays."""
+    if not isinstance(values, Tensor):
+        raise NppkitError(f"{name} are a {type(values).__name__}: give a torch.Tensor (torch.as_tensor makes one)")
+    return values
+
+
 def integers(values: Tensor, name: str) -> Tensor:
     """Integers of any type as int64. NppkitError for others."""
+    require_tensor(values, name)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise NppkitError(f"{name} are {values.dtype}: they must be integers (bf16 alters 93 % of 14-bit codes)")
     return values.long()

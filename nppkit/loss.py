@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.grouping import group_targets, require_range
+from nppkit.grouping import group_targets, require_range, require_tensor
 from nppkit.window import Grid, Window, as_grid
 
 
@@ -24,7 +24,8 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     >>> round(patch_loss(logits, torch.zeros(1, 4, 9, dtype=torch.int64)).item(), 4)  # ln 32
     3.4657
     """
-    places = targets.shape if logits.dim() == 4 else targets.shape[:-1]
+    require_tensor(targets, "targets")
+    places = targets.shape if require_tensor(logits, "logits").dim() == 4 else targets.shape[:-1]
     if logits.shape[:-1] != places or not targets.numel():
         raise NppkitError(f"logits {[*logits.shape]} and targets {[*targets.shape]} are no batch: group both at one patch size")
     targets = require_range(targets, logits.shape[-1], "targets", wait=False)

@@ -52,6 +52,7 @@ class SamplingConfig:
             raise NppkitError(f"top_p {self.top_p} is outside (0, 1]: 1 keeps every token")
         if self.top_k < 0 or self.cfg_scale < 0:
             raise NppkitError(f"top_k {self.top_k} and cfg_scale {self.cfg_scale} must not be negative")
+        object.__setattr__(self, "shares", tuple(map(float, self.shares)))
         if self.shares and not (min(self.shares) >= 0 and math.isclose(sum(self.shares), 1, abs_tol=1e-6)):
             raise NppkitError(f"shares {self.shares} must be 0 or more each and 1 together")
 

@@ -34,6 +34,10 @@ class Segment:
 
     def __post_init__(self):
         area(self.patch_size)  # is one
+        if not (
+            isinstance(self.start, Integral) and isinstance(self.end, Integral) and 0 <= self.coarse <= 1 and self.start >= 0
+        ):
+            raise NppkitError(f"{self}, coarse {self.coarse}: epochs are whole numbers from 0, and coarse is from 0 to 1")
         if self.end <= self.start:
             raise NppkitError(f"a segment is empty (ends at {self.end}): use more epochs, fewer levels or another lambda")
 
@@ -74,7 +78,7 @@ def single_scale_segments(epochs: int, patch_size: Window, lam: str | float | Fr
     >>> [(s.patch_size, s.end) for s in single_scale_segments(300, 4, "2/3")]
     [(4, 200), (1, 300)]
     """
-    return _segments([patch_size, 1], [int(epochs * parse_lambda(lam)), epochs])
+    return _segments([patch_size, 1], [int(_whole(epochs) * parse_lambda(lam)), epochs])
 
 
 def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction, coarsest: Window = 0) -> tuple[Segment, ...]:
@@ -94,7 +98,7 @@ def multi_scale_segments(epochs: int, levels: int, lam: str | float | Fraction, 
     windows = [halved(coarsest or 2**last, times) for times in range(levels)]
     if area(windows[-1]) != 1:
         raise NppkitError(f"levels {levels} end at patch size {windows[-1]}, not at 1: use more levels or a smaller window")
-    return _segments([*windows[:-1], 1], [int(epochs * lam ** (last - i)) for i in range(levels)])
+    return _segments([*windows[:-1], 1], [int(_whole(epochs) * lam ** (last - i)) for i in range(levels)])
 
 
 def drawn_segments(epochs: int, patch_size: Window, lam: str | float | Fraction) -> tuple[Segment, ...]:
@@ -117,6 +121,12 @@ def is_coarse(step: int | np.ndarray, segment: Segment, steps_per_epoch: float, 
     x = (step + 0.5 - segment.start * steps_per_epoch) / ((segment.end - segment.start) * steps_per_epoch)
     power = segment.coarse / (1 - segment.coarse) if segment.coarse < 1 else np.inf
     return noise.uniform(seed, noise.LEVEL, step) < 1 - x**power
+
+
+def _whole(epochs: int) -> int:
+    if not isinstance(epochs, Integral):
+        raise NppkitError(f"epochs {epochs!r} is not a whole number")
+    return epochs
 
 
 def _segments(patch_sizes: list[Window], ends: list[int]) -> tuple[Segment, ...]:

@@ -174,6 +174,8 @@ class VQModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes (B, N) of images (B, 3, S, S) in [-1, 1]. NppkitError for a side that makes no grid."""
+        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+            raise NppkitError("images must be floating-point (B, 3, S, S) in [-1, 1]: nppkit.tokenizer.to_model_range makes them")
         height, width = map(self.config.grid_size, images.shape[-2:])
         if height != width:
             raise NppkitError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels: cut squares of them")
@@ -182,6 +184,8 @@ class VQModel(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Images (B, 3, S, S), about [-1, 1], of codes (B, N). NppkitError for codes beyond the codebook, or of no square."""
         codes = require_range(codes, self.config.codebook_size, "codes")
+        if codes.dim() != 2:
+            raise NppkitError(f"codes {[*codes.shape]}: give (images, tokens)")
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes.unflatten(1, square(codes.shape[1])))))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import nppkit
 from nppkit import GPT, GPTConfig, NppkitError, SamplingConfig, VQConfig, VQModel, patch_loss, sample_codes
 from nppkit.sample import decode_tokens
+from nppkit.study import tables
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in nppkit.__all__ if callable(getattr(nppkit, name))]
@@ -76,3 +78,32 @@ def test_integers_are_asked_for_by_name():
         for call in functions:
             with pytest.raises(NppkitError, match=f"^{name} are torch.float32: they must be integers"):
                 call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nppkit.group_targets(np.zeros((2, 16), int), 2), "codes are a ndarray: give a torch.Tensor"),
+        (lambda: nppkit.group_embeddings(np.zeros((2, 16, 4)), 2), "embeddings are a ndarray"),
+        (lambda: nppkit.patch_loss(torch.zeros(2, 4, 32), np.zeros((2, 4, 4), int)), "targets are a ndarray"),
+        (lambda: nppkit.patch_loss(np.zeros((2, 4, 32)), torch.zeros(2, 4, 4, dtype=torch.int64)), "logits are a ndarray"),
+        (lambda: nppkit.ntp_segments(None), "epochs are whole numbers"),
+        (lambda: nppkit.ntp_segments(1.5), "epochs are whole numbers"),
+        (lambda: nppkit.single_scale_segments("10", 2, "1/2"), "epochs '10' is not a whole number"),
+        (lambda: nppkit.multi_scale_segments(10.0, 2, "1/2"), "epochs 10.0 is not a whole number"),
+        (lambda: nppkit.Segment(2, 0, 1, 1.5), "coarse is from 0 to 1"),
+        (lambda: nppkit.GPTConfig(dropout="0.1"), "dropout '0.1' is no float"),
+        (lambda: nppkit.VQConfig(ch_mult=(0, 1)), r"ch_mult \(0, 1\): give a list of whole numbers above 0"),
+        (lambda: tokenizer().encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), r"images must be floating-point \(B, 3, S, S\)"),
+        (lambda: tokenizer().decode(torch.zeros(16, dtype=torch.int64)), r"codes \[16\]: give \(images, tokens\)"),
+        (lambda: tables.make_table(nppkit.load_preset("study"), 9), "table 9: the paper has Tables 1 to 5"),
+    ],
+)
+def test_what_is_no_such_thing_is_said_in_one_line(call, message):
+    """NumPy's arrays, texts and fractions in the public functions: never a traceback from within."""
+    with pytest.raises(nppkit.NppkitError, match=message):
+        call()
+
+
+def tokenizer():
+    return nppkit.VQModel(nppkit.VQConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nppkit.errors import NppkitError
 from nppkit.study.runs import Run
 
 # notebook -> the table whose rows it shows
@@ -16,7 +17,9 @@ MODEL = re.compile(r"LlamaGen-(?P<size>B|L|XL|XXL)(?P<large> \(384\))?(?P<npp> \
 
 
 def published(number: int) -> pd.DataFrame:
-    """Table `number` as the paper prints it; text columns stay text."""
+    """Table `number` as the paper prints it; text columns stay text. NppkitError for another than 1 to 5."""
+    if number not in range(1, 6):
+        raise NppkitError(f"table {number!r}: the paper has Tables 1 to 5")
     text = {"model": str, "type": str, "parameters": str, "lambda": str}
     return pd.read_csv(PUBLISHED / f"table{number}.csv", dtype=text, keep_default_na=True)
 
