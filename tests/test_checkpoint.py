@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nppkit import checkpoint
-from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint, set_aside
 from nppkit.errors import NppkitError
 
 TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"b": torch.ones(1)}}
@@ -106,3 +106,10 @@ def test_the_best_are_kept(tmp_path):
 def test_nothing_yet(tmp_path):
     """No checkpoint is no error."""
     assert load_newest(tmp_path / "none", "d") is None
+
+
+def test_the_one_that_a_run_goes_on_from_is_not_set_aside(tmp_path):
+    """Only those beyond its step are hidden: a run that is killed before its next checkpoint still has one to go on from."""
+    first, _ = save(tmp_path, 1), save(tmp_path, 2, keep_last=2)
+    set_aside(tmp_path, 1)
+    assert checkpoints(tmp_path) == [first]

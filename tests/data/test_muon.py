@@ -34,6 +34,18 @@ def test_first_step_is_of_the_learning_rate():
             assert 0.06 * stretch < moved < 0.13 * stretch
 
 
+def test_three_steps_have_a_closed_form():
+    """Momentum is the decaying mean of all gradients so far, and Nesterov's look ahead takes it and the newest gradient."""
+    gradients, beta, expected = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2)), 0.9, torch.zeros(8, 8)
+    p = nn.Parameter(torch.zeros(8, 8))
+    optimizer = Muon([p], lr=0.1, momentum=beta)
+    for step, p.grad in enumerate(gradients):
+        optimizer.step()
+        momentum = sum((1 - beta) * beta ** (step - i) * gradients[i] for i in range(step + 1))
+        expected -= 0.1 * orthogonal((1 - beta) * gradients[step] + beta * momentum)
+    torch.testing.assert_close(p.detach(), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_it_takes_inner_convolutions():
     """First, last and codebook's convolutions, biases, norms and the codebook stay AdamW's."""
     model = VQModel(TINY)

@@ -15,6 +15,8 @@ from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
 from nppkit.errors import NppkitError
 from nppkit.machine import guard
+from nppkit.scoring import classifier
+from nppkit.scoring.config import ExtractorConfig
 from nppkit.study import models
 from nppkit.tokenizer import VQModel, to_model_range
 from nppkit.tokenizer_config import VQConfig
@@ -61,6 +63,13 @@ def test_tokenizer_learns(pixels):
     models = [train_tokenizer.train_tokenizer(pixels, TINY_VQ, one)[0] for one in short]
     states = [list(m.state_dict().values()) for m in models]
     assert all(map(torch.equal, *states[:2])) and not all(map(torch.equal, states[0], states[2]))
+
+
+def test_the_digit_classifier_learns_the_digits(pixels):
+    """It is taught each image's own label; one that learnt other images' would name one digit of ten."""
+    labels = torch.from_numpy(mnist_images().labels[np.arange(0, 5000, 125)])
+    model = classifier.fit_classifier(pixels, labels, 10, ExtractorConfig(steps=40, batch_size=32))
+    assert classifier.accuracy(model, pixels[:, 0], labels) > 0.7
 
 
 def test_unused_codes_move_to_latents(pixels):
@@ -119,6 +128,24 @@ def test_a_trained_tokenizer_is_not_trained_again(smoke, tmp_path, home, changed
     ]
 
 
+def test_a_tokenizer_of_other_crops_is_trained_again(smoke, tmp_path, home, changed):
+    """The same images cut otherwise are other data: what was trained on the others is not taken for it."""
+    few, images = changed(smoke, "tokenizer.steps", 2), mnist_images().subset(np.arange(40))
+    presets = [changed(few, "data.crops", crops) for crops in ("shift", "center", "center")]
+    made = [prepare_tokenizer.prepare_tokenizer(p.tokenizer, p.data, images, tmp_path)[1] for p in presets]
+    assert [len(history) for history in made] == [2, 2, 0]
+
+
+def test_a_tokenizer_trains_on_what_memory_holds(smoke, tmp_path, home, changed, monkeypatch):
+    """Of more images a fixed random choice: ImageNet's pixels would not fit."""
+    few, images, seen = changed(smoke, "tokenizer.steps", 1), mnist_images().subset(np.arange(40)), []
+    train = prepare_tokenizer.train_tokenizer
+    monkeypatch.setattr(prepare_tokenizer, "MAX_BYTES", 8 * 5 * 3 * 32 * 32)
+    monkeypatch.setattr(prepare_tokenizer, "train_tokenizer", lambda pixels, *a: seen.append(pixels.shape) or train(pixels, *a))
+    prepare_tokenizer.prepare_tokenizer(few.tokenizer, few.data, images, tmp_path)
+    assert seen == [(8, 5, 3, 32, 32)]
+
+
 def test_what_is_no_grid_is_refused():
     """Codes of no square, pictures with a side that makes no grid or two that make no square, and sizes without a resolution."""
     model = VQModel(TINY_VQ).eval()
@@ -166,6 +193,16 @@ def test_another_file_to_start_from_is_another_start(smoke, tmp_path, home, chan
         shutil.copyfile(tmp_path / f"seed{seed}/tokenizer.safetensors", start)
         made = [prepare_tokenizer.prepare_tokenizer(tuned.tokenizer, tuned.data, images, tmp_path / "tuned") for _ in range(2)]
         assert [len(history) for _, history in made] == trained
+
+
+def test_another_file_of_the_perceptual_network_trains_anew(smoke, tmp_path, home, changed):
+    """Under the same name too."""
+    preset = changed(changed(smoke, "tokenizer.steps", 2), "tokenizer.perceptual_weights", str(tmp_path / "network.pt"))
+    images, trained = mnist_images().subset(np.arange(40)), []
+    for content in ("one", "one", "other"):
+        (tmp_path / "network.pt").write_text(content)
+        trained.append(len(prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, images, tmp_path / "made")[1]))
+    assert trained == [2, 0, 2]
 
 
 @pytest.mark.parametrize(

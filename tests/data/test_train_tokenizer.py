@@ -15,6 +15,7 @@ from nppkit.data import losses, train_tokenizer
 from nppkit.data.config import TokenizerConfig
 from nppkit.data.images import mnist_images
 from nppkit.data.losses import Discriminator, discriminator_loss
+from nppkit.data.networks import lite0_file, load_lite0
 from nppkit.data.perceptual import PerceptualLoss, distance
 from nppkit.data.train_tokenizer import TokenizerTraining, all_crops, perplexity
 from nppkit.errors import NppkitError
@@ -104,6 +105,40 @@ def test_the_discriminator_comes_late(pixels):
     assert not any(torch.equal(a, b) for a, b in zip(before, training.discriminator.parameters(), strict=True) if b.ndim > 1)
 
 
+def test_every_term_of_a_step_is_its_definition(pixels):
+    """A history row holds what is summed: distances, the codebook's loss, the weighted other two, and the judge's hinge loss."""
+    training, images = TokenizerTraining(TINY, dataclasses.replace(FULL, discriminator_from=0.0)), to_model_range(pixels[:4, 0])
+    judge = training.discriminator
+    judge.network[-1].weight.data *= 100  # its logits are no longer near 0, so that real and fake differ
+    training.look(images)  # gives the codes their places, as the step will
+    with torch.no_grad():
+        made, codebook_loss, _ = training.model(images)
+        real, fake = judge(images), judge(made)
+        unlike = PerceptualLoss("efficientnet-lite0", side=32)(made, images)
+    expected = {"l1": (made - images).abs().mean(), "l2": (made - images).square().mean(), "codebook_loss": codebook_loss}
+    expected |= {"perceptual": 0.5 * unlike, "adversarial": -0.1 * fake.mean()}
+    expected["discriminator"] = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
+    training.train_step(images)
+    assert training.history == [{"step": 1, **{name: pytest.approx(x.item(), rel=1e-4) for name, x in expected.items()}}]
+    assert min(abs(real.mean() - fake.mean()), abs(fake.mean())) > 0.01  # else no sign and no exchange would show
+
+
+def test_the_adversarial_loss_leaves_the_judge_alone(pixels):
+    """Its gradient goes to the tokenizer; what it left in the discriminator would enter that one's next step."""
+    training, images = TokenizerTraining(TINY, FULL), to_model_range(pixels[:2, 0]).requires_grad_()
+    training.adversarial(images).backward()
+    assert images.grad.any() and all(p.grad is None for p in training.discriminator.parameters())
+
+
+def test_all_learning_rates_rise_and_fall_together(pixels):
+    """Muon's and the discriminator's are the same part of their highest as the tokenizer's: a 25th in the first step."""
+    training = TokenizerTraining(TINY, dataclasses.replace(MUON, steps=40, discriminator_from=0.0))
+    training.train_step(to_model_range(pixels[:2, 0]))
+    assert training.muon.param_groups[0]["lr"] == pytest.approx(MUON.muon / 25)
+    part = training.optimizer.param_groups[0]["lr"] / MUON.lr  # of the second step
+    assert training.critic.param_groups[0]["lr"] == pytest.approx(MUON.discriminator_lr * part) and part < 0.5
+
+
 def test_chroma_sees_colour_alone(pixels):
     """Brightness leaves the loss of colours as it is, a colour's change moves it by the closed form, and it is in the sum."""
     gray = torch.full((2, 3, 8, 8), 0.25)
@@ -179,6 +214,22 @@ def test_perceptual_loss():
     assert not any(p.requires_grad for p in loss.parameters())
 
 
+def test_stages_count_alike_at_the_side_asked_for():
+    """The loss is the mean of the stages' distances, of images as large as the network is to see them."""
+    torch.manual_seed(0)
+    loss, images = PerceptualLoss("efficientnet-lite0", side=64), torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    larger = [F.interpolate(x, size=(64, 64), mode="bicubic") for x in images]
+    stages = [distance(x, y).item() for x, y in zip(*map(loss.stages, larger), strict=True)]
+    assert len(stages) == 7 and loss(*images).item() == pytest.approx(np.mean(stages), rel=1e-5)
+
+
+def test_lite0_sees_images_as_the_extractor_does():
+    """Both scale them alike, from [-1, 1] or from uint8: the last stage's mean is the extractor's features."""
+    pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    last = PerceptualLoss("efficientnet-lite0").stages(to_model_range(pixels))[-1].mean((2, 3))
+    torch.testing.assert_close(last, load_lite0(lite0_file()).features(pixels), atol=1e-3, rtol=1e-3)
+
+
 def test_feature_distance_has_a_closed_form():
     """Equal directions are 0 apart at any length, orthogonal ones 2, opposite ones 4."""
     x = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(2, 2, 1, 1)
@@ -186,14 +237,17 @@ def test_feature_distance_has_a_closed_form():
 
 
 def test_vgg_from_a_file(tmp_path, monkeypatch):
-    """VGG16's stages come from torchvision's file; a file of something else, an absent one and no connection are named."""
+    """VGG16 from torchvision's file sees images as ImageNet's were; another or absent file and no connection are named."""
     from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
 
     monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
     torch.manual_seed(0)
-    torch.save({f"features.{key}": value for key, value in make_layers(cfgs["D"]).state_dict().items()}, tmp_path / "vgg16.pth")
+    layers = make_layers(cfgs["D"])
+    torch.save({f"features.{key}": value for key, value in layers.state_dict().items()}, tmp_path / "vgg16.pth")
     loss, images = PerceptualLoss("vgg16", "vgg16.pth"), torch.rand(1, 3, 32, 32)
     assert [x.shape[1] for x in loss.stages(images)] == [64, 128, 256, 512, 512] and loss(images, images) == 0
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))  # ImageNet's
+    torch.testing.assert_close(loss.stages(images)[0], layers[:4](((images + 1) / 2 - mean) / std))
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     for name in ("other.pth", "absent.pth"):
         with pytest.raises(NppkitError, match=rf"{name}.*set tokenizer\.perceptual_weights"):
@@ -268,6 +322,18 @@ def test_a_discriminator_that_wins_ends_with_words(pixels, monkeypatch):
     failing(pixels, SHORT, partial(risen, 0.3))
     with pytest.raises(NppkitError, match="the loss is nan"):
         failing(pixels, SHORT, partial(risen, float("nan")))
+
+
+def test_a_resumed_training_knows_its_lowest_l1(pixels, tmp_path, monkeypatch):
+    """A discriminator that wins after a kill is found by the L1 from before it."""
+    monkeypatch.setattr(train_tokenizer, "LOOK_EVERY", 4)
+    failing(pixels, FULL, lambda t: None).save(tmp_path, "same")
+    again = TokenizerTraining(TINY, FULL)
+    again.resume(tmp_path, "same")
+    again.history += [{"step": 16, "l1": 0.3} for _ in range(4)]
+    again.used += 1
+    with pytest.raises(NppkitError, match=r"the discriminator won, L1 0\.300 after 0\.100 without it"):
+        again.look(to_model_range(pixels[:4, 0]))
 
 
 def test_a_loss_that_is_lost_in_the_last_steps_ends_with_words(pixels, monkeypatch):

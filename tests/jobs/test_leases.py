@@ -52,6 +52,15 @@ def test_jobs_take_distinct_gpus():
     second.kill()
 
 
+def test_a_lease_leaves_no_trace(monkeypatch):
+    """Where nobody chose GPUs the next job sees them all again: an empty choice would be none."""
+    monkeypatch.delenv(leases.VISIBLE)
+    monkeypatch.setattr(leases, "visible_gpus", lambda: ["0"])
+    with leases.leased(1):
+        assert os.environ[leases.VISIBLE] == "0"
+    assert leases.VISIBLE not in os.environ and leases.LEASED not in os.environ
+
+
 def test_slurm_jobs_do_not_wait_for_each_other(monkeypatch):
     """Each calls its own GPU 0, where Slurm constrains devices; within one job a GPU is leased once."""
     monkeypatch.setenv(leases.VISIBLE, "0")

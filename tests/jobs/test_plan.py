@@ -85,6 +85,19 @@ def test_extraction_and_disk(imagenet):
     assert imagenet.loc["GPT-B_ntp_seed0", "disk GB"] == pytest.approx(3 * 12 * 110888448 / 1e9)
 
 
+def test_a_tokenizer_is_trained_and_then_encodes(smoke):
+    """A step costs three times its images' way through encoder and decoder: forward, and twice that backward."""
+    encode, decode = plan.coding_flops(smoke, False)
+    seconds = plan.on_gpu(smoke, A100, 0.4, 1, 1000)[1][False]
+    assert seconds == pytest.approx((1000 * encode + 120 * 16 * 3 * (encode + decode)) / (0.2 * A100.flops))
+
+
+def test_kept_images_take_their_room(smoke, changed):
+    """Those of every guidance scale, with save_npz."""
+    kept, spared = (plan.plan(changed(smoke, "evaluation.save_npz", keep), A100, 1, 0.4)["disk GB"] for keep in (True, False))
+    assert kept[1] - spared[1] == pytest.approx(200 * 2 * 3 * 32**2 / 1e9)
+
+
 def test_memory(imagenet):
     """A device holds its share of the batch, or as much of it as fits."""
     assert imagenet.loc["GPT-B_ntp_seed0", "images a device"] == "32 of 32"

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from test_features import noise_images, random_inception
 from torch_fidelity import calculate_metrics
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from nppkit import cli, files
 from nppkit.data.codes import CodeStore
 from nppkit.data.images import mnist_images, reference_pixels
-from nppkit.data.npz import write_npz
+from nppkit.data.npz import read_npz, write_npz
 from nppkit.errors import NppkitError
 from nppkit.model import GPT, GPTConfig
 from nppkit.scoring import evaluate, reference
@@ -148,6 +149,15 @@ def test_inception_score_in_splits(monkeypatch):
         assert found != pytest.approx(isc_features_to_metric(logits, **other)["inception_score_mean"], rel=1e-4)
 
 
+def test_kid_in_subsets_of_a_thousand():
+    """The subsets are torch-fidelity's own thousand, or all images where there are fewer."""
+    for n, subset in ((1010, 1000), (150, 150)):
+        generated, real = draw(n, 2), draw(n, 2, 1) + 1
+        found = score({"features": generated, "logits": draw(n, 3)}, make_reference(real), kid_subsets=2)["kid"]
+        theirs = kid_features_to_metric(generated, real, kid_subsets=2, kid_subset_size=subset, verbose=False)
+        assert found == theirs["kernel_inception_distance_mean"]
+
+
 def test_fid_is_against_the_moments():
     """FID compares with mu and sigma of all images, the other metrics with the kept features."""
     features = draw(50, 4)
@@ -193,18 +203,52 @@ def models():
     return gpt.eval(), VQModel(sizes).eval()
 
 
+def test_both_roles_have_all_settings():
+    """Images are drawn alike to select and to report, in all but their number and their seed; the reported ones come last."""
+    settings = dict(temperature=0.9, top_k=3, top_p=0.8, compile=True)
+    config = EvaluationConfig(samples=7, select_samples=5, report_seed=4, select_seed=6, **settings)
+    select, report = (evaluate.SamplingConfig(cfg_scale=1.5, shares=(0.75, 0.25), seed=seed, **settings) for seed in (6, 4))
+    found = evaluate.sampling_roles(config, 1.5, (0.75, 0.25))
+    assert list(found.items()) == [("select", (select, 5)), ("report", (report, 7))]
+
+
 def test_reported_images_are_kept(models, digits, tmp_path):
     """The images written for ADM's script are those of the reported numbers: scored from the file, they give the same."""
-    config = EvaluationConfig(samples=12, batch_size=5, kid_subsets=2, save_npz=True)
+    config = EvaluationConfig(samples=12, select_samples=6, batch_size=5, kid_subsets=2, save_npz=True)
     reference = make_reference(extract_features(digits, noise_images(9))["features"])
     row = evaluate.evaluate_guidance(*models, digits, reference, config, 1.5, 10, folder=tmp_path)
     found = evaluate.evaluate_npz(tmp_path / "samples_cfg1.5.npz", digits, reference, 10, kid_subsets=2)
     assert {key: found[key] for key in ("fid", "kid", "precision", "recall", "inception_score")}.items() <= row.items()
     assert (row["cfg_scale"], found["contract"]["samples"]) == (1.5, 12) and row["select_fid"] != row["fid"]
-    assert row["repeat_fid"] == row["fid"] != row["select_fid"]  # the reported images are fewer than select_samples
-    assert 0 <= row["agreement"] <= 1
+    reported = extract_features(digits, read_npz(tmp_path / "samples_cfg1.5.npz"))["features"]
+    assert row["repeat_fid"] == frechet_distance(reported[:6], reference) != row["fid"]  # as many as were drawn to select
     evaluate.evaluate_guidance(*models, digits, reference, dataclasses.replace(config, save_npz=False), 2.0, 10, folder=tmp_path)
     assert not (tmp_path / "samples_cfg2.npz").exists()
+
+
+@pytest.mark.parametrize(("believed", "agreement"), [(range(12), 1.0), (range(9), 0.75)])
+def test_agreement_is_with_the_labels(models, digits, monkeypatch, believed, agreement):
+    """The share of reported images whose class is the one that the classifier believes in most."""
+    logits = torch.nn.functional.one_hot(torch.from_numpy(evaluate.sample_labels(np.arange(12), 3, 0)), 3).float()
+    logits *= torch.tensor([1.0 if i in believed else -1.0 for i in range(12)])[:, None]
+    monkeypatch.setattr(evaluate, "extract_features", lambda *_: {"features": draw(12, 4), "logits": logits})
+    config = EvaluationConfig(samples=12, select_samples=12, kid_subsets=1)
+    row = evaluate.evaluate_guidance(*models, digits, make_reference(draw(9, 4)), config, 1.0, 8)
+    assert row["agreement"] == agreement
+
+
+def test_an_evaluation_draws_labels_in_their_shares(models, digits):
+    """Where one class has all of the share, all images are of it, those to select and those to report."""
+    seen = []
+
+    def draw_codes(model, labels, config, index):
+        seen.extend(labels.tolist())
+        return evaluate.sample_codes(model, labels, config, index)
+
+    reference = make_reference(extract_features(digits, noise_images(9))["features"])
+    config, shares = EvaluationConfig(samples=8, select_samples=6, kid_subsets=1), (1.0, 0.0, 0.0)
+    evaluate.evaluate_guidance(*models, digits, reference, config, 1.0, 8, draw=draw_codes, shares=shares)
+    assert seen == [0] * 14
 
 
 def test_agreement_needs_the_classes_of_the_data(models, digits):
@@ -268,7 +312,8 @@ def test_label_shares(tmp_path):
         return CodeStore(folder)
 
     many, some, none = store("many", [0, 0, 0, 1, 2, 2]), store("some", [1, 1, 2]), store("none", [])
-    assert evaluate.label_shares("data", many, none) == (1 / 2, 1 / 6, 1 / 3)
+    for heldout in (none, store("unequal", [0, 0, 1])):
+        assert evaluate.label_shares("data", many, heldout) == (1 / 2, 1 / 6, 1 / 3)  # of what was trained on, not of all
     assert evaluate.label_shares("uniform", many, none) == evaluate.label_shares("data", many, some) == ()
     reference = make_reference(draw(9, 4))
     drawn, uniform = (contract(EvaluationConfig(), reference, 32, shares) for shares in ((0.5, 0.25, 0.25), ()))

@@ -1,5 +1,6 @@
 """Sampling by several processes: the same tokens whoever draws them."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from test_sample import gpt
 
+from nppkit.data.codes import CodeStore
 from nppkit.machine.processes import Processes
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.scoring import sampling
@@ -53,6 +55,25 @@ def test_a_killed_drawing_goes_on(whole, tmp_path, monkeypatch):
     assert sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w") is not None and len(drawn) == 4
     sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "others")
     assert len(drawn) == 12
+
+
+def test_all_that_decides_the_codes_is_in_their_digest(whole):
+    """Codes drawn with another configuration, batch size, precision or other weights are not taken for those asked for."""
+    asked = {"weights": "w", "config": CONFIG, "samples": SAMPLES, "batch_size": BATCH, "precision": "fp32"}
+    others = {"weights": "v", "config": replace(CONFIG, top_k=3), "batch_size": BATCH + 1, "precision": "bf16"}
+    made = [sampling._manifest(whole[0], **{**asked, **change}) for change in ({}, *({key: others[key]} for key in others))]
+    assert len({manifest.digest for manifest in made}) == 5
+
+
+def test_labels_are_drawn_in_their_shares(whole, tmp_path):
+    """A class that has all of the share is that of every sample, of its codes and in the store's labels."""
+    model, shares = whole[0], (0.0, 0.0, 1.0, 0.0, 0.0)
+    evaluation = EvaluationConfig(guidance=[2.0], samples=6, select_samples=3, batch_size=3)
+    sampling.draw_all(model, evaluation, shares, tmp_path, "fp32", "a run")
+    for config, samples in sampling_roles(evaluation, 2.0, shares).values():
+        store, index = CodeStore(sampling.place(tmp_path, config)), np.arange(samples)
+        parts = [sample_codes(model, torch.full((3,), 2), config, part) for part in np.split(index, range(3, samples, 3))]
+        assert torch.equal(store.batch(index, np.zeros_like(index))[0], torch.cat(parts)) and set(store.labels) == {2}
 
 
 def test_weights_have_a_digest(whole):

@@ -167,17 +167,37 @@ def test_another_domain_stands_beside_the_verdict(studies):
     assert "refuted on" not in claims.counted(claims.verdicts(first))
 
 
+@pytest.mark.parametrize("job", [graph.train_job, graph.evaluate_job], ids=["trained", "scored"])
 @pytest.mark.parametrize(("processors", "seeds"), [(["another"], 2), ([], 3)], ids=["another processor", "none named"])
-def test_a_pair_counts_on_one_processor(studies, processors, seeds):
-    """A seed whose two runs come from two kinds of processor is none anywhere; for a verdict both records have to name it."""
+def test_a_pair_counts_on_one_processor(studies, job, processors, seeds):
+    """A seed whose two runs come from two kinds of processor is none anywhere; for a verdict all records have to name it."""
     first, confirmatory = studies
     seeded(confirmatory, [-5.0, -5.1, -4.9], NPP, NTP)
-    path = graph.evaluate_job(confirmatory, dataclasses.replace(NPP, seed=101)).record
+    path = job(confirmatory, dataclasses.replace(NPP, seed=101)).record
     record = json.loads(path.read_text())
     record["made"]["machine"]["processor"] = processors
     path.write_text(json.dumps(record))
     assert claims.fid(first).verdict == "no verdict yet: planned 3, done 2 seeds (NPP - NTP, equal epochs, B)"
     assert results.paired(confirmatory, NPP, NTP, "fid").n == seeds
+
+
+def test_planned_seeds_are_those_of_both_runs(studies):
+    """Where the baseline has fewer seeds than the run, a verdict waits for no seed that could never be paired."""
+    _, confirmatory = studies
+    for few in (NTP, NPP):
+        preset = dataclasses.replace(confirmatory, seeds={"B": 3, f"B_{few.recipe}": 2}, questions={"equal_epochs": "B"})
+        (decision,) = protocol.decisions(preset).values()
+        assert decision.contrast.planned == 2
+
+
+@pytest.mark.parametrize(("parameters", "verdict"), [(5, HOLDS), (6, FAILS)])
+def test_equal_parameters_are_counted(studies, parameters, verdict):
+    """Claim 4 fails where a run with patches has another number of weights than one without."""
+    first, _ = studies
+    finish(first, NTP)
+    assert claims.parameters(first).verdict == NOT_RUN  # one alone is compared with nothing
+    finish(first, NPP, parameters=parameters)
+    assert claims.parameters(first).verdict.startswith(f"{verdict}, for the weights")
 
 
 def test_cost_is_arithmetic(studies):

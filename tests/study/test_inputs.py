@@ -22,16 +22,30 @@ from nppkit.study.runs import Run
 ROOT = Path(__file__).parents[2]
 
 
-def test_pictures_of_a_class_with_a_slash_in_its_name(home, monkeypatch, smoke):
-    """Solar cells have a probability of a defect of 1/3; another seed's pictures lie beside the first's, not over them."""
-    store = SimpleNamespace(manifest=SimpleNamespace(class_names=["mono, defect 1/3"]))
+def drawing(monkeypatch, *names):
+    """Stand-ins for a run that knows these classes: every call draws two pictures. How they were to be sampled is listed."""
+    store, trained, asked = SimpleNamespace(manifest=SimpleNamespace(class_names=list(names))), torch.nn.Identity(), []
     monkeypatch.setattr(models, "CodeStore", lambda folder: store)
-    trained = torch.nn.Identity()
-    trained.config = SimpleNamespace(num_classes=1)
+    trained.config = SimpleNamespace(num_classes=len(names))
     monkeypatch.setattr(models, "load_trained", lambda *_: trained)
     monkeypatch.setattr(models, "load_tokenizer", lambda *_: torch.nn.Identity())
     monkeypatch.setattr(models, "rounded", lambda model, _: model)
-    monkeypatch.setattr(models, "generate", lambda *_: (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None))
+    pictures = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(models, "generate", lambda *args: asked.append(args[2]) or (pictures, None))
+    return asked
+
+
+def test_pictures_are_of_the_class_and_guidance_that_are_asked(home, monkeypatch, smoke):
+    """All labels are the class's; without --guidance it is the preset's common scale."""
+    asked = drawing(monkeypatch, "cat", "dog")
+    for scale, folder in ((None, "common"), (3.0, "own")):
+        models.draw_pictures(smoke, Run("B"), "dog", 2, home / folder, scale, 7, "cpu")
+    assert [(c.cfg_scale, c.seed, c.shares) for c in asked] == [(1.5, 7, (0.0, 1.0)), (3.0, 7, (0.0, 1.0))]
+
+
+def test_pictures_of_a_class_with_a_slash_in_its_name(home, monkeypatch, smoke):
+    """Solar cells have a probability of a defect of 1/3; another seed's pictures lie beside the first's, not over them."""
+    drawing(monkeypatch, "mono, defect 1/3")
     models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", None, 0, "cpu")
     assert sorted(path.name for path in (home / "out").iterdir()) == [f"mono, defect 1-3_000{i}.png" for i in (0, 1)]
     with pytest.raises(NppkitError, match=r"mono, defect 1-3_0000\.png is there: name another folder, or remove it"):
@@ -50,6 +64,25 @@ def test_a_release_that_is_replaced_makes_its_numbers_again(home):
         assert f"weights/{file}" in records.recorded_inputs(job) and not records.changed_input(job)
         path.write_bytes(b"other")
         assert records.changed_input(job) == f"{path} has changed: 1 replaced ({path.name})"
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda preset: graph.evaluate_job(preset, Run("B")), "evaluation.reference"),
+        (graph.tokenize_job, "data.path"),
+        (graph.tokenize_job, "data.heldout_path"),
+        (graph.tokenize_job, "tokenizer.weights"),
+        (graph.tokenize_job, "tokenizer.start"),
+        (graph.tokenize_job, "tokenizer.perceptual_weights"),
+        (graph.tokenize_job, "extractor.weights"),
+    ],
+)
+def test_every_file_that_a_preset_names_is_an_input(home, smoke, changed, make, setting):
+    """By its job's record, so that what was made from the file that stood there is made again from another one."""
+    preset = changed(changed(smoke, "data.path", "images.npz"), "data.source", "npz")
+    preset = changed(preset, "extractor.name", "efficientnet-lite0")
+    assert "this.npz" in make(changed(preset, setting, "this.npz")).inputs
 
 
 def test_a_folder_of_weights_is_named(home, smoke):

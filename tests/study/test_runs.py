@@ -127,13 +127,17 @@ def test_seeds_begin_where_the_preset_says(smoke):
 
 
 def test_a_tokenizer_of_another_preset(smoke, home):
-    """Two presets on the same data share a tokenizer; on other data they cannot."""
+    """Two presets on the same data share a tokenizer; where anything else makes the files of either, they cannot."""
     shared = dataclasses.replace(smoke, name="mine", tokenizer_of="smoke")
     assert graph.tokenize_job(shared) == graph.tokenize_job(smoke)
     assert graph.train_job(shared, Run("B")).folder.parts[-3] == "mine"
-    other = dataclasses.replace(shared, data=dataclasses.replace(smoke.data, heldout=7))
-    with pytest.raises(NppkitError, match="data differs from that of smoke"):
-        graph.tokenize_job(other)
+    for setting, value in {
+        "data": dataclasses.replace(smoke.data, heldout=7),
+        "tokenizer": dataclasses.replace(smoke.tokenizer, steps=7),
+        "extractor": dataclasses.replace(smoke.extractor, steps=7),
+    }.items():
+        with pytest.raises(NppkitError, match=f"{setting} differs from that of smoke: make it equal, or own a tokenizer"):
+            graph.tokenize_job(dataclasses.replace(shared, **{setting: value}))
 
 
 def test_models_of_another_preset(smoke, home):
@@ -154,6 +158,7 @@ def test_models_of_another_preset(smoke, home):
         "training": dataclasses.replace(smoke.training, lr=0.5),
         "models": {size: {**shape, "n_layer": 7} for size, shape in smoke.models.items()},
         "precision": "bf16",
+        "data": dataclasses.replace(smoke.data, heldout=7),
         "tokenizer": dataclasses.replace(smoke.tokenizer, steps=7),
         "extractor": dataclasses.replace(smoke.extractor, steps=7),  # trained by the other one's tokenize job
     }.items():
@@ -179,12 +184,24 @@ def test_reports_wait_for_all_that_they_show(smoke, home):
     assert len(graph.report_runs(preset, "figure1_cost_vs_fid")) == len(runs.preset_runs(preset)) == 4
 
 
-@pytest.mark.parametrize("changes", [{"equal_flops": {"B": [5, 9]}}, {"questions": {"schedule": "B"}}, {"metric": "kid"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"equal_flops": {"B": [5, 9]}}, {"questions": {"schedule": "B"}}, {"metric": "kid"}, {"rates": {"ntp": "lr6e-3"}}],
+)
 def test_a_page_is_made_again_when_other_things_are_asked(smoke, home, changes):
     """What a preset asks of its results decides no run, but the pages that answer."""
     other = dataclasses.replace(smoke, **changes)
     assert graph.report_job(smoke, "equal_compute").digest != graph.report_job(other, "equal_compute").digest
     assert graph.train_job(smoke, Run("B")).digest == graph.train_job(other, Run("B")).digest
+
+
+def test_a_page_is_made_again_when_another_preset_is_asked_other_things(smoke, home):
+    """What the presets that it reads ask of their results stands on it too."""
+    study, digests = dataclasses.replace(smoke, coarse=str(home / "other.yaml")), set()
+    for line in ("", "metric: kid\n"):
+        (home / "other.yaml").write_text(f"base: smoke\ndescription: other\nruns: {{B: [ntp]}}\n{line}")
+        digests.add(graph.report_job(study, "when_it_pays").digest)
+    assert len(digests) == 2
 
 
 def test_a_table_of_ones_own_writes_what_all_pages_do(smoke, home):
@@ -222,6 +239,13 @@ def test_levels_beyond_the_grid_are_refused(smoke):
         runs.find_run(smoke, "GPT-B_npp_L5_lambda1-2_seed0")
     with pytest.raises(NppkitError, match="patch_size 3 does not divide"):
         runs.preset_runs(dataclasses.replace(smoke, runs={"B": ["npp_p3_lambda1-2"]}))
+
+
+def test_larger_images_have_their_own_grid(smoke):
+    """Patches of a "384" run are those of its 12 x 12 codes, whatever divides the 8 x 8 of the others."""
+    assert runs.find_run(smoke, "GPT-L-384_npp_p3_lambda1-2_seed0").large
+    with pytest.raises(NppkitError, match="patch_size 8 does not divide the 12 x 12 grid"):
+        runs.find_run(smoke, "GPT-L-384_npp_p8_lambda1-2_seed0")
 
 
 def test_lambda_outside_the_interval_is_refused(smoke):
@@ -439,6 +463,15 @@ def test_checkpoints_are_never_an_output(smoke):
     for job in graph.graph(smoke):
         assert not folder.is_relative_to(job.folder)
         assert not any("checkpoint" in name for name in job.outputs)
+
+
+def test_checkpoints_of_other_codes_are_not_resumed(home, smoke):
+    """A tokenizer that is trained again, with the same settings, makes other codes: its runs begin anew, in another folder."""
+    manifest, found = graph.tokenizer_dir(smoke) / "train/manifest.json", []
+    for content in ("one", "other"):
+        files.write_atomic(manifest, content)
+        found.append(graph.checkpoint_dir(smoke, Run("B")))
+    assert found[0] != found[1]
 
 
 def test_large_runs_have_their_own_codes(smoke):

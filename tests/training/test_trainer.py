@@ -18,7 +18,7 @@ from conftest import write_store
 from torch import nn
 
 from nppkit import cli, loss, releases
-from nppkit.checkpoint import checkpoints, load_checkpoint, load_optimizer, optimizer_tensors
+from nppkit.checkpoint import checkpoints, load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from nppkit.data.codes import CodeStore
 from nppkit.errors import NppkitError
 from nppkit.grouping import group_targets
@@ -29,7 +29,7 @@ from nppkit.machine.processes import ALONE
 from nppkit.model import GPT, GPTConfig
 from nppkit.patches import KINDS
 from nppkit.schedule import drawn_segments, is_coarse, learning_rate, multi_scale_segments, ntp_segments
-from nppkit.study import models
+from nppkit.study import graph, models
 from nppkit.study.runs import Run
 from nppkit.training import batches, trainer
 from nppkit.training.config import TrainingConfig
@@ -346,6 +346,26 @@ def test_precision_is_in_the_digest(store, home, smoke):
         for p in ("fp32", "bf16")
     ]
     assert [t.precision for t in trainers] == ["fp32", "bf16"] and trainers[0].config_digest != trainers[1].config_digest
+
+
+def test_a_run_trains_as_its_id_says(store, home, smoke):
+    """Its variant's settings, not the preset's, decide the learning rate, and its seed the data."""
+    run = Run("B", seed=3, lr="6e-3", epochs=8)
+    made = models.run_trainer(smoke, run, make_trainer(store, home).model, store, store, Options())
+    assert (made.config, made.seed, made.total_steps) == (run.training(smoke), 3, 8)
+    assert made.config.lr == 6e-3 != smoke.training.lr
+
+
+@pytest.mark.parametrize(("step", "finished"), [(7, False), (8, True)])
+def test_half_trained_weights_are_none(store, home, smoke, step, finished):
+    """A training that was killed leaves a checkpoint, which is for it to go on from, and not for an evaluation."""
+    run = Run("B", epochs=8)
+    folder, digest = graph.checkpoint_dir(smoke, run), graph.train_job(smoke, run).digest
+    model = trainer.make_model(store, smoke.models["B"], smoke.training, 0)
+    save_checkpoint(folder, step, {"model": model.state_dict()}, {"config_digest": digest})
+    refused = pytest.raises(NppkitError, match=r"no finished checkpoint of GPT-B_ntp_epochs8_seed0 in .*: run the train notebook")
+    with contextlib.nullcontext() if finished else refused:
+        assert not models.load_trained(smoke, run, store).training
 
 
 def test_seeds_differ(store, tmp_path):
