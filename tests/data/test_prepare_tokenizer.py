@@ -159,7 +159,7 @@ def test_what_is_no_grid_is_refused():
     ):
         with pytest.raises(NppkitError, match=message):
             model.encode(torch.zeros(shape))
-    with pytest.raises(NppkitError, match="ch_mult is empty"):
+    with pytest.raises(NppkitError, match=r"ch_mult \(\): give a list"):
         VQConfig(ch_mult=())
 
 

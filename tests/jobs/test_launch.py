@@ -20,6 +20,7 @@ from nppkit.machine.options import Options
 from nppkit.study import graph, models, records
 from nppkit.study.presets import load_preset
 from nppkit.study.published import REPORTS
+from nppkit.study.runs import Run
 
 CELL = 'preset: str = "smoke"  # a preset\nthreads: int = 1\nlr: float = 0.1\nema: bool = False\n'
 
@@ -133,9 +134,9 @@ def test_options_add_to_the_presets(home, smoke, overrides):
 )
 def test_a_training_by_hand_has_the_presets_options(home, smoke, said, expected):
     """Unless it is told its own, which then are all that it has: a notebook hands on what it decided."""
-    job = find_job("train", dataclasses.replace(smoke, threads=4, graphs=True), "GPT-B_ntp_seed0")
-    before = torch.get_num_threads()
-    assert workers._begin(job, said) == expected and torch.get_num_threads() == expected.threads
+    preset, before = dataclasses.replace(smoke, threads=4, graphs=True), torch.get_num_threads()
+    job = find_job("train", preset, "GPT-B_ntp_seed0")
+    assert workers._begin(preset, Run("B"), job, said) == expected and torch.get_num_threads() == expected.threads
     torch.set_num_threads(before)
 
 

@@ -150,7 +150,8 @@ def test_readme_says_todays_numbers():
     seen, arms = load_preset(study.second_look), (gain.run, gain.baseline)
     look = results.paired(seen, *arms, "fid")
     assert (
-        f"sees no gain on digits ({look.mean:.1f}, from {look.low:.1f} to {look.high:.1f})" in told and look.low < 0 < look.high
+        f"sees no gain on its digits ({look.mean:.1f}, from {look.low:.1f} to {look.high:.1f})" in told
+        and look.low < 0 < look.high
     )
     few = [results.paired(load_preset(name), protocol.NPP, protocol.NTP, "fid") for name in (study.same_rate, study.pilot)]
     assert "five other repeats could not tell." in told

@@ -589,19 +589,19 @@ def test_seconds_are_those_of_the_steps(store, tmp_path, monkeypatch):
 def test_released_weights(store, tmp_path, home, smoke):
     """A run whose weights the preset names is that file's model, in eval mode; another size is refused by name."""
     torch.manual_seed(1)
-    model = GPT(GPTConfig(**SIZES, vocab_size=16, num_classes=7, grid_size=4))
+    model = GPT(GPTConfig(**SIZES, vocab_size=16, num_classes=3, grid_size=4))
     nn.init.normal_(model.output.weight)
     torch.save({"model": model.state_dict()}, home / "c2i.pt")
     preset = dataclasses.replace(smoke, models={"B": SIZES}, runs={"B": ["ntp"]}, weights={"GPT-B_ntp_seed0": "c2i.pt"})
     with pytest.warns(UserWarning, match=r"c2i\.pt does not say for which grid it was trained: taken as 4 x 4"):
         loaded = models.load_trained(preset, Run("B"), store)
-    assert not loaded.training and loaded.config.num_classes == 7
+    assert not loaded.training and loaded.config.num_classes == 3
     codes, labels = store.batch(np.arange(3), np.zeros(3, int))
     torch.testing.assert_close(loaded(codes, labels), model.eval()(codes, labels))
     with pytest.raises(NppkitError, match=r"c2i\.pt does not fit this GPT"):
         models.load_trained(dataclasses.replace(preset, models={"B": {**SIZES, "n_layer": 3}}), Run("B"), store)
     sizes = dict(dim=48, n_layer=1)  # of 12 heads, the default
-    torch.save({"model": GPT(GPTConfig(**sizes, vocab_size=16, num_classes=7, grid_size=4)).state_dict()}, home / "c2i.pt")
+    torch.save({"model": GPT(GPTConfig(**sizes, vocab_size=16, num_classes=3, grid_size=4)).state_dict()}, home / "c2i.pt")
     with pytest.warns(UserWarning, match="taken as 4 x 4"):
         assert models.load_trained(dataclasses.replace(preset, models={"B": sizes}), Run("B"), store).config.n_head == 12
 
