@@ -6,6 +6,7 @@ import json
 import locale
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -342,7 +343,7 @@ def call(words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     except (MemoryError, RuntimeError) as error:  # torch's kinds of them
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search("(allocate|enough|out of) memory", str(error)):
             raise
         said = " ".join(str(error).split())[:200]
         print(f"error: {words[0]}: out of memory ({said}): take a smaller micro_batch, batch or model", file=sys.stderr)

@@ -53,8 +53,12 @@ class SamplingConfig:
         if self.top_k < 0 or self.cfg_scale < 0:
             raise NppkitError(f"top_k {self.top_k} and cfg_scale {self.cfg_scale} must not be negative")
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))
-        if self.shares and not (min(self.shares) >= 0 and math.isclose(sum(self.shares), 1, abs_tol=1e-6)):
-            raise NppkitError(f"shares {self.shares} must be 0 or more each and 1 together")
+        _check_shares(self.shares)
+
+
+def _check_shares(shares: tuple[float, ...]) -> None:
+    if len(shares) and not (min(shares) >= 0 and math.isclose(sum(shares), 1, abs_tol=1e-6)):
+        raise NppkitError(f"shares {tuple(shares)} must be 0 or more each and 1 together")
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -96,8 +100,7 @@ def sample_labels(index: np.ndarray, num_classes: int, seed: int, shares: tuple[
         raise NppkitError(f"num_classes {num_classes}: give one or more")
     if not len(shares):
         return noise.integers(num_classes, seed, noise.SAMPLE_LABEL, index)
-    if not (min(shares) >= 0 and math.isclose(sum(shares), 1, abs_tol=1e-6)):
-        raise NppkitError(f"shares {tuple(shares)} must be 0 or more each and 1 together")
+    _check_shares(shares)
     if len(shares) != num_classes:
         raise NppkitError(f"{len(shares)} shares are not those of {num_classes} classes: give one a class")
     edges = np.cumsum(shares)

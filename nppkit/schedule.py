@@ -34,10 +34,9 @@ class Segment:
 
     def __post_init__(self):
         area(self.patch_size)  # is one
-        if not (
-            isinstance(self.start, Integral) and isinstance(self.end, Integral) and 0 <= self.coarse <= 1 and self.start >= 0
-        ):
-            raise NppkitError(f"{self}, coarse {self.coarse}: epochs are whole numbers from 0, and coarse is from 0 to 1")
+        if _whole(self.start) < 0 or not 0 <= self.coarse <= 1:
+            raise NppkitError(f"a segment begins at epoch 0 or later, and coarse is from 0 to 1: not {self.start}, {self.coarse}")
+        _whole(self.end)
         if self.end <= self.start:
             raise NppkitError(f"a segment is empty (ends at {self.end}): use more epochs, fewer levels or another lambda")
 

@@ -23,21 +23,21 @@ from nppkit.scoring import sampling
 from nppkit.scoring.evaluate import label_shares
 from nppkit.study import graph
 from nppkit.study.models import load_trained, run_trainer
-from nppkit.study.presets import Preset
+from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job
-from nppkit.study.runs import Run, find_run, image_size
+from nppkit.study.runs import find_run, image_size
 from nppkit.tokenizer import VQModel
 from nppkit.training.trainer import make_model
 
 
-def _begin(preset: Preset, run: Run, job: Job, said: str | None) -> Options:
+def _begin(job: Job, said: str | None) -> Options:
     """As a process of torchrun's, which must not outlive it: the options that were said, or else those of the preset's job.
 
     NppkitError where torchrun started fewer processes than they ask for, the results are another preset's, or the codes are
     of other settings.
     """
-    graph.claim(preset)
-    graph.check_codes(preset, run)
+    graph.claim(load_preset(job.parameters["preset"]))
+    graph.check_codes(job)
     if "WORLD_SIZE" in os.environ:
         die_with_parent()
     options = graph.options(job) if said is None else Options.parse(said)
@@ -50,7 +50,7 @@ def _begin(preset: Preset, run: Run, job: Job, said: str | None) -> Options:
 def train(preset: Preset, run_id: str, said: str | None = None) -> None:
     """One run's training: the loop of the train notebook, in every process."""
     run = find_run(preset, run_id)
-    options = _begin(preset, run, graph.train_job(preset, run), said)
+    options = _begin(graph.train_job(preset, run), said)
     folder = graph.tokenizer_dir(preset, run.large)
     store, heldout = CodeStore(folder / "train"), CodeStore(folder / "heldout")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
@@ -66,7 +66,7 @@ def train(preset: Preset, run_id: str, said: str | None = None) -> None:
 def sample(preset: Preset, run_id: str, said: str | None = None) -> None:
     """The codes of every guidance scale and seed of a preset's evaluation, for one run."""
     run = find_run(preset.of_images(), run_id)
-    options = _begin(preset, run, graph.evaluate_job(preset, run), said)
+    options = _begin(graph.evaluate_job(preset, run), said)
     store = CodeStore(graph.tokenizer_dir(preset, run.large) / "train")
     with joined() as processes:
         model = rounded(load_trained(preset, run, store), preset.precision).to(pick_device(options.device))
@@ -103,7 +103,7 @@ def _frozen_tokenizer(preset: Preset, training: ImageSet) -> tuple[VQModel, str]
         with tempfile.TemporaryDirectory() as own:  # several processes would write one file
             model, _ = prepare_tokenizer.prepare_tokenizer(preset.tokenizer, preset.data, training, Path(own))
             return model, sha256(Path(own) / "tokenizer.safetensors")
-    graph.check_codes(preset, Run("B"))
+    graph.check_codes(graph.tokenize_job(preset))
     if not (folder / "tokenizer.safetensors").is_file():
         raise NppkitError(f"{folder} has no tokenizer: run the tokenize notebook, which trains it, or set tokenizer.weights")
     return prepare_tokenizer.load_tokenizer(folder), sha256(folder / "tokenizer.safetensors")

@@ -277,11 +277,17 @@ def claim(preset: Preset) -> None:
     write_atomic(note, preset.source)
 
 
-def check_codes(preset: Preset, run: Run) -> None:
-    """NppkitError where the codes of a run's images were made with other settings than the preset's, which others would use."""
-    if stale := [job for job in _tokenize_jobs(preset, run) if is_of_other_settings(job)]:
-        remedy = f"nppkit run {preset.source} tokenize{' --large' * stale[0].parameters['large']} makes them again"
-        raise NppkitError(f"{stale[0].folder} holds codes of other settings than those of preset {preset.name}: {remedy}")
+def check_codes(job: Job) -> None:
+    """NppkitError where the codes that a job uses, or makes more of, are of other settings, which it would not notice."""
+    if job.notebook.startswith("tokenize") and is_of_other_settings(job):
+        remedy = (
+            f"nppkit run {job.parameters['preset']} tokenize{' --large' * job.parameters.get('large', False)} makes them again"
+        )
+        raise NppkitError(
+            f"{job.folder} holds codes of other settings than preset {job.parameters['preset']} has today: {remedy}"
+        )
+    for upstream in job.upstream:
+        check_codes(upstream)
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -79,7 +79,7 @@ def draw_pictures(
 
     NppkitError for an unknown class, and for a folder that holds pictures of it.
     """
-    check_codes(preset, run)
+    check_codes(train_job(preset, run))
     store, e, place = CodeStore(tokenizer_dir(preset.of_images(), run.large) / "train"), preset.evaluation, pick_device(device)
     names, paths = store.manifest.class_names, []
     if class_name not in names or count < 1:

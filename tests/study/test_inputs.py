@@ -242,11 +242,20 @@ def test_codes_of_other_settings_are_not_used(home, smoke, changed, monkeypatch,
         "draw": lambda p: models.draw_pictures(p, Run("B"), "7", 2, home / "out", None, 0, "cpu"),
     }
     monkeypatch.setattr(workers, "study_images", lambda data: (None, None))
-    again = r"tokenizer holds codes of other settings than those of preset smoke: nppkit run smoke tokenize makes them again"
+    again = r"tokenizer holds codes of other settings than preset smoke has today: nppkit run smoke tokenize makes them again"
     with pytest.raises(NppkitError, match=again):
         commands[work](other)
     with pytest.raises(Exception, match=r"^(?!.*other settings)"):  # the right ones are used, and found to be none
         commands[work](smoke)
+
+
+def test_windows_of_another_length_are_not_trained_on(home, changed):
+    """A text's windows are made by a notebook of their own, and the same command makes them again."""
+    text = presets.load_preset("text")
+    complete(graph.tokenize_job(text))
+    with pytest.raises(NppkitError, match="nppkit run text tokenize makes them again"):
+        graph.check_codes(graph.train_job(changed(text, "data.window", 64), Run("B")))
+    graph.check_codes(graph.train_job(text, Run("B")))
 
 
 @pytest.mark.parametrize("work", ["train", "sample", "extract"])
