@@ -30,6 +30,7 @@ EMA = ("ema", "model_ema", "ema_model")  # moving averages, by LlamaGen, timm an
 # What wrappers leave in names, alone or nested, anywhere: torch.compile, DistributedDataParallel, FSDP, recomputed activations
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
 LIGHTNING = "model"  # at the beginning of all, or of all but a moving average's
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool)  # bool: which codes a tokenizer has used
 COMPUTED = ("freqs_cis", "n_averaged")  # LlamaGen's rotary table follows from the configuration; torch's count of averaged models
 
 
@@ -187,7 +188,11 @@ def check_state(state: dict[str, Tensor], model: torch.nn.Module, path: str | Pa
 
 
 def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
-    """NppkitError with one line that names the file and what in it is NaN or infinite."""
+    """NppkitError with one line that names the file and what in it is NaN, infinite, or no dense tensor of such numbers."""
+    if odd := [
+        f"{key} ({v.dtype}, {v.layout})" for key, v in state.items() if v.dtype not in NUMBERS or v.layout != torch.strided
+    ]:
+        raise NppkitError(f"{path} holds {_some(odd)}: give it as a dense tensor of 16, 32 or 64 bits")
     if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise NppkitError(f"{path} holds NaN or Inf in {_some(bad)}: get the file again, or take an earlier checkpoint")
 

@@ -97,13 +97,16 @@ def explained(error: pydantic.ValidationError, cls: type) -> str:
         higher = " (that stands at the left margin)" if "." in place and first["loc"][-1] in _fields(cls, ()) else ""
         return f"unknown setting {place!r}{higher}: use one of {', '.join(_fields(cls, first['loc'][:-1]))}"
     if kind == "missing":
-        return f"setting {first['loc'][-1]!r} is missing: {EXAMPLE}"
+        lacks = (
+            f"{'.'.join(map(str, at[:-1]))} has too few numbers" if isinstance(at[-1], int) else f"setting {at[-1]!r} is missing"
+        )
+        return f"{lacks}: {EXAMPLE}"
     if kind.startswith("dataclass"):
         return f"{place or 'it'} must be a mapping of {', '.join(_fields(cls, first['loc']))}"
     if kind == "literal_error":
         return f"{place} {value!r} is unknown: use {first['ctx']['expected'].replace(chr(39), '')}"
-    if re.fullmatch("(int|float|string|dict|list)_(type|parsing|from_float)", kind):
-        name = {"string": "text", "dict": "mapping"}.get(kind.split("_")[0], kind.split("_")[0])
+    if re.fullmatch("(int|float|string|dict|list|tuple)_(type|parsing|from_float)", kind):
+        name = {"string": "text", "dict": "mapping", "tuple": "list"}.get(kind.split("_")[0], kind.split("_")[0])
         return ": ".join(filter(None, (place, f"{value!r} is not {'an' if name == 'int' else 'a'} {name}")))
     return f"{place} {value!r}: {first['msg'].lower().replace('input', 'it', 1)}: {EXAMPLE}"
 

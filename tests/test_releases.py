@@ -511,6 +511,27 @@ def test_weights_that_are_not_finite(tmp_path, value):
         releases.load_weights(gpt(), tmp_path / "bad.safetensors")
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda w: w.to(torch.float8_e4m3fn),
+        lambda w: w.to_sparse(),
+        lambda w: (127 * w).to(torch.int8),
+        lambda w: w.to(torch.complex64),
+    ],
+    ids=["float8", "sparse", "int8", "complex"],
+)
+def test_weights_of_another_kind_of_number(tmp_path, stored):
+    """Weights of 8 bits, of whole numbers or sparse ones are refused by name; whole numbers would be taken as they are."""
+    state = gpt().state_dict()
+    torch.save(state | {"output.weight": stored(state["output.weight"])}, tmp_path / "small.pt")
+    for use in (releases.convert, lambda file, out, config: releases.load_weights(GPT(config), file)):
+        with pytest.raises(NppkitError, match=r"small\.pt.*output\.weight.*16, 32 or 64 bits"):
+            use(tmp_path / "small.pt", tmp_path / "small.safetensors", TINY)
+    with pytest.raises(NppkitError, match=r"small\.pt.*output\.weight"):
+        releases.export(tmp_path / "small.pt", tmp_path / "out.pt")
+
+
 def test_a_file_with_a_wrong_checksum_is_refused(tmp_path):
     """torch reads a weight that a disk has changed; the container knows better."""
     torch.save({"model": gpt().state_dict()}, tmp_path / "mine.pt")

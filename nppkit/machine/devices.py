@@ -39,7 +39,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        tried = torch.zeros(1, device=name)
+        tried.item()  # torch's "meta" device has shapes and no numbers
+        return tried.device
     except (RuntimeError, AssertionError) as error:
         raise NppkitError(f"device {name!r} is not available ({first_line(error)}): use auto or cpu") from None
 

@@ -93,6 +93,8 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda c: c["training"].update(batch_size=2.5), r"batch_size: 2\.5 is not an int"),
         (lambda c: c["training"].update(compile=3), "compile: 3 is not a bool"),
         (lambda c: c.pop("models"), "'models' is missing"),
+        (lambda c: c.update(equal_flops={"B": [1]}), r"equal_flops\.B has too few numbers"),
+        (lambda c: c.update(equal_flops={"B": 3}), r"equal_flops\.B: 3 is not a list"),
         (lambda c: c.update(data=[1]), "data must be a mapping"),
         (lambda c: c["evaluation"].update(common_guidance=9.0), "common_guidance"),
         (lambda c: c["training"].update(patch="heads"), "training.patch heads is a run's: name it in runs"),

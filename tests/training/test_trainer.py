@@ -505,7 +505,8 @@ def test_patch_larger_than_the_grid_is_refused(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "function"), [("int8", lambda n: devices.autocast(torch.device("cpu"), n)), ("tpu9", devices.pick_device)]
+    ("name", "function"),
+    [("int8", lambda n: devices.autocast(torch.device("cpu"), n)), ("tpu9", devices.pick_device), ("meta", devices.pick_device)],
 )
 def test_unknown_device_or_precision(name, function):
     """An unknown device or precision is named."""
