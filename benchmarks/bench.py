@@ -20,6 +20,7 @@ import torch
 from nppkit.files import write_atomic
 from nppkit.machine.devices import autocast, pick_device
 from nppkit.model import GPT, MODELS, GPTConfig
+from nppkit.study import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 DEVICE = pick_device("auto")
@@ -96,9 +97,7 @@ def step(loss_fn: Callable, model: GPT, codes: torch.Tensor, labels: torch.Tenso
 
 def machine() -> dict:
     """What the figures depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else found[1] if found else platform.machine()
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else provenance.machine()["processor"][0]
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return {"name": name, "cores": os.cpu_count(), **versions, "glibc": os.environ.get("GLIBC_TUNABLES", "defaults")}
 

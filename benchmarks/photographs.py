@@ -24,9 +24,9 @@ from nppkit import files
 from nppkit.data import config, images, prepare_tokenizer, sources, train_tokenizer
 from nppkit.machine.progress import progress
 from nppkit.scoring import evaluate, features
-from nppkit.show import plots
+from nppkit.show import plots, pretrained
 from nppkit.study import presets
-from nppkit.tokenizer import reconstruct, to_model_range
+from nppkit.tokenizer import reconstruct
 
 PLAIN = dict(ch=32, ch_mult=[1, 1, 2], num_res_blocks=2, z_channels=64, codebook_size=256)  # with 32 groups, in colour
 WRONG = 60  # gray levels: a pixel that anyone sees
@@ -97,9 +97,7 @@ def main() -> None:
     rows, table = {"real": pixels[:10]}, {}
     for name, preset in recipes(seed).items():
         model, seconds = trained(preset, folder / name.replace(" ", "").replace(",", "_"), training)
-        with torch.inference_mode():
-            decoded = reconstruct(model, pixels)
-            codes = torch.cat([model.encode(to_model_range(part)) for part in pixels.split(100)])
+        decoded, codes = reconstruct(model, pixels), pretrained.encode(model, pixels.split(100))
         table[name] = {"cpu_seconds": seconds, **measures(pixels, decoded, codes, real)}
         rows[name] = decoded[:10]
     print(pd.DataFrame(table).T.round(4).to_string())

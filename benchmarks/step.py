@@ -5,19 +5,13 @@ from functools import partial
 import bench
 import torch
 
+from nppkit.cost import train_flops
 from nppkit.loss import npp_loss
 from nppkit.machine.devices import compiled
 from nppkit.training.config import TrainingConfig
 from nppkit.training.trainer import make_optimizer
 
 BATCH = 8
-
-
-def model_flops(c, batch_size: int) -> float:
-    """FLOPs of a step: linear layers, head and full attention, forward once and backward twice."""
-    linear = c.n_layer * (4 * c.dim**2 + 3 * c.dim * c.hidden_dim) + c.dim * c.vocab_size
-    attention = c.n_layer * 2 * c.block_size * c.dim
-    return 3 * 2 * batch_size * c.block_size * (linear + attention)
 
 
 def measure() -> dict:
@@ -28,7 +22,7 @@ def measure() -> dict:
     cases["clip"] = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     cases["optimizer"] = optimizer.step
     times = bench.interleaved(cases, repeats=5)
-    flops, product = model_flops(model.config, BATCH), bench.gflops(2 * bench.SIDE**3, times["yardstick"])
+    flops, product = BATCH * train_flops(model.config, 1), bench.gflops(2 * bench.SIDE**3, times["yardstick"])
     rates = {f"{name}_of_yardstick": bench.gflops(flops, times[name]) / product for name in ("eager", "compiled")}
     return {"yardstick_gflops": product, "flops": flops, **rates, "seconds": {k: bench.summary(v) for k, v in times.items()}}
 

@@ -24,7 +24,7 @@ def linear_weights(c: GPTConfig) -> int:
     return c.n_layer * (attention + 3 * c.dim * c.hidden_dim) + c.dim * c.vocab_size
 
 
-def patch_weights(c: GPTConfig, patch_size: Window, patch: str = "mean") -> int:
+def patch_weights(c: GPTConfig, patch_size: Window, patch: str) -> int:
     """What a patch of that kind (nppkit/patches.py) multiplies besides the linear layers, in weights; at p = 1 there is none."""
     K, square = area(patch_size), area(patch_size) * c.dim**2
     more = {"attention": 2 * K * c.dim, "linear": square, "heads": square + (K - 1) * c.dim * c.vocab_size}
@@ -36,10 +36,9 @@ def parameters(c: GPTConfig) -> int:
     return linear_weights(c) + (c.vocab_size + c.conditions + 1 + 2 * c.n_layer + 1) * c.dim
 
 
-def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...], patch: str = "mean") -> float:
+def rule_gflops(c: GPTConfig, segments: tuple[Segment, ...]) -> float:
     """Table 5's rule, GFLOPs an image: linear weights x (patches + prefix), a multiply-add counted as one, mean over epochs."""
-    weights = linear_weights(c)
-    return mean_cost(segments, lambda p: (weights + patch_weights(c, p, patch)) * (c.block_size // area(p) + c.prefix)) / 1e9
+    return mean_cost(segments, lambda p: linear_weights(c) * (c.block_size // area(p) + c.prefix)) / 1e9
 
 
 def train_flops(c: GPTConfig, patch_size: Window, patch: str = "mean") -> int:

@@ -128,4 +128,4 @@ def preset_images(preset: Preset, n: int = 0, heldout: bool = False) -> tuple[Te
 @torch.inference_mode()
 def encode(tokenizer: VQModel, batches: Iterable[Tensor]) -> Tensor:
     """Codes (n, N) of uint8 images, batch by batch."""
-    return torch.cat([tokenizer.encode(to_model_range(batch)) for batch in batches]).clone()
+    return torch.cat([tokenizer.encode(to_model_range(batch)) for batch in batches])

@@ -112,10 +112,21 @@ class Form:
             self.notes[next(named, self.changed)].value = explanation(str(error))
             return None
 
-    def observe(self, react: Callable[[], None]) -> None:
-        """Call `react` after every change of a control."""
+    def view(self, draw: Callable[..., str]) -> w.HTML:
+        """What draw(**values) returns as HTML, drawn again after every change; where it refuses, the last picture stays."""
+        view, shown = w.HTML(), {}
+
+        @in_turn
+        def redraw() -> None:
+            if shown == self.values:  # a control that moves another one reports after it
+                return
+            shown.update(self.values)
+            view.value = self.evaluate(draw) or view.value
+
         for c in self.controls.values():
-            c.observe(lambda _: react(), "value")
+            c.observe(lambda _: redraw(), "value")
+        redraw()
+        return view
 
 
 def bounds(c: w.Widget) -> str:
@@ -129,22 +140,9 @@ def explanation(message: str) -> str:
 
 
 def live(controls: dict[str, w.Widget], draw: Callable[..., str]) -> w.VBox:
-    """Controls, and below them what draw(**values) returns as HTML, drawn again after every change.
-
-    A refused value is explained beside its control, and the last picture stays.
-    """
-    form, view, shown = Form(**controls), w.HTML(), {}
-
-    @in_turn
-    def redraw() -> None:
-        if shown == form.values:  # a control that moves another one reports after it
-            return
-        shown.update(form.values)
-        view.value = form.evaluate(draw) or view.value
-
-    form.observe(redraw)
-    redraw()
-    return w.VBox([form.box, view])
+    """Controls, and below them what draw(**values) returns as HTML, drawn again after every change."""
+    form = Form(**controls)
+    return w.VBox([form.box, form.view(draw)])
 
 
 class Task:

@@ -49,7 +49,7 @@ def test_a_typed_number_has_its_bounds_beside_it():
 
 def test_a_refusal_that_names_none_stands_beside_the_last_change(form):
     """The reader looks where the hand was; what the value says is text, not markup."""
-    form.observe(lambda: form.evaluate(refuse("<b>nothing is left")))
+    form.view(refuse("<b>nothing is left"))
     form.controls["lam"].value = "1/3"
     assert "&lt;b&gt;nothing is left" in form.notes["lam"].value and not form.notes["levels"].value
 

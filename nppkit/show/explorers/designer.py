@@ -44,25 +44,19 @@ class ScheduleDesigner:
             utilisation=control(w.FloatSlider, "Share of its peak", min=0.05, max=0.7, step=0.05, value=UTILISATION),
             images=control(w.BoundedIntText, "Images an epoch", min=1, max=10**9, value=1_281_167),
         )
-        self.view, self.saved = w.HTML(), w.HTML()
+        controls, own = self.form.controls, {"levels": KINDS[2:], "patch_size": KINDS[1:2], "lam": KINDS[1:]}
+        for name, kinds in own.items():  # a control of other kinds of schedule is grey
+            w.dlink((controls["kind"], "value"), (controls[name], "disabled"), lambda kind, kinds=kinds: kind not in kinds)
         self.base = control(w.Dropdown, "Based on preset", options=preset_names(), value="demo")
         self.file = control(w.Text, "Preset file", value="my_schedule.yaml")
         self.replace = control(w.Checkbox, "Replace the file if it exists", value=False)
         self.button = w.Button(description="Save as preset", icon="save", button_style="primary")
         self.button.on_click(lambda _: self.save())
         # a design begins with the learning rate of the preset that it is based on
-        w.dlink((self.base, "value"), (self.form.controls["lr"], "value"), lambda name: load_preset(name).training.lr)
-        self.form.observe(self.redraw)
-        self.redraw()
+        w.dlink((self.base, "value"), (controls["lr"], "value"), lambda name: load_preset(name).training.lr)
+        self.view, self.saved = self.form.view(draw_design), w.HTML()
         save = w.VBox([self.base, self.file, self.replace, w.HBox([self.button, self.saved])])
         self.box = w.VBox([self.form.box, self.view, save])
-
-    @in_turn
-    def redraw(self) -> None:
-        kind, controls = self.form.controls["kind"].value, self.form.controls
-        controls["levels"].disabled, controls["patch_size"].disabled = kind != KINDS[2], kind != KINDS[1]
-        controls["lam"].disabled = kind == KINDS[0]
-        self.view.value = self.form.evaluate(draw_design) or self.view.value
 
     @in_turn
     def save(self) -> None:
