@@ -85,7 +85,7 @@ def product_rate() -> float:
 
 
 def peak(case) -> float:
-    """GiB that the device holds at most during a case, weights and optimiser included."""
+    """GiB that the device holds at most during a case, with the weights and optimisers of all modes, which are alive together."""
     if bench.DEVICE.type != "cuda":
         return float("nan")
     torch.cuda.reset_peak_memory_stats()
