@@ -34,7 +34,7 @@ NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bo
 COMPUTED = ("freqs_cis", "n_averaged")  # LlamaGen's rotary table follows from the configuration; torch's count of averaged models
 
 
-def fetch(name: str, folder: Path | None = None) -> Path:
+def fetch(name: str) -> Path:
     """The file of that release: the one in weights/<repository>/, or downloaded there by the hub's client.
 
     Both repositories have a c2i_B_256.pt, so each has its folder. The client takes up a broken connection where it
@@ -47,7 +47,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     if not release.repo:
         row = f"for the {release.size}-384 row there is LlamaGen-{release.size}-384"
         raise NppkitError(f"{name}: its weights were not released: train it, or use NPP-{release.size}-256 ({row})")
-    path = (folder or home() / "weights").joinpath(*Path(local(name)).parts[1:])
+    path = home() / local(name)
     return path if path.is_file() else _download(release, path)
 
 

@@ -364,13 +364,14 @@ def test_fetch_downloads(tmp_path, monkeypatch):
         (local_dir / filename).write_text("weights")
         return str(local_dir / filename)
 
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
     hub(monkeypatch, download, "0" * 64)
     with pytest.raises(NppkitError, match="another sha256 than the hub states"):
-        releases.fetch("NPP-XL-256", tmp_path)
+        releases.fetch("NPP-XL-256")
     assert not list(tmp_path.rglob("*.pt"))
     hub(monkeypatch, download, hashlib.sha256(b"weights").hexdigest())
-    path = releases.fetch("NPP-XL-256", tmp_path)
-    assert path == tmp_path / "LlamaGen-NPP" / "c2i_XL_256.pt" and path.read_text() == "weights"
+    path = releases.fetch("NPP-XL-256")
+    assert path == tmp_path / "weights" / "LlamaGen-NPP" / "c2i_XL_256.pt" and path.read_text() == "weights"
 
 
 def test_fetch_offline(tmp_path, monkeypatch):
@@ -380,23 +381,24 @@ def test_fetch_offline(tmp_path, monkeypatch):
         raise ConnectionError("Cannot reach huggingface.co\ndetails")
 
     place = r"LlamaGen/vq_ds16_c2i\.pt .*put vq_ds16_c2i\.pt of https://huggingface\.co/FoundationVision/LlamaGen there"
+    monkeypatch.setenv("NPPKIT_HOME", str(tmp_path))
     hub(monkeypatch, offline)
     with pytest.raises(NppkitError, match=place) as error:
-        releases.fetch("VQ-16", tmp_path)
+        releases.fetch("VQ-16")
     assert "\n" not in str(error.value) and "Cannot reach huggingface.co" in str(error.value)
     hub(monkeypatch, None)
     with pytest.raises(NppkitError, match=place + ", or install huggingface_hub"):
-        releases.fetch("VQ-16", tmp_path)
+        releases.fetch("VQ-16")
 
 
-def test_releases(tmp_path, monkeypatch):
+def test_releases(monkeypatch):
     """LlamaGen's XL and XXL at 256 were never released, which is said; an unknown name lists the known ones."""
     hub(monkeypatch, None)
     for size in ("XL", "XXL"):
         with pytest.raises(NppkitError, match=rf"LlamaGen-{size}-256: its weights were not released: .* NPP-{size}-256"):
-            releases.fetch(f"LlamaGen-{size}-256", tmp_path)
+            releases.fetch(f"LlamaGen-{size}-256")
     with pytest.raises(NppkitError, match=r"'B' is unknown: use one of VQ-16, LlamaGen-B-256, .*NPP-XXL-256"):
-        releases.fetch("B", tmp_path)
+        releases.fetch("B")
     assert {name for name, r in releases.RELEASES.items() if not r.repo} == {"LlamaGen-XL-256", "LlamaGen-XXL-256"}
     for name, r in releases.RELEASES.items():
         assert name == "VQ-16" or (name.endswith(f"-{r.size}-{r.image_size}") and r.file == f"c2i_{r.size}_{r.image_size}.pt")

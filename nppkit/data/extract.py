@@ -177,7 +177,7 @@ def extract_codes(
         raise NppkitError(f"batch_size {batch_size}: give 1 image or more")
     for open_store in (_open_imported, open_complete):
         if (store := open_store(folder, manifest)) is not None:
-            return _in_form(store, packed)
+            return in_form(store, packed)
     part, n = Part(folder, manifest, rank, world_size), manifest.images
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
@@ -188,27 +188,23 @@ def extract_codes(
     part.complete(images.labels[:: images.frames])
     if stored_manifest(folder) != manifest:
         return None
-    return _in_form(CodeStore(folder), packed)
+    return in_form(CodeStore(folder), packed)
 
 
-def _in_form(store: CodeStore, packed: bool) -> CodeStore:
-    """The store with its codes packed or not, whichever it held them as."""
-    plain = store.folder / "codes.npy"
+def in_form(store: CodeStore, packed: bool) -> CodeStore:
+    """The store with its codes in codes.npy, or packed in codes.npz, whichever it held them in.
+
+    Packed they take a fraction of the room, and are read into memory as a whole.
+    """
+    plain, small = store.folder / "codes.npy", store.folder / "codes.npz"
     if packed != plain.exists():
         return store
-    with contextlib.suppress(FileNotFoundError):  # another process has packed it
-        if packed:
-            pack(store.folder)
-        else:
-            save_arrays(plain, np.save, arr=store.codes)
-            (store.folder / "codes.npz").unlink()
+    if packed:
+        save_arrays(small, np.savez_compressed, codes=store.codes)
+    else:
+        save_arrays(plain, np.save, arr=store.codes)
+    (plain if packed else small).unlink(missing_ok=True)
     return CodeStore(store.folder)
-
-
-def pack(folder: Path) -> None:
-    """Turn a complete store's codes.npy into codes.npz, a fraction of its size, which is read into memory as a whole."""
-    save_arrays(folder / "codes.npz", np.savez_compressed, codes=np.load(folder / "codes.npy"))
-    (folder / "codes.npy").unlink(missing_ok=True)
 
 
 def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> Manifest:

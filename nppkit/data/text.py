@@ -10,7 +10,7 @@ import numpy as np
 from nppkit import noise
 from nppkit.data.codes import CodeStore, Manifest, write_store
 from nppkit.data.config import DataConfig
-from nppkit.data.extract import pack
+from nppkit.data.extract import in_form
 from nppkit.errors import NppkitError
 
 VOCABULARY = 256  # a code is a byte
@@ -52,9 +52,7 @@ def store_text(folder: Path, content: np.ndarray, packed: bool = False) -> CodeS
     digest, grid = hashlib.sha256(content.tobytes()).hexdigest(), [content.shape[1]]
     about = Manifest(len(content), 1, grid, VOCABULARY, ["text"], "bytes", digest, image_size=0)
     write_store(folder, about, content[:, None], np.zeros(len(content), np.int64))
-    if packed:
-        pack(folder)
-    return CodeStore(folder)
+    return in_form(CodeStore(folder), packed)
 
 
 def baselines(training: np.ndarray, heldout: np.ndarray) -> dict[str, float]:

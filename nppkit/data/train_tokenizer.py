@@ -166,33 +166,30 @@ class TokenizerTraining:
 
     def _check(self) -> None:
         """NppkitError where the codebook has died, the discriminator has won, or a loss is not finite."""
-        l1, where = self.recent_l1(), f"tokenizer, step {self.step}"
-        self._check_codebook([])
+        l1 = self.checked_l1([])
         if self.discriminator is None or self.step <= self.start or self.lowest == math.inf:  # before it, or the first look
             self.lowest = min(self.lowest, l1)
         elif l1 > RISEN * self.lowest:
-            raise NppkitError(
-                f"{where}: the discriminator won, L1 {l1:.3f} after {self.lowest:.3f} without it: lower tokenizer.discriminator"
-            )
-
-    def _check_codebook(self, last: list[float]) -> None:
-        """NppkitError where it has died by the looks so far, and by a last one that is not in the history."""
-        found = [row["perplexity"] for row in self.history if "perplexity" in row] + last
-        if found and max(found[-2:]) < FALLEN * max(found):
-            said = f"the codebook died, perplexity {found[-1]:.1f} after {max(found):.1f}"
-            raise NppkitError(f"tokenizer, step {self.step}: {said}: lower tokenizer.lr")
+            won = f"the discriminator won, L1 {l1:.3f} after {self.lowest:.3f} without it"
+            raise NppkitError(f"tokenizer, step {self.step}: {won}: lower tokenizer.discriminator")
 
     def finish(self) -> VQModel:
         """The tokenizer in eval mode. NppkitError where the last steps, at which nothing has looked, have ruined it."""
-        self.recent_l1()
-        self._check_codebook([perplexity(self.used)] if self.step % LOOK_EVERY == 0 else [])
+        self.checked_l1([perplexity(self.used)] if self.step % LOOK_EVERY == 0 else [])
         return self.model.eval()
 
-    def recent_l1(self) -> float:
-        """The mean L1 since the last look. NppkitError if it is not finite."""
+    def checked_l1(self, last: list[float]) -> float:
+        """The mean L1 since the last look. NppkitError if it is not finite, and where the codebook has died.
+
+        That is by the perplexities of the looks so far, and of a last one that is not in the history.
+        """
         l1 = float(np.mean([row["l1"] for row in self.history[-LOOK_EVERY:]]))
         if not math.isfinite(l1):
             raise NppkitError(f"tokenizer, step {self.step}: the loss is {l1}: lower tokenizer.lr")
+        found = [row["perplexity"] for row in self.history if "perplexity" in row] + last
+        if found and max(found[-2:]) < FALLEN * max(found):
+            died = f"the codebook died, perplexity {found[-1]:.1f} after {max(found):.1f}"
+            raise NppkitError(f"tokenizer, step {self.step}: {died}: lower tokenizer.lr")
         return l1
 
     def save(self, folder: Path, digest: str) -> None:
