@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nppkit.data.codes import CodeStore, Manifest
-from nppkit.data.extract import Part, open_complete
+from nppkit.data.extract import Part, open_complete, stored_manifest
 from nppkit.machine.devices import autocast
 from nppkit.machine.processes import ALONE, Processes
 from nppkit.machine.progress import progress
@@ -67,14 +67,14 @@ def draw(
     if (store := open_complete(folder, manifest)) is not None:
         return store
     part, starts = Part(folder, manifest, processes.rank, processes.size), range(0, samples, batch_size)
-    for start in show(starts[processes.share(len(starts))]):
+    mine, done = starts[processes.share(len(starts))], part.written
+    for start in show([start for start in mine if not done[start : start + batch_size].all()]):
         index = np.arange(start, min(start + batch_size, samples))
-        if not part.written[index].all():
-            labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)).to(device)
-            with autocast(device, precision):
-                part.write(start, sample_codes(model, labels, config, index).cpu().numpy()[:, None])
+        labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)).to(device)
+        with autocast(device, precision):
+            part.write(start, sample_codes(model, labels, config, index).cpu().numpy()[:, None])
     part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares))
-    return open_complete(folder, manifest)
+    return CodeStore(folder) if stored_manifest(folder) == manifest else None
 
 
 def draw_all(

@@ -49,7 +49,9 @@ def test_a_killed_drawing_goes_on(whole, tmp_path, monkeypatch):
     sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w", processes=Processes(0, 2))
     drawn = []
     monkeypatch.setattr(sampling, "sample_codes", lambda *args: drawn.append(args[-1]) or sample_codes(*args))
-    store = sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w")
+    left = []
+    store = sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w", show=lambda starts: left.extend(starts) or starts)
+    assert len(left) == 4  # so that the time left is of these
     assert torch.equal(store.batch(np.arange(SAMPLES), np.zeros(SAMPLES, np.int64))[0], codes)
     assert min(index.min() for index in drawn) > 0 and len(drawn) == 4
     assert sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w") is not None and len(drawn) == 4
