@@ -77,12 +77,10 @@ def images_of(preset: Preset) -> tuple[int, str]:
         return npz_length(located(d.path), "arr_0"), d.path
     if d.source in COUNTS:
         return COUNTS[d.source], d.source
-    if d.source == "folder" and located(d.path).is_dir():
+    if d.source == "folder" and located(d.path).exists():
         images, classes = count_images(located(d.path))
         check_heldout(0 if d.heldout_path else d.heldout, min(images, d.limit) if d.limit else images)
         return images, f"{d.path}, {classes} class{'es' * (classes > 1)}, counted and not opened"
-    if d.source == "folder" and located(d.path).exists():
-        raise NppkitError(f"image folder {located(d.path)} is a file: set data.path to a folder of class folders")
     absent = f"{located(d.path)} is not there" if d.source == "folder" else f"{d.path or d.source} not counted"
     return t.steps_per_epoch * t.batch_size, f"{absent}: as many as a schedule epoch has"
 
