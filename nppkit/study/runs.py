@@ -54,18 +54,17 @@ class Run:
             object.__setattr__(self, "patch_size", 2)
         if self.lam is not None:
             object.__setattr__(self, "lam", parse_lambda(self.lam))
-        if self.lam is None and self._better:
-            raise NppkitError(f"run {self.id}: next-token prediction has no patches: take {self._better} away")
-        if self.lam is not None and self.levels == 1 and self.patch_size < 2:
-            raise NppkitError(f"run {self.id}: a patch has a side of 2 or more: write ntp for single tokens")
-        if self.lam is not None and self.restart:
-            raise NppkitError(f"run {self.id}: with patches the rate begins again anyway: take _restart away")
-        if self.constant and self.restart:
-            raise NppkitError(f"run {self.id}: a constant rate has nothing to begin again: take _restart away")
-        if self.levels > 16:
-            raise NppkitError(f"run {self.id}: {self.levels} levels begin with patches of 2^{self.levels - 1} a side: use fewer")
-        if self.drawn and self.levels > 1:
-            raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
+        npp = self.lam is not None
+        wrong = {
+            f"next-token prediction has no patches: take {self._better} away": not npp and self._better,
+            "a patch has a side of 2 or more: write ntp for single tokens": npp and self.levels == 1 and self.patch_size < 2,
+            "with patches the rate begins again anyway: take _restart away": npp and self.restart,
+            "a constant rate has nothing to begin again: take _restart away": self.constant and self.restart,
+            f"{self.levels} levels begin with patches of 2^{self.levels - 1} a side: use fewer": self.levels > 16,
+            "levels are drawn from one patch side and 1: write p in place of L": self.drawn and self.levels > 1,
+        }
+        if found := next((message for message, true in wrong.items() if true), ""):
+            raise NppkitError(f"run {self.id}: {found}")
 
     @property
     def recipe(self) -> str:
