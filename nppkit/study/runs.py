@@ -148,17 +148,12 @@ def preset_runs(preset: Preset) -> list[Run]:
     return runs
 
 
-def seed_count(preset: Preset, run: Run) -> int:
-    """How many seeds of a run the preset has: that of its recipe, else that of its size; 0 if it does not list the run."""
-    size = f"{run.size}{LARGE * run.large}"
-    if run.recipe not in preset.runs.get(size, []):
-        return 0
-    return int(preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)))
-
-
 def seeds(preset: Preset, run: Run) -> range:
-    """The seeds of a run that the preset lists; empty if it does not list the run."""
-    return range(preset.first_seed, preset.first_seed + seed_count(preset, run))
+    """The seeds of a run: as many as the preset has of its recipe, else of its size; none if it does not list the run."""
+    size = f"{run.size}{LARGE * run.large}"
+    listed = run.recipe in preset.runs.get(size, [])
+    count = preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)) if listed else 0
+    return range(preset.first_seed, preset.first_seed + count)
 
 
 def check_patches(preset: Preset, run: Run) -> None:
