@@ -206,11 +206,6 @@ QUALITY = ["model", "ours", "paper FID", "our FID", "our KID", "our FID at the p
 QUALITY += ["our best FID", "at scale", "held-out NLL"]
 
 
-def column(table: pd.DataFrame, name: str) -> str:
-    """The table's column of that name, with or without an extractor in brackets."""
-    return next(c for c in table.columns if c == name or c.startswith(f"{name} ("))
-
-
 def differences(preset: Preset, number: int) -> pd.DataFrame:
     """Each NPP row of a table minus next-token prediction of its size: the paper's FID, and ours paired by seed."""
     paper = {run: row["fid"] for _, row in published(number).iterrows() if (run := row_run(row))}
