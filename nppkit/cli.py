@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,11 +79,12 @@ def plan(a: argparse.Namespace) -> None:
         raise NppkitError(f"--utilisation {a.utilisation:g}: use a share of the peak, above 0 and up to 1")
     if a.gpus is not None and a.gpus < 1:
         raise NppkitError(f"--gpus {a.gpus}: use 1 or more")
-    for line in outlook(a.preset, stale(a.preset)):
+    preset = replace(a.preset, gpu=a.gpu or a.preset.gpu, gpus=a.gpus or a.preset.gpus)
+    for line in outlook(preset, stale(preset)):
         print(line)
-    if not a.preset.beyond:
-        print(counted(a.preset), flush=True)
-    print(report(a.preset, a.gpu or a.preset.gpu, a.gpus or a.preset.gpus, a.utilisation))
+    if not preset.beyond:
+        print(counted(preset), flush=True)
+    print(report(preset, a.utilisation))
 
 
 @command(

@@ -313,7 +313,7 @@ def test_the_whole_path_of_a_video(home):
     with Image.open(home / "drawn/3_0001.gif") as drawn:
         assert drawn.size == (32, 32) and drawn.n_frames > 1
     with pytest.raises(launch.NppkitError, match="runs of texts, videos and names are not planned"):
-        plan.report(preset, "", 1, 0.4)
+        plan.report(preset, 0.4)
 
 
 def test_the_whole_path_of_names(home):
@@ -342,7 +342,7 @@ def test_the_whole_path_of_names(home):
     assert cli.call(["draw", preset.source, ntp.id, "3", "2", str(home / "drawn"), "--device", "cpu"]) == 0
     assert len(list((home / "drawn").glob("3_*.png"))) == 2
     with pytest.raises(launch.NppkitError, match="runs of texts, videos and names are not planned"):
-        plan.report(preset, "", 1, 0.4)
+        plan.report(preset, 0.4)
 
 
 @pytest.mark.parametrize(

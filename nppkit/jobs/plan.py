@@ -20,7 +20,7 @@ from nppkit.data.config import DataConfig
 from nppkit.data.images import CROPS, check_heldout, count_images
 from nppkit.errors import NppkitError
 from nppkit.files import located, npz_length
-from nppkit.gpus import GPU, GPUS
+from nppkit.gpus import GPUS
 from nppkit.jobs import timing
 from nppkit.machine.progress import progress
 from nppkit.model import GPTConfig
@@ -77,12 +77,10 @@ def images_of(preset: Preset) -> tuple[int, str]:
         return npz_length(located(d.path), "arr_0"), d.path
     if d.source in COUNTS:
         return COUNTS[d.source], d.source
-    if d.source == "folder" and located(d.path).is_dir():
+    if d.source == "folder" and located(d.path).exists():
         images, classes = count_images(located(d.path))
         check_heldout(0 if d.heldout_path else d.heldout, min(images, d.limit) if d.limit else images)
         return images, f"{d.path}, {classes} class{'es' * (classes > 1)}, counted and not opened"
-    if d.source == "folder" and located(d.path).exists():
-        raise NppkitError(f"image folder {located(d.path)} is a file: set data.path to a folder of class folders")
     absent = f"{located(d.path)} is not there" if d.source == "folder" else f"{d.path or d.source} not counted"
     return t.steps_per_epoch * t.batch_size, f"{absent}: as many as a schedule epoch has"
 
@@ -134,12 +132,12 @@ def grids(preset: Preset) -> list[bool]:
     return sorted({False} | {run.large for run in preset_runs(preset)})
 
 
-def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int, encoded: int) -> Times:
+def on_gpu(preset: Preset, utilisation: float, encoded: int) -> Times:
     """Seconds of a run, and of the tokenize jobs, by the cost model; encoded: crops. fp32 runs at TF32's rate, half of bf16's.
 
-    A training step has a fixed cost on each of the devices. The tokenizer is fp32 in any case.
+    A training step has a fixed cost on each of the preset's GPUs. The tokenizer is fp32 in any case.
     """
-    coding = {large: coding_flops(preset, large) for large in grids(preset)}
+    gpu, coding = GPUS[preset.gpu], {large: coding_flops(preset, large) for large in grids(preset)}
     bf16, images, batch = gpu.flops * utilisation, sampled_images(preset), preset.evaluation.batch_size
     slow = bf16 / 2
     rate = bf16 if preset.precision == "bf16" else slow
@@ -147,7 +145,7 @@ def on_gpu(preset: Preset, gpu: GPU, utilisation: float, devices: int, encoded: 
     def seconds(run: Run) -> Seconds:
         c = model_config(preset, run)
         sampling = sum(n / batch * cost.sampling_seconds(c, gpu, batch, guided, utilisation) for guided, n in images.items())
-        fixed = devices * sum(patch_steps(preset, run).values()) * cost.fixed_seconds(c, gpu)
+        fixed = preset.gpus * sum(patch_steps(preset, run).values()) * cost.fixed_seconds(c, gpu)
         decoding = sum(images.values()) * coding[run.large][1] / slow
         return {"train": train_flops(preset, run) / rate + fixed, "evaluate": sampling * bf16 / rate + decoding}
 
@@ -179,9 +177,9 @@ def on_this_machine(preset: Preset, encoded: int) -> Times:
     return seconds, {large: training[large] + encoded * encode * area[large] + start for large in area}
 
 
-def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices: int) -> dict:
+def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float) -> dict:
     """One run: memory is that of one device with its share of the batch, or with the largest part of it that fits."""
-    c, steps, share = model_config(preset, run), patch_steps(preset, run), max(1, preset.training.batch_size // devices)
+    c, steps, share = model_config(preset, run), patch_steps(preset, run), max(1, preset.training.batch_size // preset.gpus)
     held = cost.largest_batch(c, preset.precision, memory, share)
     npz = preset.evaluation.samples * len(preset.evaluation.guidance) * 3 * preset.data.image_size**2
     tokens = sum(n * preset.training.batch_size * c.block_size // p**2 for p, n in steps.items())
@@ -197,17 +195,17 @@ def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float, devices:
     }
 
 
-def plan(preset: Preset, gpu: GPU | None, devices: int, utilisation: float) -> pd.DataFrame:
+def plan(preset: Preset, utilisation: float) -> pd.DataFrame:
     """A line for every tokenize job and run of the preset, and their sum; `train` and `evaluate` in seconds on one device."""
     encoded = crops(preset)
-    seconds, tokenize = on_gpu(preset, gpu, utilisation, devices, encoded) if gpu else on_this_machine(preset, encoded)
-    memory = gpu.memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    seconds, tokenize = on_gpu(preset, utilisation, encoded) if preset.gpu else on_this_machine(preset, encoded)
+    memory = GPUS[preset.gpu].memory if preset.gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     vq, lines = preset.tokenizer.network, []
     for large, time in tokenize.items():
         disk = 2 * encoded * vq.grid_size(image_size(preset, large)) ** 2 / 1e9
         steps = tokenizer_steps(preset, large)
         lines.append({"job": f"tokenize{LARGE if large else ''}", "steps": steps, "disk GB": disk, "train": time})
-    lines += [run_line(preset, run, seconds(run), memory, devices) for run in preset_runs(preset)]
+    lines += [run_line(preset, run, seconds(run), memory) for run in preset_runs(preset)]
     table = pd.DataFrame(lines, columns=COLUMNS)
     total = {"job": "sum", **table[["tokens", "FLOPs", "disk GB", "train", "evaluate"]].sum()}
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
@@ -228,31 +226,24 @@ def text(table: pd.DataFrame, unit: float, name: str) -> str:
     return shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}" if x >= 0.01 or not x else "< 0.01")
 
 
-def report(preset: Preset, gpu_name: str, devices: int, utilisation: float) -> str:
+def report(preset: Preset, utilisation: float) -> str:
     """All that the command prints."""
     if preset.beyond:
         raise NppkitError(f"preset {preset.name}: runs of texts, videos and names are not planned: its file says what they take")
     questions(preset)  # refuses one that no run will answer
-    gpu = find_gpu(gpu_name) if gpu_name else None
-    table = plan(preset, gpu, devices, utilisation)
+    table = plan(preset, utilisation)
     total = table[["train", "evaluate"]].iloc[-1].sum()
     head = f"preset {preset.name}: {preset.description}\n\n"
-    if gpu:
+    if preset.gpu:
         (unit, units), (long, longs) = ((60, "minutes"), (60, "minutes")) if total < 36000 else ((3600, "hours"), (86400, "days"))
         body = text(table, unit, f"GPU-{units}")
-        how = f"{total / unit:,.{int(total < 10 * unit)}f} GPU-{units} on {gpu_name} at {utilisation:.0%} of its peak"
-        wall = f"{preset.precision}; {total / long / devices:.1f} {longs} on {devices} of them. Computed, and arithmetic alone: "
-        wall += "reading, starting, compiling and a tokenizer's perceptual loss come on top; see docs/imagenet.md."
+        how = f"{total / unit:,.{int(total < 10 * unit)}f} GPU-{units} on {preset.gpu} at {utilisation:.0%} of its peak"
+        wall = f"{preset.precision}; {total / long / preset.gpus:.1f} {longs} on {preset.gpus} of them. "
+        wall += "Computed, and arithmetic alone: reading, starting, compiling and a tokenizer's perceptual loss come on top; "
+        wall += "see docs/imagenet.md."
     else:
         body, jobs = text(table, 60, "minutes"), max(1, len(os.sched_getaffinity(0)) // preset.threads)
         how = f"{total / 60:.0f} minutes in jobs of {preset.threads} thread(s)"
         wall = f"processor time measured here; about {wall_seconds(table, jobs) / 60:.0f} with {jobs} at a time, "
         wall += "and some for tables and figures."
     return f"{head}{body}\n\n{how}, {wall}"
-
-
-def find_gpu(name: str) -> GPU:
-    """The GPU of that name. NppkitError names the known ones."""
-    if name not in GPUS:
-        raise NppkitError(f"GPU {name!r} is unknown: use one of {', '.join(GPUS)}, or add its data sheet to nppkit/gpus.py")
-    return GPUS[name]

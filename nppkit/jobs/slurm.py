@@ -40,7 +40,7 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     from nppkit.jobs import plan  # only here, because it brings torch
 
     preset = dataclasses.replace(load_preset(preset), models_of="")  # should a lender's run not be there, it is trained
-    table = plan.plan(preset, plan.find_gpu(preset.gpu), preset.gpus, UTILISATION).set_index("job")
+    table = plan.plan(preset, UTILISATION).set_index("job")
     seconds = table["train"].to_dict()  # of the tokenize jobs
     for kind in ("train", "evaluate"):
         seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}

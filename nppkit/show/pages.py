@@ -33,7 +33,7 @@ class Ablation:
 
     def figure(self) -> None:
         """FID against the setting, the paper's and ours, saved and shown."""
-        ours = tables.column(self.table, "our FID")
+        ours = f"our FID{tables.suffix(self.preset)}"
         figure = figures.ablation(self.table, tables.seed_values(self.preset, self.number), self.by, ours)
         plots.save_figure(figure, self.preset, self.report)
         plots.show(figure)

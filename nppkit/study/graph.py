@@ -272,7 +272,8 @@ def claim(preset: Preset) -> None:
     """Note which file a preset's results are of. NppkitError where they are those of another one of this name."""
     note = results_dir(preset) / ".preset"
     owner = note.read_text() if note.is_file() else preset.source
-    if owner != preset.source and not _same_file(owner, preset.source) and (owner in preset_names() or Path(owner).is_file()):
+    another = Path(owner).resolve() != Path(preset.source).resolve()  # two paths may lead to one file, as by a link
+    if another and (owner in preset_names() or Path(owner).is_file()):
         raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
     write_atomic(note, preset.source)
 
@@ -280,19 +281,11 @@ def claim(preset: Preset) -> None:
 def check_codes(job: Job) -> None:
     """NppkitError where the codes that a job uses, or makes more of, are of other settings, which it would not notice."""
     if job.notebook.startswith("tokenize") and is_of_other_settings(job):
-        remedy = (
-            f"nppkit run {job.parameters['preset']} tokenize{' --large' * job.parameters.get('large', False)} makes them again"
-        )
-        raise NppkitError(
-            f"{job.folder} holds codes of other settings than preset {job.parameters['preset']} has today: {remedy}"
-        )
+        preset, large = job.parameters["preset"], " --large" * job.parameters.get("large", False)
+        remedy = f"nppkit run {preset} tokenize{large} makes them again"
+        raise NppkitError(f"{job.folder} holds codes of other settings than preset {preset} has today: {remedy}")
     for upstream in job.upstream:
         check_codes(upstream)
-
-
-def _same_file(one: str, other: str) -> bool:
-    """Whether two paths lead to one file, as by a folder that is a link."""
-    return Path(one).is_file() and Path(other).is_file() and os.path.samefile(one, other)
 
 
 def _checkpoint_gone(preset: Preset, run: Run) -> str:

@@ -115,8 +115,7 @@ def answer(preset: Preset, question: Question, decision: Decision) -> str:
     asked = f"({question.text}, {question.run.size})"
     if not decision.complete:
         return f"no verdict yet: {decision.verdict} seeds {asked}"
-    difference = Interval(decision.n, decision.mean, decision.low, decision.high)
-    found = f"{decision.said}: {LABEL[preset.metric]} {difference} {asked}"
+    found = f"{decision.said}: {LABEL[preset.metric]} {decision} {asked}"
     if question.text == EQUAL_EPOCHS.text and (beside := control(preset)).n:
         found += f"; beside NTP whose learning rate warms up twice, as NPP's does, {in_words(beside)}"
     return found

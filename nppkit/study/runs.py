@@ -54,18 +54,17 @@ class Run:
             object.__setattr__(self, "patch_size", 2)
         if self.lam is not None:
             object.__setattr__(self, "lam", parse_lambda(self.lam))
-        if self.lam is None and self._better:
-            raise NppkitError(f"run {self.id}: next-token prediction has no patches: take {self._better} away")
-        if self.lam is not None and self.levels == 1 and self.patch_size < 2:
-            raise NppkitError(f"run {self.id}: a patch has a side of 2 or more: write ntp for single tokens")
-        if self.lam is not None and self.restart:
-            raise NppkitError(f"run {self.id}: with patches the rate begins again anyway: take _restart away")
-        if self.constant and self.restart:
-            raise NppkitError(f"run {self.id}: a constant rate has nothing to begin again: take _restart away")
-        if self.levels > 16:
-            raise NppkitError(f"run {self.id}: {self.levels} levels begin with patches of 2^{self.levels - 1} a side: use fewer")
-        if self.drawn and self.levels > 1:
-            raise NppkitError(f"run {self.id}: levels are drawn from one patch side and 1: write p in place of L")
+        npp = self.lam is not None
+        wrong = {
+            f"next-token prediction has no patches: take {self._better} away": not npp and self._better,
+            "a patch has a side of 2 or more: write ntp for single tokens": npp and self.levels == 1 and self.patch_size < 2,
+            "with patches the rate begins again anyway: take _restart away": npp and self.restart,
+            "a constant rate has nothing to begin again: take _restart away": self.constant and self.restart,
+            f"{self.levels} levels begin with patches of 2^{self.levels - 1} a side: use fewer": self.levels > 16,
+            "levels are drawn from one patch side and 1: write p in place of L": self.drawn and self.levels > 1,
+        }
+        if found := next((message for message, true in wrong.items() if true), ""):
+            raise NppkitError(f"run {self.id}: {found}")
 
     @property
     def recipe(self) -> str:
@@ -149,17 +148,12 @@ def preset_runs(preset: Preset) -> list[Run]:
     return runs
 
 
-def seed_count(preset: Preset, run: Run) -> int:
-    """How many seeds of a run the preset has: that of its recipe, else that of its size; 0 if it does not list the run."""
-    size = f"{run.size}{LARGE * run.large}"
-    if run.recipe not in preset.runs.get(size, []):
-        return 0
-    return int(preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)))
-
-
 def seeds(preset: Preset, run: Run) -> range:
-    """The seeds of a run that the preset lists; empty if it does not list the run."""
-    return range(preset.first_seed, preset.first_seed + seed_count(preset, run))
+    """The seeds of a run: as many as the preset has of its recipe, else of its size; none if it does not list the run."""
+    size = f"{run.size}{LARGE * run.large}"
+    listed = run.recipe in preset.runs.get(size, [])
+    count = preset.seeds.get(f"{size}_{run.recipe}", preset.seeds.get(size, 1)) if listed else 0
+    return range(preset.first_seed, preset.first_seed + count)
 
 
 def check_patches(preset: Preset, run: Run) -> None:

@@ -17,7 +17,7 @@ from nppkit.study.graph import results_dir
 from nppkit.study.presets import Preset
 from nppkit.study.published import published, row_run
 from nppkit.study.results import contrasts, floors, mean, origins, paired, results
-from nppkit.study.runs import Run, preset_runs, seed_count
+from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import Interval, deviation, plus_minus
 
 NAMES = {"fid": "FID", "inception_score": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
@@ -206,11 +206,6 @@ QUALITY = ["model", "ours", "paper FID", "our FID", "our KID", "our FID at the p
 QUALITY += ["our best FID", "at scale", "held-out NLL"]
 
 
-def column(table: pd.DataFrame, name: str) -> str:
-    """The table's column of that name, with or without an extractor in brackets."""
-    return next(c for c in table.columns if c == name or c.startswith(f"{name} ("))
-
-
 def differences(preset: Preset, number: int) -> pd.DataFrame:
     """Each NPP row of a table minus next-token prediction of its size: the paper's FID, and ours paired by seed."""
     paper = {run: row["fid"] for _, row in published(number).iterrows() if (run := row_run(row))}
@@ -230,7 +225,7 @@ def method_table(preset: Preset, named: dict[str, Run]) -> pd.DataFrame:
     shown |= {"agreement": "agreement", "flops": "TFLOPs", "cpu_seconds": "CPU seconds"}
     lines, contracts = [], {}
     for name, run in named.items():
-        if not seed_count(preset, run):
+        if not seeds(preset, run):
             continue
         rows = [{**row, "flops": row["flops"] and row["flops"] / 1e12} for row in results(preset, run)]
         contracts |= {row["run"]: row["contract"] for row in rows}

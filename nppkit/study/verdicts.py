@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 from scipy import special
 
-from nppkit.study.stats import deviation, interval
+from nppkit.study.stats import Interval, deviation, interval
 
 LEVEL = 0.05  # of the whole family
 NO_MATTER, SUPPORTED, REFUTED, UNDECIDED = "no difference that matters", "supported", "refuted", "undecided"
@@ -28,14 +28,10 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A contrast's mean over n seeds, its simultaneous interval, p and Holm's adjusted p, and the verdict."""
+class Decision(Interval):
+    """A contrast's mean over n seeds with its simultaneous interval, p and Holm's adjusted p, and the verdict."""
 
     contrast: Contrast
-    n: int
-    mean: float
-    low: float
-    high: float
     p: float
     adjusted: float
     verdict: str
@@ -83,7 +79,7 @@ def _estimate(contrast: Contrast, x: Sequence[float], family: int) -> Decision:
     if n > 1 and found.mean:  # Student's t test of a mean of zero, from both sides
         t = abs(found.mean) / error if (error := deviation(x) / n**0.5) else math.inf
         p = 2 * float(special.stdtr(n - 1, -t))
-    return Decision(contrast, *astuple(found), p, 1.0, "")
+    return Decision(*astuple(found), contrast, p, 1.0, "")
 
 
 def _verdict(found: Decision, margin: float, waiting: str) -> str:

@@ -28,10 +28,20 @@ import speed
 A100 = gpus.GPUS["A100-80G"]
 
 
+def on(preset, gpu="A100-80G", count=1):
+    """The preset on so many of that GPU."""
+    return dataclasses.replace(preset, gpu=gpu, gpus=count)
+
+
+def planned(preset, count=1):
+    """Its plan on A100s that reach 40 % of their peak."""
+    return plan.plan(on(preset, count=count), 0.4)
+
+
 @pytest.fixture(scope="module")
 def imagenet():
     """The plan of imagenet256 on 8 A100, a row a job."""
-    return plan.plan(load_preset("imagenet256"), A100, 8, 0.4).set_index("job")
+    return planned(load_preset("imagenet256"), 8).set_index("job")
 
 
 def test_every_run_is_listed(imagenet):
@@ -52,7 +62,7 @@ def test_hours_follow_the_cost_model(imagenet):
     assert npp["tokens"] == 0.625 * ntp["tokens"] and npp["FLOPs"] < 0.625 * ntp["FLOPs"]
     assert npp["train"] == pytest.approx(npp["FLOPs"] / (0.4 * A100.flops) + steps * fixed)
     fp32 = dataclasses.replace(load_preset("imagenet256"), precision="fp32")
-    assert plan.plan(fp32, A100, 8, 0.4)["train"].iloc[2] == pytest.approx(steps * (2 * computed + fixed))
+    assert planned(fp32, 8)["train"].iloc[2] == pytest.approx(steps * (2 * computed + fixed))
 
 
 def test_the_plan_beside_what_gpus_measured():
@@ -88,13 +98,13 @@ def test_extraction_and_disk(imagenet):
 def test_a_tokenizer_is_trained_and_then_encodes(smoke):
     """A step costs three times its images' way through encoder and decoder: forward, and twice that backward."""
     encode, decode = plan.coding_flops(smoke, False)
-    seconds = plan.on_gpu(smoke, A100, 0.4, 1, 1000)[1][False]
+    seconds = plan.on_gpu(on(smoke), 0.4, 1000)[1][False]
     assert seconds == pytest.approx((1000 * encode + 120 * 16 * 3 * (encode + decode)) / (0.2 * A100.flops))
 
 
 def test_kept_images_take_their_room(smoke, changed):
     """Those of every guidance scale, with save_npz."""
-    kept, spared = (plan.plan(changed(smoke, "evaluation.save_npz", keep), A100, 1, 0.4)["disk GB"] for keep in (True, False))
+    kept, spared = (planned(changed(smoke, "evaluation.save_npz", keep))["disk GB"] for keep in (True, False))
     assert kept[1] - spared[1] == pytest.approx(200 * 2 * 3 * 32**2 / 1e9)
 
 
@@ -107,7 +117,7 @@ def test_memory(imagenet):
 
 def test_released_weights_are_not_trained():
     """Runs from released weights cost their evaluation alone."""
-    table = plan.plan(load_preset("imagenet256-eval"), A100, 1, 0.4).set_index("job")
+    table = planned(load_preset("imagenet256-eval")).set_index("job")
     assert table["steps"].sum() == 0 and (table["evaluate"].iloc[2:] > 600).all()
     assert table.loc["GPT-B_ntp_seed0", ["FLOPs", "train", "disk GB"]].tolist() == [0, 0, 0]
 
@@ -122,7 +132,7 @@ def test_a_restart_costs_no_step_less():
 
 def test_models_of_another_preset_are_not_trained(tmp_path):
     """A preset that scores them in another way plans its evaluations; a cluster gives a training that is missing its time."""
-    table = plan.plan(load_preset("digits_seen"), A100, 1, 0.4).set_index("job").iloc[1:-1]
+    table = planned(load_preset("digits_seen")).set_index("job").iloc[1:-1]
     assert not table[["steps", "train", "disk GB"]].to_numpy().any() and (table["evaluate"] > 0).all()
     (tmp_path / "seen.yaml").write_text(f"{(FOLDER / 'digits_seen.yaml').read_text()}\ngpu: A100-80G\n")
     preset = load_preset(str(tmp_path / "seen.yaml"))
@@ -141,7 +151,7 @@ def test_measured_times_are_added_up(smoke, monkeypatch):
     monkeypatch.setattr(timing, "metrics_seconds", lambda preset: 9.0)
     monkeypatch.setattr(timing, "image_seconds", lambda preset, run, guided: 2.0 if guided else 1.0)
     monkeypatch.setattr(timing, "tokenizer_seconds", lambda preset: (0.5, 0.25))
-    table = plan.plan(smoke, None, 1, 0.4).set_index("job")
+    table = plan.plan(smoke, 0.4).set_index("job")
     assert table.loc["GPT-B_ntp_seed0", "train"] == 300 * 10 + 7 + 3
     assert table.loc["GPT-B_npp_p2_lambda1-2_seed0", "train"] == 150 * 5 + 7 + 150 * 10 + 7 + 3
     assert table.loc["GPT-B_ntp_seed0", "evaluate"] == 300 * (1 + 2) + 9 + 3
@@ -157,9 +167,9 @@ def test_the_wall_clock_waits_for_the_longest(smoke):
 
 def test_what_takes_minutes_is_said_in_minutes():
     """Small models on a GPU: minutes, and no row of zeros."""
-    said = plan.report(load_preset("own-images"), "H100-80G", 1, 0.4)
+    said = plan.report(on(load_preset("own-images"), "H100-80G"), 0.4)
     assert "train GPU-minutes" in said and "minutes on 1 of them" in said and "e-0" not in said and "< 0.01" in said
-    assert "GPU-hours" in plan.report(load_preset("imagenet256-eval"), "H100-80G", 1, 0.4)
+    assert "GPU-hours" in plan.report(on(load_preset("imagenet256-eval"), "H100-80G"), 0.4)
 
 
 def test_times_are_of_real_steps(smoke, monkeypatch):
@@ -199,9 +209,9 @@ def test_pictures_of_a_folder_are_counted(home):
     (home / "data" / "images" / "cats" / "notes.txt").touch()
     assert plan.counted(preset) == "300 images (data/images, 1 class, counted and not opened)"
     with pytest.raises(NppkitError, match=r"data\.heldout 300 leaves no training image of 300"):
-        plan.report(dataclasses.replace(preset, data=dataclasses.replace(preset.data, heldout=300)), "H100-80G", 1, 0.4)
+        plan.report(on(dataclasses.replace(preset, data=dataclasses.replace(preset.data, heldout=300))), 0.4)
     few = dataclasses.replace(preset, runs={"B": ["ntp"]})
-    assert " 0 GPU-minutes" not in plan.report(few, "H200-141G", 1, 0.4)
+    assert " 0 GPU-minutes" not in plan.report(on(few, "H200-141G"), 0.4)
     assert plan.crops(preset) == 2 * 300 and plan.crops(load_preset("solar")) == CROPS["flips"] * 2624
 
 
@@ -230,7 +240,7 @@ def test_a_file_that_is_not_there_yet_is_taken_for_adms():
 def test_sampling_in_fp32_takes_twice_as_long():
     """As training does: half of bf16's rate, twice its bytes. The tokenizer decodes in fp32 in both."""
     preset, kinds = load_preset("imagenet256"), ("bf16", "fp32")
-    seconds = [plan.on_gpu(dataclasses.replace(preset, precision=kind), A100, 0.4, 1, 0)[0](Run("B")) for kind in kinds]
+    seconds = [plan.on_gpu(on(dataclasses.replace(preset, precision=kind)), 0.4, 0)[0](Run("B")) for kind in kinds]
     decoding = sum(plan.sampled_images(preset).values()) * plan.coding_flops(preset, False)[1] / (0.2 * A100.flops)
     bf16, fp32 = (found["evaluate"] - decoding for found in seconds)
     assert fp32 == pytest.approx(2 * bf16)
@@ -243,7 +253,7 @@ def test_command_line(capsys):
     parts = ("on H100-80G at 50% of its peak, bf16", "images (", "on 2 of them", "GPT-XXL-384_ntp_seed0")
     assert all(part in said for part in parts)
     for options, message in (
-        (["--gpu", "TPU"], "GPU 'TPU' is unknown: use one of A100"),
+        (["--gpu", "TPU"], "gpu 'TPU' is unknown: use one of A100"),
         (["--utilisation", "2"], "--utilisation 2: use a share"),
         (["--gpus", "0"], "--gpus 0: use 1 or more"),
     ):

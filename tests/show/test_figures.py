@@ -37,7 +37,7 @@ def points(line):
 def test_ablation_shows_means_and_seeds(study):
     """Left the paper's values, right a line through our means and a dot for every seed."""
     table = tables.make_table(study, 2)
-    ours = tables.column(table, "our FID")
+    ours = f"our FID{tables.suffix(study)}"
     left, right = figures.ablation(table, tables.seed_values(study, 2), "patch_size", ours).axes
     assert points(left.lines[0]) == [("NTP", 5.46), ("2", 4.47), ("4", 4.92)]
     assert points(right.lines[0])[:2] == [("NTP", 11.0), ("2", 8.5)]
