@@ -272,8 +272,8 @@ def claim(preset: Preset) -> None:
     """Note which file a preset's results are of. NppkitError where they are those of another one of this name."""
     note = results_dir(preset) / ".preset"
     owner = note.read_text() if note.is_file() else preset.source
-    another = Path(owner).resolve() != Path(preset.source).resolve()  # two paths may lead to one file, as by a link
-    if another and (owner in preset_names() or Path(owner).is_file()):
+    is_one = owner in preset_names() or Path(owner).is_file()
+    if is_one and Path(owner).resolve() != Path(preset.source).resolve():  # two paths may lead to one file, as by a link
         raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
     write_atomic(note, preset.source)
 
