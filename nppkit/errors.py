@@ -16,6 +16,12 @@ class NppkitError(ValueError):
     status = 1  # of a command that ends with it
 
 
+def refuse(what: str, wrong: dict[str, object]) -> None:
+    """NppkitError about `what`, with the first message of `wrong` whose condition holds."""
+    if found := next((message for message, true in wrong.items() if true), ""):
+        raise NppkitError(f"{what}: {found}")
+
+
 def require_kinds(sizes: Any) -> None:
     """NppkitError for the first int, bool or float of a dataclass that is another kind of value, or an int too small."""
     for f in fields(sizes):

@@ -184,10 +184,10 @@ def check_state(state: dict[str, Tensor], model: torch.nn.Module, path: str | Pa
     found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if text := "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names):
         raise NppkitError(f"{path} does not fit this {type(model).__name__} ({text}): check the size and the file")
-    check_finite(state, path)
+    check_numbers(state, path)
 
 
-def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
+def check_numbers(state: dict[str, Tensor], path: str | Path) -> None:
     """NppkitError with one line that names the file and what in it is NaN, infinite, or no dense tensor of such numbers."""
     if odd := [
         f"{key} ({v.dtype}, {v.layout})" for key, v in state.items() if v.dtype not in NUMBERS or v.layout != torch.strided
@@ -254,7 +254,7 @@ def export(checkpoint: Path, out: Path) -> None:
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     state, _ = read_state(file)
     note = noted(file.with_name("state.json"))
-    check_finite(state, file)
+    check_numbers(state, file)
     if note.get("files", {}).get(file.name, "") not in ("", sha256(file)):
         raise NppkitError(f"{file} is damaged: take another checkpoint")
     if note.get("condition") == "names":

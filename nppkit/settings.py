@@ -97,9 +97,8 @@ def explained(error: pydantic.ValidationError, cls: type) -> str:
         higher = " (that stands at the left margin)" if "." in place and first["loc"][-1] in _fields(cls, ()) else ""
         return f"unknown setting {place!r}{higher}: use one of {', '.join(_fields(cls, first['loc'][:-1]))}"
     if kind == "missing":
-        lacks = (
-            f"{'.'.join(map(str, at[:-1]))} has too few numbers" if isinstance(at[-1], int) else f"setting {at[-1]!r} is missing"
-        )
+        few = f"{place.rpartition('.')[0]} has too few numbers"
+        lacks = few if isinstance(at[-1], int) else f"setting {at[-1]!r} is missing"
         return f"{lacks}: {EXAMPLE}"
     if kind.startswith("dataclass"):
         return f"{place or 'it'} must be a mapping of {', '.join(_fields(cls, first['loc']))}"

