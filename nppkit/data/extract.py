@@ -21,7 +21,7 @@ from nppkit import noise
 from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
-from nppkit.files import check_space, remedy, save_arrays, sync, write_atomic
+from nppkit.files import check_space, remedy, save_arrays, savez_lzma, sync, write_atomic
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
@@ -200,7 +200,7 @@ def in_form(store: CodeStore, packed: bool) -> CodeStore:
     if packed != plain.exists():
         return store
     if packed:
-        save_arrays(small, np.savez_compressed, codes=store.codes)
+        save_arrays(small, savez_lzma, codes=store.codes)
     else:
         save_arrays(plain, np.save, arr=store.codes)
     (plain if packed else small).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import zipfile
 from collections import namedtuple
 
 import numpy as np
@@ -216,6 +217,8 @@ def test_a_packed_store_holds_the_same(model, images, tmp_path, encoded):
     packed = run(model, images, tmp_path / "packed", packed=True)
     assert sorted(contents(tmp_path / "packed")) == ["codes.npz", "labels.npy", "manifest.json"]
     assert np.array_equal(packed.codes, plain.codes) and packed.codes.dtype == np.uint16
+    with zipfile.ZipFile(tmp_path / "packed/codes.npz") as file:
+        assert [entry.compress_type for entry in file.infolist()] == [zipfile.ZIP_LZMA]
     encoded.clear()
     assert run(model, images, tmp_path / "packed", packed=True) is not None and not encoded
     assert run(model, images, tmp_path / "packed", "new").manifest.tokenizer_sha256 == "new"
