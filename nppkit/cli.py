@@ -16,12 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from nppkit import __version__
 from nppkit.errors import NppkitError
 from nppkit.gpus import GPUS, UTILISATION
 from nppkit.jobs.warm import command as command_of_a_warm_server
 from nppkit.tokenizer_config import TOKENIZERS
 
-parser = argparse.ArgumentParser(prog="nppkit", description="Next Patch Prediction: run a study, or a part of one.")
+BEGIN = """begin with:
+  nppkit presets                         what can be run
+  nppkit plan demo                       what that takes, before it starts
+  nppkit run demo tokenize               the pictures' codes
+  nppkit run demo train GPT-B_ntp_seed0  a model of them
+  nppkit draw demo GPT-B_ntp_seed0 7 12 sevens
+make reproduce does all of a preset. nppkit COMMAND --help has an example of each."""
+INTERNAL = ("pair", "verdicts", "warm", "torchrun")  # what make and the jobs call: nppkit --help leaves them out
+layout = argparse.RawDescriptionHelpFormatter
+what = "Next Patch Prediction: run a study, or a part of one."
+parser = argparse.ArgumentParser(prog="nppkit", description=what, epilog=BEGIN, formatter_class=layout)
+parser.add_argument("--version", action="version", version=f"nppkit {__version__}")
 groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
 
 
@@ -30,7 +42,7 @@ def argument(*names: str, **settings: object) -> tuple:
     return names, settings
 
 
-PRESET = argument("preset", metavar="PRESET", help="a name in nppkit/presets, or a YAML file")
+PRESET = argument("preset", metavar="PRESET", help="a name (nppkit presets lists them), or a YAML file")
 RUN = argument("run", metavar="RUN", help="run id, e.g. GPT-B_npp_p2_lambda1-2_seed0")
 DEVICE = argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
 OPTIONS = argument("--options", help="of the machine, e.g. 'threads=4' (nppkit/machine/options.py), in place of the preset's")
@@ -45,8 +57,8 @@ def command(name: str, example: str, *arguments: tuple) -> Callable:
             of = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group])
             groups[group] = of.add_subparsers(metavar="COMMAND", required=True)
         text = function.__doc__.splitlines()[0]
-        layout = argparse.RawDescriptionHelpFormatter
-        own = groups[group].add_parser(last, help=text, description=text, formatter_class=layout)
+        listed = {} if name in INTERNAL else {"help": text}
+        own = groups[group].add_parser(last, description=text, formatter_class=layout, **listed)
         own.epilog = f"example:\n  nppkit {name} {example}"
         for names, settings in arguments:
             own.add_argument(*names, **settings)
@@ -60,6 +72,15 @@ GROUPS = {
     "codes": "The codes of a preset's images, and codes that others have extracted",
     "weights": "LlamaGen's and NPP's released weights",
 }
+
+
+@command("presets", "")
+def presets(a: argparse.Namespace) -> None:
+    """The studies that the package describes, and what each is for."""
+    from nppkit.study.presets import load_preset, preset_names
+
+    for name in preset_names():
+        print(f"{name}: {load_preset(name).description}")
 
 
 @command(
@@ -114,7 +135,7 @@ def run(a: argparse.Namespace) -> None:
 
 @command("train", "demo GPT-B_ntp_seed0", PRESET, RUN, OPTIONS)
 def train(a: argparse.Namespace) -> None:
-    """Train one run without its notebook, alone or as one of torchrun's processes."""
+    """Train one run without its notebook, or as one of torchrun's processes: checkpoints and history, no record of a result."""
     from nppkit.jobs import workers
 
     workers.train(a.preset, a.run, a.options)

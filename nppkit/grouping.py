@@ -38,7 +38,9 @@ def axes_of(num_tokens: int, patch_size: Window, grid: Grid = ()) -> tuple[str, 
 def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """The K tokens of each window side by side, (B, N, ...) -> (B, N / K, K, ...), windows and places in raster order.
 
-    NppkitError names the axis of the grid that the window does not divide, or the number of tokens that the grid does not have.
+    patch_size: side p of a square window on two axes, or a length for each axis; grid: lengths of the axes. Without one the N
+    tokens are a square image, also where they are a text: give (N,). NppkitError names the axis of the grid that
+    the window does not divide, or the number of tokens that the grid does not have.
 
     >>> import torch
     >>> group(torch.arange(8).view(1, 8), (2,), grid=(8,))[0].tolist()  # a text
@@ -55,8 +57,8 @@ def group(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
 def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """Patch embeddings: the mean of each window's K token embeddings, (B, N, C) -> (B, N / K, C) (Eq. 1).
 
-    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. NppkitError as `group`, and for codes in
-    place of embeddings.
+    Windows do not overlap and follow in raster order; patch_size 1 returns x itself. patch_size and grid: as of `group`; without
+    a grid the N tokens are a square image. NppkitError as `group`, and for codes in place of embeddings.
     On a square grid with p x p windows this is reduce(x, "b (h p_h w p_w) c -> b (h w) c", "mean", p_h=p, p_w=p, ...).
 
     >>> import torch
@@ -75,7 +77,8 @@ def group_embeddings(x: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
 def group_targets(codes: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
     """The K codes that each patch is scored on, (B, N) -> (B, N / K, K) int64 (Eq. 2).
 
-    NppkitError for codes that are not integers, and as `group`.
+    patch_size and grid: as of `group`; without a grid the N codes are a square image. NppkitError for codes that are not
+    integers, and as `group`.
 
     >>> import torch
     >>> group_targets(torch.arange(16).view(1, 16), 2)[0].tolist()

@@ -36,10 +36,12 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def npp_loss(model: Callable, codes: Tensor, labels: Tensor, patch_size: Window, grid: Grid = ()) -> Tensor:
-    """The loss of one batch at a patch size: grouping, forward pass, patch loss (Eq. 1 and 2). A scalar in nats.
+    """The loss of one batch at a patch size, for models that group by themselves (Eq. 1 and 2). A scalar in nats.
 
-    model(codes, labels, patch_size) -> logits (B, N / K, V); codes: (B, N) integers, labels: (B,). grid: that of the codes; a
-    model with a `config.grid` knows its own, and without either N is a square. NppkitError as `group_targets` and
+    model(codes, labels, patch_size) -> logits (B, N / K, V): as in `GPT.forward`, the model itself averages its token embeddings,
+    leaves the last patch out and counts positions on the grid of patches. For one that takes embeddings use `group_embeddings`,
+    `group_targets` and `patch_loss`. codes: (B, N) integers, labels: (B,). grid: that of the codes; a model with a `config.grid`
+    knows its own, and without either N is a square. NppkitError as `group_targets` and
     `patch_loss`, and for another grid than the model's.
 
     >>> import torch

@@ -22,8 +22,10 @@ from nppkit.model import GPT, KVCache, StaticKVCache, evaluating
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn. top_k 0 and top_p 1 filter nothing; cfg_interval -1 guides every token.
+    """How tokens are drawn. top_k 0 and top_p 1 filter nothing, top_k 1 leaves the most likely token alone.
 
+    cfg_scale: of classifier-free guidance, 1 is none; cfg_interval: the last token that is guided, counted as LlamaGen does from
+    0 at the second, -1 for all; seed: of the noise, which belongs to (seed, sample's index, token).
     compile: the decoding step as one CUDA graph, for GPUs; shares: of the classes among labels that are drawn, none: all alike.
     NppkitError for values out of range.
 
@@ -147,7 +149,7 @@ def decode_tokens(
 ) -> Iterator[Tensor]:
     """Yield the codes (B,) of one grid cell after another, in raster order, of a model that is in eval mode.
 
-    labels: (B,); index: (B,) sample indices that decide the noise, None for the most likely token each time;
+    labels: (B,) integers, num_classes is "no class"; index: (B,) sample indices that decide the noise, without them 0 ... B - 1;
     prefix: (B, n) codes that are given and not drawn. NppkitError for other shapes, values that are no integers or out of range,
     and logits that are not finite: no token comes of them; on a GPU, which is not waited for at each token, at the end.
     """
@@ -155,6 +157,7 @@ def decode_tokens(
     for name, rows, axes in (("labels", labels, 1), ("index", index, 1), ("prefix", prefix, 2)):
         if rows is not None and (np.ndim(rows) != axes or not 0 < len(rows) == len(labels)):
             raise NppkitError(f"{name} {[*np.shape(rows)]} for labels {[*labels.shape]}: give one label or more, a row for each")
+    index = np.arange(len(labels)) if index is None else np.asarray(index)
     labels = require_range(labels, c.num_classes + 1, "labels")
     if prefix is not None:
         prefix = require_range(prefix, c.vocab_size, "prefix codes")
@@ -162,9 +165,7 @@ def decode_tokens(
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, c.num_classes)])
     step, x = _begin(model, labels, config.compile)
-    if index is not None:
-        u = noise.uniform(config.seed, noise.SAMPLE_TOKEN, np.asarray(index)[:, None], np.arange(c.block_size))
-        u = torch.from_numpy(u).to(device)
+    u = torch.from_numpy(noise.uniform(config.seed, noise.SAMPLE_TOKEN, index[:, None], np.arange(c.block_size))).to(device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for position in range(c.block_size):
         logits = step(x, c.prefix - 1 + position).float()
@@ -175,7 +176,7 @@ def decode_tokens(
         if device.type == "cpu" or position == c.block_size - 1:
             _require(finite, position)
         logits = filter_logits(logits, config.top_k, config.top_p)
-        codes = logits.argmax(-1) if index is None else pick(logits, u[:, position])
+        codes = pick(logits, u[:, position])
         if prefix is not None and position < prefix.shape[1]:
             codes = prefix[:, position]
         yield codes
@@ -189,9 +190,12 @@ def _require(finite: Tensor, position: int) -> None:
 
 
 def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:
-    """Codes (B, N) int64 of one batch; arguments and errors as in `decode_tokens` (Section 3.1: guidance, temperature 1).
+    """Codes (B, N) int64 of one batch of images (Section 3.1: guidance, temperature 1).
 
-    A model in training mode is in eval mode meanwhile: dropout is off.
+    labels: (B,) integers, a class for each image, num_classes for "no class"; index: (B,) integers, each image's noise: the
+    same image comes of the same label, index and seed, whatever else is in the batch; without them 0 ... B - 1. A model in
+    training mode is in eval mode meanwhile: dropout is off. NppkitError for other shapes, values that are no integers or out of
+    range, and logits that are not finite.
 
     >>> from nppkit import GPTConfig
     >>> model = GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=32, num_classes=10, grid_size=4)).eval()

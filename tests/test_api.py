@@ -1,6 +1,8 @@
 """The public API: what `from nppkit import ...` offers, each with an example that runs."""
 
 import doctest
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +109,23 @@ def test_what_is_no_such_thing_is_said_in_one_line(call, message):
 
 def tokenizer():
     return nppkit.VQModel(nppkit.VQConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2))
+
+
+@pytest.mark.parametrize(("step", "length", "rate"), [(0, 4, 0), (5, 4, 1e-3), (10, 16, 0)])
+def test_readmes_lines_run(step, length, rate):
+    """README's step of a model of one's own: patches at places amid their tokens, then tokens; the rate starts again."""
+    seen = {}
+
+    def model(start, patches, places):
+        seen.update(patches=patches, places=places)
+        return torch.zeros(len(start), 1 + patches.shape[1], 32)
+
+    known = dict(epochs=4, steps_per_epoch=5, step=step, base_lr=1e-3, model=model, class_embedding=torch.zeros(2, 8))
+    known |= {"token_embeddings": torch.randn(2, 16, 8), "position_table": torch.arange(16.0).view(1, 16, 1)}
+    known["codes"] = torch.randint(32, (2, 16))
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(lines, known)
+    assert known["p"] ** 2 == 16 // length and known["lr"] == rate
+    assert seen["patches"].shape == (2, length - 1, 8) and seen["places"].shape == (1, length, 1)
+    assert seen["places"].flatten()[0] == (2.5 if length == 4 else 0)
+    assert known["loss"].item() == pytest.approx(math.log(32))

@@ -49,7 +49,7 @@ def guided_logits(model, codes, labels, scale, interval=-1):
 def test_greedy_codes_are_the_most_likely(scale, interval):
     """Arg-max codes follow uncond + s (cond - uncond); beyond the interval the conditional logits alone; s = 1 is these."""
     model = gpt()
-    codes = sample_codes(model, LABELS, SamplingConfig(cfg_scale=scale, cfg_interval=interval))
+    codes = sample_codes(model, LABELS, SamplingConfig(cfg_scale=scale, cfg_interval=interval, top_k=1))
     assert torch.equal(codes, guided_logits(model, codes, LABELS, scale, interval).argmax(-1))
     assert codes.dtype == torch.int64 and len(codes.unique()) > 3
 
@@ -131,7 +131,7 @@ def test_temperature():
     """A temperature near 0 is arg-max, a high one draws evenly, 1 leaves the logits as they are."""
     model = gpt()
     cold = sample_codes(model, LABELS, SamplingConfig(temperature=1e-4), INDEX)
-    assert torch.equal(cold, sample_codes(model, LABELS, SamplingConfig()))
+    assert torch.equal(cold, sample_codes(model, LABELS, SamplingConfig(top_k=1)))
     index = np.arange(200)
     labels = torch.from_numpy(sample_labels(index, TINY.num_classes, 0))
     hot = sample_codes(model, labels, SamplingConfig(temperature=1e4), index)
@@ -329,6 +329,14 @@ def test_dropout_is_off_whatever_the_mode():
     with pytest.raises(NppkitError, match="not finite"):
         sample_codes(model, LABELS, SamplingConfig(cfg_scale=1e39), INDEX)
     assert all(module.training for module in model.modules())
+
+
+def test_without_indices_images_are_unlike():
+    """Samples of one class have noise of their own, which the seed decides, and are the first ones of a study."""
+    model, labels = gpt(), torch.full((4,), 3)
+    codes, other = (sample_codes(model, labels, SamplingConfig(seed=seed)) for seed in (0, 1))
+    assert len(codes.unique(dim=0)) == 4 and (codes != other).any(-1).all()
+    assert torch.equal(codes, sample_codes(model, labels, SamplingConfig(), np.arange(4)))
 
 
 def test_index_and_prefix_belong_to_labels():

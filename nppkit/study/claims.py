@@ -16,10 +16,10 @@ from nppkit.files import write_atomic
 from nppkit.model import MODELS
 from nppkit.study import protocol
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import EQUAL_EPOCHS, NPP, NTP, Question, answer, decisions
+from nppkit.study.protocol import NPP, NTP, Question, answer, decisions
 from nppkit.study.published import published, row_run
 from nppkit.study.results import all_results, paired, results
-from nppkit.study.runs import Run, preset_runs
+from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import Interval
 from nppkit.study.tables import cost_audit, make_table, markdown
 
@@ -71,11 +71,11 @@ def _say(name: str, found: dict[str, Interval]) -> str:
 def _by_protocol(preset: Preset, question: Question, name: str) -> Finding:
     """The protocol's verdict on its question; before it, and beside it, what the first study's sizes show."""
     found = _over_sizes(preset, "fid", question.run.of, question.baseline.of)
-    decided = _decided(load_preset(preset.confirmatory), question.text) if preset.confirmatory else ""
-    return Finding(decided or (EXPLORATORY if found else NOT_RUN), _say(f"first study, exploratory: {name}", found))
+    verdict = decided(load_preset(preset.confirmatory), question.text) if preset.confirmatory else ""
+    return Finding(verdict or (EXPLORATORY if found else NOT_RUN), _say(f"first study, exploratory: {name}", found))
 
 
-def _decided(asked: Preset, text: str) -> str:
+def decided(asked: Preset, text: str) -> str:
     """The protocol's answer to the contrast of that text, and those of other domains that have one; empty if it is not asked."""
     found = [answer(asked, q, decision) for q, decision in decisions(asked).items() if q.text == text]
     for domain in map(load_preset, asked.domains):
@@ -109,11 +109,16 @@ def other_metrics(preset: Preset) -> Finding:
 
 
 def _other_metrics_beside_the_verdict(preset: Preset) -> str:
-    """The same of the runs that decided the protocol's first question, once they have: 95 % each, no verdict."""
-    asked = load_preset(preset.confirmatory) if preset.confirmatory else None
-    pairs = [q for q, decision in decisions(asked).items() if decision.complete and q.text == EQUAL_EPOCHS.text] if asked else []
-    found = [f"{name} {paired(asked, q.run, q.baseline, key)}" for q in pairs for key, name in METRICS.items()]
-    return f"; second study, {pairs[0].run.size}: {', '.join(found)}" if found else ""
+    """The same of the second study, at equal epochs and at equal FLOPs, where all seeds are complete: 95 % each, no verdict."""
+    if not preset.confirmatory:
+        return ""
+    asked, told = load_preset(preset.confirmatory), ""
+    for q in (pair for size in asked.runs for pair in protocol.against_ntp(asked, size)):
+        found = {name: paired(asked, q.run, q.baseline, key) for key, name in METRICS.items()}
+        if all(0 < i.n == len(seeds(asked, q.run)) for i in found.values()):
+            cost = q.text.rpartition(", ")[2]
+            told += f"; second study, {q.run.size}, {cost}: {', '.join(f'{name} {i}' for name, i in found.items())}"
+    return told
 
 
 def parameters(preset: Preset) -> Finding:
@@ -241,14 +246,14 @@ def at_equal_flops(preset: Preset) -> str:
     found = {size: i for size, run in longer.items() if (i := paired(preset, run, NTP.of(size), "fid")).n}
     if not found:
         return ""
-    words = _decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, protocol.EQUAL_FLOPS)
+    words = decided(load_preset(preset.confirmatory) if preset.confirmatory else preset, protocol.EQUAL_FLOPS)
     words = f"{words}; in the first study a hint" if words else _say("exploratory, FID of NPP minus NTP's, 95 % intervals", found)
     return f"Beyond the claims, at equal training FLOPs, {words} ([equal_compute](notebooks/equal_compute.ipynb)). "
 
 
 def schedule_alone(preset: Preset) -> str:
     """What the paper's gain is mixed with: its NPP has warm-up and decay, its baseline a constant rate. Empty if nobody asks."""
-    words = _decided(load_preset(preset.confirmatory), protocol.SCHEDULE.text) if preset.confirmatory else ""
+    words = decided(load_preset(preset.confirmatory), protocol.SCHEDULE.text) if preset.confirmatory else ""
     return f"Warm-up and decay, which the paper's NPP has and its baseline lacks, {words}. " if words else ""
 
 

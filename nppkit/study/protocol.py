@@ -61,6 +61,12 @@ def equal_flops(preset: Preset, size: str) -> Question:
     return Question(EQUAL_FLOPS, "patches are worth their FLOPs", run, baseline, -1)
 
 
+def against_ntp(preset: Preset, size: str) -> list[Question]:
+    """NPP against next-token prediction at equal epochs and at equal FLOPs, each at its rate; the protocol need not ask."""
+    pairs = [EQUAL_EPOCHS.of(size), *([equal_flops(preset, size)] if size in preset.equal_flops else [])]
+    return [q._replace(run=_at_its_rate(preset, q.run), baseline=_at_its_rate(preset, q.baseline)) for q in pairs]
+
+
 def questions(preset: Preset) -> tuple[Question, ...]:
     """What the preset asks, one family, in the order of docs/protocol.md. NppkitError for one that its runs cannot answer."""
     return tuple(_question(preset, name, size) for name, size in preset.questions.items())
@@ -91,16 +97,19 @@ def decisions(preset: Preset) -> dict[Question, Decision]:
     for q in asked:
         planned = [seed for seed in seeds(preset, q.run) if seed in seeds(preset, q.baseline)]
         lost = sum(any(divergence(train_job(preset, replace(r, seed=s))) for r in (q.run, q.baseline)) for s in planned)
-        paired = differences(preset, q.run, q.baseline, preset.metric)
-        counted = [scale * x for seed, x in paired.items() if "" not in processors(preset, seed, q.run, q.baseline)]
+        by_seed = differences(preset, q.run, q.baseline, preset.metric)
+        counted = [scale * x for seed, x in by_seed.items() if "" not in processors(preset, seed, q.run, q.baseline)]
         found[Contrast(q.text, q.sign, len(planned), lost)] = counted
     return dict(zip(asked, decide(found, MARGIN), strict=True))
 
 
 def control(preset: Preset) -> Interval:
     """NPP minus next-token prediction with NPP's restart, FID, from the preset's control; of no seed until all are complete."""
-    found = paired(of := load_preset(preset.control), NPP, RESTARTED, "fid") if preset.control else interval([])
-    return found if found.n and found.n == len(seeds(of, RESTARTED)) else interval([])
+    if not preset.control:
+        return interval([])
+    beside = load_preset(preset.control)
+    found = paired(beside, NPP, RESTARTED, "fid")
+    return found if found.n == len(seeds(beside, RESTARTED)) else interval([])
 
 
 def in_words(difference: Interval) -> str:
@@ -126,8 +135,8 @@ def finding(
 ) -> str:
     """What a contrast says, in Markdown, for each of `pairs`: the metric's interval lies below zero, above, or spans it.
 
-    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint, or open, and beside it stands
-    what the confirmatory study says to the same contrasts.
+    sure: how sure that is, where the contrasts were fixed before the runs; without it a hint, or open. What the confirmatory
+    study says to the same contrasts comes first.
     """
     found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
@@ -139,26 +148,26 @@ def finding(
     sure = sure or (HINT if sides["lower"] or sides["higher"] else OPEN)
     words = [f"{side.replace(SPANS_ZERO, 'open')} for {', '.join(names)}" for side, names in sides.items() if names]
     numbers = "; ".join(f"{name} {i} ({i.n} seeds)" if i.n > 1 else f"{name} {i}" for name, i in found.items())
+    said = f"{what}, {label}: {'; '.join(words)}."
+    decided = _confirmed(preset, pairs) if preset.confirmatory else ""
+    first = f"{decided} This study: {said}" if decided.startswith("**") else f"**{said}**{decided}"
     return (
-        f"**{what}, {label}: {'; '.join(words)}.** Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
+        f"{first} Mean differences over seeds, in brackets their 95 % intervals: {numbers}. "
         f"Lower is better; an interval that holds zero leaves open which is better. How sure: {sure}."
-        f"{_confirmed(preset, pairs)}"
     )
 
 
 def _confirmed(preset: Preset, pairs: dict[str, tuple[Run, Run]]) -> str:
-    """What the confirmatory study says to these pairs, at its own learning rate; empty where there is none."""
-    if not preset.confirmatory:
-        return ""
+    """What the confirmatory study says to these pairs, at its own learning rate, in bold; or that it does not ask."""
     asked, found = load_preset(preset.confirmatory), []
     for question, decision in decisions(asked).items():
         if tuple(replace(run, lr="") for run in (question.run, question.baseline)) in pairs.values():
             found.append(answer(asked, question, decision))
-    told = f"says: **{'; '.join(found)}**" if found else "does not ask this"
     rates = {"NPP": NPP, "NTP": NTP}
     other = [name for name, r in rates.items() if _at_its_rate(asked, r).training(asked).lr != r.training(preset).lr]
     rate = f" and at another learning rate{' for NTP' * (other == ['NTP'])}" if other else ""
-    return f" [The report](report.ipynb), with more seeds{rate}, {told}."
+    more = f"(report.ipynb), with more seeds{rate}"
+    return f"**{'; '.join(found)}.** So says [the report]{more}." if found else f" [The report]{more}, does not ask this."
 
 
 def summary(preset: Preset, first: Preset) -> pd.DataFrame:

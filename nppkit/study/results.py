@@ -80,7 +80,8 @@ def all_results(preset: Preset) -> pd.DataFrame:
     """A row for every complete run of the preset, in its order. NppkitError if they were evaluated unlike each other.
 
     Columns: run, size, recipe, seed; fid, kid, precision ... at the common guidance scale, best_fid ... at the run's best;
-    heldout_nll in nats a token; flops and seconds of its training; parameters.
+    heldout_nll in nats a token; flops and seconds of its training; parameters. They are read from results/ of the home folder
+    (NPPKIT_HOME, else the clone); without any there the table is empty.
 
     >>> from nppkit import load_preset
     >>> frame = all_results(load_preset("study"))

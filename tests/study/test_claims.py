@@ -72,7 +72,7 @@ def test_the_runs_behind_a_verdict_show_the_other_metrics_once_complete(studies)
     seeded(confirmatory, [1.0, -1.0], NPP, NTP, recall=0.9)
     assert claims.other_metrics(first).numbers.endswith("leave it open")
     seeded(confirmatory, [1.0, -1.0, 0.0], NPP, NTP, recall=0.9)
-    assert "leave it open; second study, B: IS 0" in (numbers := claims.other_metrics(first).numbers)
+    assert "leave it open; second study, B, equal epochs: IS 0" in (numbers := claims.other_metrics(first).numbers)
     assert numbers.endswith("recall 0.50 [0.50, 0.50]")
 
 
@@ -107,7 +107,7 @@ def test_the_confirmatory_study_decides(studies, differences, verdict):
     ],
 )
 def test_first_findings_name_the_verdict_and_its_control(studies, differences, said):
-    """A page of the first study does not end with its hint where the confirmatory study has decided the same contrast; the
+    """A page of the first study begins with the verdict where the confirmatory study has decided the same contrast; the
     control stands beside the verdict once all of its seeds are in."""
     first, confirmatory = studies
     confirmatory = dataclasses.replace(confirmatory, control="beside")
@@ -118,10 +118,10 @@ def test_first_findings_name_the_verdict_and_its_control(studies, differences, s
     told = protocol.finding(first, "NPP minus NTP", {"B": (NPP, NTP)})
     beside = f"; beside NTP whose learning rate warms up twice, as NPP's does, {said}" if said else ""
     verdict = f"supported: FID -5.00 [-5.44, -4.56] (NPP - NTP, equal epochs, B){beside}"
-    assert told.endswith(f"more seeds, says: **{verdict}**.") and "higher for B" in told
+    assert told.startswith(f"**{verdict}.** So says [the report](report.ipynb), with more seeds.") and "higher for B" in told
     seeded(first, [1.0], protocol.LEVELS.run, NTP)
     asked = protocol.finding(first, "#L = 4 minus NTP", {"B": (protocol.LEVELS.run, NTP)})
-    assert asked.endswith("more seeds, does not ask this.")
+    assert "one seed for B.** [The report](report.ipynb), with more seeds, does not ask this. " in asked
     assert "report" not in protocol.finding(dataclasses.replace(first, confirmatory=""), "NPP minus NTP", {"B": (NPP, NTP)})
 
 

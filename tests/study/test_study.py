@@ -134,23 +134,25 @@ def test_readme_says_todays_numbers():
     gain, decision = decided.pop("FID improves")
     ours, theirs = (np.mean([row["fid"] for row in results.results(study, run)]) for run in (gain.run, gain.baseline))
     assert f"is {ours:.1f} with NPP and {theirs:.1f} without, over {decision.n} repeats" in told
-    assert f"({decision.mean:.1f}, from {decision.low:.1f} to {decision.high:.1f}; corrected p {decision.adjusted:.3f}," in told
+    assert f"({decision.mean:.2f}, from {decision.low:.2f} to {decision.high:.2f}: the interval just holds zero, the" in told
+    assert decision.low < 0 < decision.high < 0.1 and decision.adjusted < 0.05
     cheap, larger = decided.pop("patches are worth their FLOPs")
     ours, theirs = (np.mean([row["fid"] for row in results.results(study, run)]) for run in (cheap.run, cheap.baseline))
     assert f"has {ours:.1f} with it and {theirs:.1f} without, over {larger.n} repeats" in told
-    assert f"({larger.mean:.1f}, from {larger.low:.1f} to {larger.high:.1f})." in told
+    assert f"({larger.mean:.1f}, from {larger.low:.1f} to {larger.high:.1f}), though" in told
+    assert f"(recall {-results.paired(study, cheap.run, cheap.baseline, 'recall').mean:.2f} lower)" in told
     assert {question.claim: f"{d.mean:.1f}" for question, d in decided.values()} == {
         "larger patches transfer less well": re.search(r"4 x 4 in place of 2 x 2 by ([\d.]+),", told)[1],
         "more levels trade quality for cost": re.search(r"four sizes in place of two by ([\d.]+), patches", told)[1],
         "a larger lambda is slightly worse": re.search(r"4/5 of the training in place of 1/2 by ([\d.]+) ", told)[1],
         "the schedule alone improves FID": "-"
-        + re.search(r"decay alone: better FID, by ([\d.]+).\*\* Digits, supported", told)[1],
+        + re.search(r"decay alone: better FID, by ([\d.]+).\*\* Digits, supported,", told)[1],
     }
 
     seen, arms = load_preset(study.second_look), (gain.run, gain.baseline)
     look = results.paired(seen, *arms, "fid")
     assert (
-        f"sees no gain on its digits ({look.mean:.1f}, from {look.low:.1f} to {look.high:.1f})" in told
+        f"looked at the first question's digits, sees no gain ({look.mean:.1f}, from {look.low:.1f} to {look.high:.1f})" in told
         and look.low < 0 < look.high
     )
     few = [results.paired(load_preset(name), protocol.NPP, protocol.NTP, "fid") for name in (study.same_rate, study.pilot)]
@@ -158,7 +160,16 @@ def test_readme_says_todays_numbers():
     assert all(i.n == 5 and i.low < 0 < i.high for i in few)
     again = protocol.control(study)
     said = f"{again.mean:.2f} (95 %: {again.low:.2f} to {again.high:.2f})"
-    assert f"on {again.n} repeats more of the smaller model, the difference is {said}, which is no verdict" in told
+    assert (
+        f"on {again.n} repeats more of the smaller model, the difference is {said}." in told and -1 < again.low < 0 < again.high
+    )
+    beside = load_preset(study.control)
+    alone = (
+        np.mean([row["fid"] for row in results.results(*pair)]) for pair in ((beside, protocol.RESTARTED), (study, gain.baseline))
+    )
+    assert "({:.1f} with it, {:.1f} without, other repeats)".format(*alone) in told
+    favoured = {key: results.paired(beside, protocol.NPP, protocol.RESTARTED, key) for key in ("kid", "heldout_nll", "agreement")}
+    assert favoured["kid"].high < 0 and favoured["heldout_nll"].high < 0 and favoured["agreement"].low > 0
 
     photographs = load_preset(study.domains[-1])
     same, cheaper = protocol.decisions(photographs).values()
@@ -167,6 +178,9 @@ def test_readme_says_todays_numbers():
     assert f"KID is {-cheaper.mean:.1f} lower ({-cheaper.high:.1f} to {-cheaper.low:.1f}): supported" in told
     assert results.paired(photographs, *protocol.questions(photographs)[0][2:4], "heldout_nll").low > 0  # "a little worse"
 
+    text = [Run.parse(f"GPT-B_{name}_seed0") for name in ("npp_p4_lambda2-3_lr3e-3", "ntp_epochs142_lr15e-4")]
+    worse = results.paired(load_preset("text"), *text, "heldout_nll")
+    assert f"({worse.mean:.2f} nats a byte, {worse.low:.2f} to {worse.high:.2f}; five repeats)" in told and worse.n == 5
     first = load_preset(study.pilot)
     large = [results.paired(first, protocol.NPP.of(size), protocol.NTP.of(size), "fid") for size in ("XL", "XXL")]
     assert "the two largest were worse with NPP on average; two repeats each" in told and all(
