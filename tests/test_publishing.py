@@ -207,8 +207,8 @@ def test_the_report_is_its_notebook():
         assert len(others) > 15 and [part for part in others if part in text] == []
 
 
-def test_the_report_is_four_pages():
-    """What a reader reads, without the tables' rules and the links' addresses: four printed pages beside a figure."""
+def test_the_report_is_short():
+    """What a reader reads, without the tables' rules and the links' addresses: about four printed pages beside a figure."""
     text = re.sub(r"\]\([^)]*\)|\||---", " ", (ROOT / "docs/report.md").read_text())
     assert 1500 < len(text.split()) <= 2700
 

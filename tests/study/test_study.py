@@ -24,7 +24,7 @@ from nppkit.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
-TOKENS = tuple(name for name in load_preset("study").tokens if name != "tokens_solar_16x16_256")
+TOKENS = tuple(load_preset("study").tokens)
 UNKEPT = ("solar", "photographs", "photographs_rates", "solar_patches", *TOKENS)  # whose tokenizers lack room or a free licence
 RESULTS = (*STUDIES, "digits_rates", "digits", "digits_seen", "digits_restart", "text", "video", "patches", "names", *UNKEPT)
 
