@@ -181,7 +181,9 @@ def evaluate(a: argparse.Namespace) -> None:
     """Metrics and contract of an npz file of images, anyone's, as JSON."""
     from nppkit.study.models import evaluate_file
 
-    print(json.dumps(evaluate_file(a.preset, a.file, a.device), indent=1))
+    with contextlib.redirect_stdout(sys.stderr):  # what is said of the images on the way is not JSON
+        found = evaluate_file(a.preset, a.file, a.device)
+    print(json.dumps(found, indent=1))
 
 
 @command(

@@ -22,7 +22,7 @@ from nppkit.errors import NppkitError
 from nppkit.files import first_line, home, located, noted, replacing, sha256, write_atomic
 from nppkit.model import GPT, MODELS, GPTConfig, count_parameters
 from nppkit.release_table import RELEASES, Release, local
-from nppkit.tokenizer import UNUSED, VQModel
+from nppkit.tokenizer import UNUSED, UNUSED_LENGTH, VQModel
 from nppkit.tokenizer_config import TOKENIZERS, VQConfig
 
 CONTAINERS = ("model", "module", "state_dict")  # of DDP, of DeepSpeed, of others; FSDP saves the state dict bare
@@ -164,6 +164,8 @@ def _gpt_config(state: dict[str, Tensor], path: Path, grid_size: int, n_head: in
         hidden, rows = len(state["layers.0.feed_forward.w1.weight"]), len(state["layers.0.attention.wqkv.weight"])
     except KeyError as error:
         raise NppkitError(f"{path} is not a transformer's weights ({error} is missing): give a release's file") from None
+    except (ValueError, TypeError):
+        raise NppkitError(f"{path} has weights of other shapes than a transformer's, as a shard: give a release's file") from None
     n_layer = sum(key.endswith("attention_norm.weight") for key in state)
     n_head = n_head or next((m["n_head"] for m in MODELS.values() if (m["dim"], m["n_layer"]) == (dim, n_layer)), 0)
     if not n_head:
@@ -265,5 +267,7 @@ def export(checkpoint: Path, out: Path) -> None:
         raise NppkitError(f"{checkpoint} holds {_some(patches)}: it still trains on patches; take a checkpoint of the end")
     if not {"tok_embeddings.weight", "quantize.embedding.weight"} & state.keys():
         raise NppkitError(f"{file} holds no transformer's or tokenizer's weights: give a checkpoint's folder")
+    if "quantize.embedding.weight" in state:
+        state.setdefault(UNUSED, torch.zeros(UNUSED_LENGTH))
     with replacing(out) as temporary:
         torch.save({"model": state}, temporary)

@@ -18,6 +18,7 @@ from nppkit.tokenizer_config import VQConfig
 from nppkit.window import square
 
 UNUSED = "quantize.codebook_used"  # of the released state dict; a kept tokenizer may lack it: it is a quarter of the file
+UNUSED_LENGTH = 65536
 
 
 class ResnetBlock(nn.Module):
@@ -132,7 +133,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(c.codebook_size, c.codebook_embed_dim)
         nn.init.uniform_(self.embedding.weight, -1 / c.codebook_size, 1 / c.codebook_size)
-        self.register_buffer("codebook_used", torch.zeros(65536))  # part of the released state dict, unused
+        self.register_buffer("codebook_used", torch.zeros(UNUSED_LENGTH))  # part of the released state dict, unused
 
     def rows(self) -> Tensor:
         """The normalised codebook (V, D)."""

@@ -333,6 +333,18 @@ def test_configuration_of_another_family(tmp_path):
     torch.save({"model": {"fc.weight": torch.ones(2, 2)}}, path)
     with pytest.raises(NppkitError, match=r"small\.pt is not a transformer's weights"):
         releases.release_config(path, grid_size=4)
+    torch.save({"model": {name: x.flatten() for name, x in gpt(config).state_dict().items()}}, path)
+    with pytest.raises(NppkitError, match=r"small\.pt has weights of other shapes than a transformer's, as a shard"):
+        releases.release_config(path, grid_size=4, n_head=4)
+
+
+def test_a_tokenizer_without_what_is_unused_is_exported_whole(tmp_path):
+    """The package's own lacks the released state's unused counts, which LlamaGen's scripts load."""
+    model = VQModel(VQConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, norm_groups=2))
+    kept = {name: value.contiguous() for name, value in model.state_dict().items() if name != "quantize.codebook_used"}
+    save_file(kept, tmp_path / "kept.safetensors")
+    releases.export(tmp_path / "kept.safetensors", tmp_path / "out.pt")
+    model.load_state_dict(torch.load(tmp_path / "out.pt")["model"])
 
 
 def hub(monkeypatch, download, digest=""):

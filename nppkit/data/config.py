@@ -27,7 +27,7 @@ class DataConfig:
     name: str = ""  # torchvision's class name
     image_size: Positive = 32
     crops: Literal["shift", "ten_crop", "center", "mirror", "flips"] = "shift"
-    upright: Bool = True  # turn pictures of a folder as their EXIF orientation says; ADM does not
+    upright: Bool = True  # turn pictures of a folder as their EXIF orientation says; ADM does not (TIFFs are in any case)
     background: Colour = "white"  # what lies under transparency: a name, or "#rrggbb"
     heldout: Count = 500
     heldout_path: str = ""  # where they are; empty: a random part of `path`

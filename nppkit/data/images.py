@@ -172,7 +172,7 @@ def read_image(file: Path, upright: bool = False, background: str = "white") -> 
     """An image file in RGB. NppkitError names one that is damaged, of too many pixels, or far from square.
 
     CMYK and palettes are converted, what is transparent shows the background, 16-bit grey is scaled to 8 bits, of an
-    animation the first frame is taken. upright: turned as the camera says (EXIF).
+    animation the first frame is taken. upright: turned as the camera says (EXIF); Pillow turns a TIFF in any case.
     """
     try:
         with _opened(file) as image:
@@ -210,6 +210,10 @@ def _opened(file: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file)
+    if image.format == "PNG" and isinstance(
+        image.info.get("transparency"), int
+    ):  # Pillow scales its greys of 2 and 4 bits, not this
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(image.tile[0].args, 1)
     image.filename = ""  # so that Pillow does not map it: of an uncompressed TIFF that lies on its side it then mixes the rows up
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # a camera's: a JPEG is read at half its side
         image.draft(None, (image.width // 2, image.height // 2))

@@ -51,7 +51,10 @@ def random_crops(pixels: Tensor, batch_size: int, *key: int) -> tuple[Tensor, Te
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Up for the first tenth of the steps; of ten steps for a fifth, because OneCycleLR cannot rise in a single one."""
+    """Up for the first tenth of the steps; of ten steps for a fifth, because OneCycleLR cannot rise in a single one.
+
+    Meanwhile it takes AdamW's first beta from 0.95 to 0.85, and back while the rate falls, whatever was set.
+    """
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1)
 
 
@@ -89,7 +92,7 @@ class TokenizerTraining:
         hidden = hidden_matrices(self.model) if s.muon else []
         self.muon = Muon(hidden, s.muon) if s.muon else None
         others = [p for p in self.model.parameters() if all(p is not matrix for matrix in hidden)]
-        self.optimizer = torch.optim.AdamW(others, lr=s.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(others, lr=s.lr, betas=(0.95, 0.95), weight_decay=0.0, fused=True)
         self.schedule = one_cycle(self.optimizer, s.lr, s.steps)
         self.optimizers = {"optimizer": (self.optimizer, self.model)}  # with what each trains, by its name in a checkpoint
         if s.muon:

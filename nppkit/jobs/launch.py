@@ -193,9 +193,14 @@ def find_job(notebook: str, preset: Preset, run_id: str = "", large: bool = Fals
     return report_job(preset, notebook)
 
 
+def _changed(job: Job) -> str:
+    """Which input of the job, or of what it needs, is another than its results were made from; empty if none is."""
+    return next(filter(None, (changed_input(job), *map(_changed, job.upstream))), "")
+
+
 def ensure(job: Job) -> None:
     """Run the job, and what it needs, unless its results are there and current. Used by notebooks opened by hand."""
-    reason = changed_input(job) or why_incomplete(job)
+    reason = _changed(job) or why_incomplete(job)
     if not reason:
         return
     for upstream in job.upstream:

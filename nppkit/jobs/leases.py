@@ -1,6 +1,7 @@
 """Which GPUs a job uses: each is leased to one job at a time, and is free again when that job's process ends."""
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -27,7 +28,8 @@ def visible_gpus() -> list[str]:
     Of GPUs that are divided (MIG) their instances, since a process has one of these and calls it by its UUID.
     """
     if VISIBLE in os.environ:
-        return [name for name in os.environ[VISIBLE].split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+        names = (name.strip() for name in os.environ[VISIBLE].split(","))
+        return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))  # CUDA hides what follows
     if not shutil.which("nvidia-smi"):
         return []
     found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)

@@ -162,7 +162,7 @@ def on_this_machine(preset: Preset, encoded: int) -> Times:
     for key, run in progress(list(models.items()), "timing"):
         alike = [r for r in preset_runs(preset) if (r.size, r.large, r.patch) == key]
         sides = sorted({p for r in alike for p in patch_steps(preset, r)}, reverse=True)
-        steps[key], compiling[key] = timing.step_seconds(preset, run, sides)
+        steps[key], compiling[key] = timing.step_seconds(preset, run, sides) if sides else ({}, {})  # of a lender's, or weights
         sampling[key] = {guided: timing.image_seconds(preset, run, guided) for guided in images}
 
     def seconds(run: Run) -> Seconds:

@@ -8,11 +8,12 @@ from nppkit.gpus import UTILISATION
 from nppkit.study.graph import options
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job
+from nppkit.study.runs import preset_runs
 
 MINUTES = 24 * 60  # where no GPU is planned with
 OVERHEAD = 30  # minutes for start, compilation, checkpoints, metrics
 MARGIN = 1.5  # on the planned time; whoever runs out of it saves, and goes on in the next attempt
-MEMORY = 16_000  # MB of host memory for each process
+MEMORY = 16_000  # MB of host memory for each process; what holds more comes on top
 GRACE = "--signal=TERM@120"  # seconds between the request to stop and the end of the time
 
 
@@ -30,14 +31,24 @@ def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[
     asked["cpus_per_task"] = devices * options(job).threads
     if preset.gpu:
         asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _planned(preset.source)[0].get(job.name, 0) / (devices * nodes) / 60)
+        asked["mem_mb"] += _held(preset, job)
         asked["gres"] = f"gpu:{devices}" if job.notebook in ("tokenize", "train", "evaluate") else ""
     return {key: value for key, value in asked.items() if value != ""}
 
 
+def _held(preset: Preset, job: Job) -> int:
+    """MB that one process holds as a whole: the images of an evaluation, a checkpoint of a training."""
+    e, side = preset.evaluation, preset.data.image_size
+    if job.notebook == "evaluate":
+        return math.ceil((e.samples + e.select_samples) * preset.data.frames * 3 * side**2 / 1e6)
+    return _planned(preset.source)[2][job.parameters["run"]] if job.notebook == "train" else 0
+
+
 @functools.lru_cache(maxsize=1)
-def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds of each job on one device, and the images that a device holds at once in each run's training."""
-    from nppkit.jobs import plan  # only here, because it brings torch
+def _planned(preset: str) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
+    """Seconds of each job on one device; of each run's training the images that a device holds at once, and a checkpoint's MB."""
+    from nppkit import cost  # only here, because they bring torch
+    from nppkit.jobs import plan
 
     preset = dataclasses.replace(load_preset(preset), models_of="")  # should a lender's run not be there, it is trained
     table = plan.plan(preset, UTILISATION).set_index("job")
@@ -45,7 +56,11 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int]]:
     for kind in ("train", "evaluate"):
         seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}
     held = {name: int(of.split()[0]) for name, of in table["images a device"].fillna("").items() if of}
-    return seconds, held
+    return (
+        seconds,
+        held,
+        {r.id: math.ceil(cost.checkpoint_bytes(plan.model_config(preset, r)) / 1e6) for r in preset_runs(preset)},
+    )
 
 
 def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1, shard: bool = False) -> str:

@@ -19,7 +19,8 @@ from nppkit.machine.progress import BATCH
 MAX_RESTARTS = 3  # of all processes, after one was lost
 SHUTDOWN = int(guard.GRACE_SECONDS) - 10  # seconds that workers have for a checkpoint before torchrun kills them; its own are 30
 PORTS = range(29577, 30577)  # one of them is where the nodes of a Slurm job's run meet
-ERROR = re.compile(r"error: |(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # one of nppkit's, or a traceback's last line
+SAID = "error: "  # how a line of nppkit's begins
+ERROR = re.compile(rf"{SAID}|(\[rank\d+\]: )?[\w.]+(Error|Exception): \S")  # one of nppkit's, or a traceback's last line
 
 
 def command(words: list[str], devices: int, nodes: int = 1) -> list[str]:
@@ -49,21 +50,23 @@ def run(arguments: list[str], log: Path) -> None:
 
     A signal to stop is passed on as SIGTERM, and raises Interrupted when the command has ended.
     """
-    last = ""  # of its errors; torchrun's own account of them, which follows, says less
-    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, BATCH: "1"})
+    last = ""  # of its errors, nppkit's if there is one: other ranks then lose their connection, and torchrun says less
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, BATCH: "1"})
+    options |= dict(text=True, errors="backslashreplace")  # a library may write what is no UTF-8
     with open(log, "w") as file, subprocess.Popen(arguments, **options) as process, guard.StopRequest(process.terminate) as stop:
         try:
             for line in process.stdout:
                 print(line, end="", flush=True)
                 print(line, end="", file=file, flush=True)
-                last = line if ERROR.match(line) else last
+                if ERROR.match(line) and line.startswith(SAID) >= last.startswith(SAID):
+                    last = line
         except BaseException:  # interrupted by hand
             process.terminate()
             raise
     if stop.requested:
         raise guard.Interrupted(f"asked to stop; the same command goes on (log: {log})", stop.requested)
     if process.returncode == Diverged.status:
-        raise Diverged(last.strip().removeprefix("error: "))
+        raise Diverged(last.strip().removeprefix(SAID))
     if process.returncode:
         raise NppkitError(f"torchrun failed with status {process.returncode}: {last.strip()} (read {log})")
 

@@ -56,10 +56,15 @@ def compiled(loss: Callable, device: torch.device) -> Callable:
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         _run_eagerly("no C++ compiler found")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on a CPU that there is no GPU
-    if not _run_eagerly.cache_info().currsize:
+    if may_compile():
         with suppress(CannotCompile), compiling():
             return torch.compile(loss, dynamic=False)
     return loss
+
+
+def may_compile() -> bool:
+    """Whether torch.compile has not failed yet in this process."""
+    return not _run_eagerly.cache_info().currsize
 
 
 @contextmanager
@@ -84,4 +89,4 @@ class CannotCompile(Exception):
 
 @functools.cache  # so that it is said once, and remembered
 def _run_eagerly(why: str) -> None:
-    warnings.warn(f"{why}: training runs eagerly, somewhat slower", stacklevel=3)
+    warnings.warn(f"{why}: this runs eagerly, somewhat slower", stacklevel=3)

@@ -6,6 +6,8 @@ Every result carries its contract (contract.py).
 import functools
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from nppkit.data.codes import CodeStore
 from nppkit.data.npz import read_npz, write_npz
 from nppkit.errors import NppkitError
 from nppkit.files import sha256
+from nppkit.machine import devices
 from nppkit.model import GPT
 from nppkit.sample import SamplingConfig, sample_codes, sample_labels
 from nppkit.scoring.config import NEIGHBOURS, EvaluationConfig
@@ -41,24 +44,50 @@ def generate(
     samples: int,
     batch_size: int,
     progress: Callable = iter,
-    draw: Callable = sample_codes,
+    draw: Callable | None = None,
+    side: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone. Of videos all frames."""
-    device, pixels, labels = next(model.parameters()).device, [], []
+    """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone. Of videos all frames.
+
+    draw: what gives a batch's codes in place of `draw_codes`; side: S, where it is not that of the decoded images.
+    """
+    device, pixels, labels = next(model.parameters()).device, torch.empty(0, dtype=torch.uint8), []
     for start in progress(range(0, samples, batch_size)):
         index = np.arange(start, min(start + batch_size, samples))
         labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)))
-        codes = draw(model, labels[-1].to(device), config, index)
-        pixels.append(decode_pixels(tokenizer, codes, model.config.grid))
-    return torch.cat(pixels), torch.cat(labels).repeat_interleave(len(pixels[0]) // len(labels[0]))
+        codes = (draw or draw_codes)(model, labels[-1].to(device), config, index)
+        decoded = decode_pixels(tokenizer, codes, model.config.grid, side)
+        frames = len(decoded) // len(index)
+        if not start:  # all of them once: a list and its concatenation would hold them twice
+            pixels = decoded.new_empty(samples * frames, *decoded.shape[1:])
+        pixels[start * frames : start * frames + len(decoded)] = decoded
+    return pixels, torch.cat(labels).repeat_interleave(len(pixels) // samples)
 
 
-def decode_pixels(tokenizer: VQModel, codes: Tensor, grid: Grid = ()) -> Tensor:
-    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in; of a video's grid all its frames."""
+def draw_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray) -> Tensor:
+    """`sample_codes`, compiled or not as configured; plain where the compiler fails, which a line says once."""
+    if config.compile and devices.may_compile():
+        with suppress(devices.CannotCompile), devices.compiling():
+            return sample_codes(model, labels, config, index)
+    return sample_codes(model, labels, replace(config, compile=False), index)
+
+
+def decode_pixels(tokenizer: VQModel, codes: Tensor, grid: Grid = (), side: int = 0) -> Tensor:
+    """uint8 images (n, 3, S, S) of codes (n, N), in fp32 whatever the codes were drawn in; of a video's grid all its frames.
+
+    side: S of the "384" rows, which are seen at 256. They are resized as LlamaGen does (its sample_c2i_ddp.py): what is decoded,
+    before it is rounded, bicubic and without antialias.
+    """
     codes = codes.reshape(len(codes) * math.prod(grid[:-2]), -1)
     with torch.autocast(codes.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         together = images_at_once(tokenizer.config.downsampling * math.isqrt(codes.shape[1]), codes.device)
-        return torch.cat([to_pixels(tokenizer.decode(part)).cpu() for part in codes.split(together)])
+        return torch.cat([to_pixels(at_side(tokenizer.decode(part), side)).cpu() for part in codes.split(together)])
+
+
+def at_side(images: Tensor, side: int) -> Tensor:
+    """Images (n, 3, S, S) in [-1, 1] at another side, or as they are where it is theirs or 0."""
+    same = side in (0, images.shape[-1])
+    return images if same else F.interpolate(images, size=(side, side), mode="bicubic")
 
 
 @torch.inference_mode()
@@ -69,7 +98,7 @@ def class_samples(model: GPT, tokenizer: VQModel, config: SamplingConfig, column
     """
     spaced = np.linspace(0, model.config.num_classes - 1, columns).round().astype(np.int64)
     labels = torch.from_numpy(np.tile(spaced, rows)).to(next(model.parameters()).device)
-    return decode_pixels(tokenizer, sample_codes(model, labels, config, np.arange(len(labels))), model.config.grid)
+    return decode_pixels(tokenizer, draw_codes(model, labels, config, np.arange(len(labels))), model.config.grid)
 
 
 def frechet_distance(features: Tensor, reference: Tensor | Reference) -> float:
@@ -106,15 +135,24 @@ def precision_recall(generated: Tensor, reference: Reference) -> tuple[float, fl
 
     torch-fidelity would measure the reference anew at each guidance scale, and sort all distances for the third nearest.
     """
-    distances = calc_cdist_full(reference.features, generated)
-    recall = (distances <= radii(generated)).any(1)
-    precision = (distances <= reference_radii(reference)[:, None]).any(0)
-    return precision.float().mean().item(), recall.float().mean().item()
+    far, near = radii(generated), reference_radii(reference)
+    precise, recalled = torch.zeros_like(far, dtype=torch.bool), []
+    for part, radius in zip(_parts(reference.features, len(generated)), _parts(near, len(generated)), strict=True):
+        distances = calc_cdist_full(part, generated)
+        recalled.append((distances <= far).any(1))
+        precise |= (distances <= radius[:, None]).any(0)
+    return precise.float().mean().item(), torch.cat(recalled).float().mean().item()
+
+
+def _parts(rows: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """Rows whose distances from so many columns fill a gibibyte at most; up to 16,384 of both they come in one piece."""
+    return rows.split(max(1, 2**28 // max(1, columns)))
 
 
 def radii(features: Tensor) -> Tensor:
     """Distance (n,) of each feature (n, D) from its NEIGHBOURS-th nearest neighbour."""
-    return calc_cdist_full(features, features).topk(NEIGHBOURS + 1, largest=False).values[:, -1]  # the nearest is itself
+    found = (calc_cdist_full(part, features).topk(NEIGHBOURS + 1, largest=False) for part in _parts(features, len(features)))
+    return torch.cat([nearest.values[:, -1] for nearest in found])  # the nearest is itself
 
 
 @functools.lru_cache(maxsize=1)
@@ -153,7 +191,7 @@ def evaluate_guidance(
     image_size: int,
     progress: Callable = iter,
     folder: Path | None = None,
-    draw: Callable = sample_codes,
+    draw: Callable | None = None,
     probe: Probe | None = None,
     shares: tuple[float, ...] = (),
 ) -> dict[str, float | None]:
@@ -167,8 +205,7 @@ def evaluate_guidance(
     """
     found = {}
     for role, (sampling, samples) in sampling_roles(config, cfg_scale, shares).items():
-        pixels, labels = generate(model, tokenizer, sampling, samples, config.batch_size, progress, draw)
-        pixels = resize(pixels, image_size)
+        pixels, labels = generate(model, tokenizer, sampling, samples, config.batch_size, progress, draw, image_size)
         found[role] = extract_features(extractor, pixels)  # the reported images come last and are kept
     if config.save_npz and folder:
         write_npz(folder / f"samples_cfg{cfg_scale:g}.npz", pixels)
@@ -195,7 +232,7 @@ def evaluate_npz(
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """uint8 images (n, 3, S, S) at another side, bicubic, as the "384" rows are evaluated at 256."""
+    """uint8 images (n, 3, S, S), whose numbers alone are known, at another side: bicubic with antialias."""
     if pixels.shape[-2:] == (size, size):
         return pixels
     parts = (F.interpolate(part.float(), size=(size, size), mode="bicubic", antialias=True) for part in pixels.split(500))

@@ -23,9 +23,9 @@ from nppkit.machine.devices import autocast
 from nppkit.machine.processes import ALONE, Processes
 from nppkit.machine.progress import progress
 from nppkit.model import GPT
-from nppkit.sample import SamplingConfig, sample_codes, sample_labels
+from nppkit.sample import SamplingConfig, sample_labels
 from nppkit.scoring.config import EvaluationConfig
-from nppkit.scoring.evaluate import sampling_roles
+from nppkit.scoring.evaluate import draw_codes, sampling_roles
 
 opened = functools.lru_cache(maxsize=1)(CodeStore)  # the same one for every batch of a configuration
 
@@ -72,7 +72,7 @@ def draw(
         index = np.arange(start, min(start + batch_size, samples))
         labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)).to(device)
         with autocast(device, precision):
-            part.write(start, sample_codes(model, labels, config, index).cpu().numpy()[:, None])
+            part.write(start, draw_codes(model, labels, config, index).cpu().numpy()[:, None])
     part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares))
     return CodeStore(folder) if stored_manifest(folder) == manifest else None
 

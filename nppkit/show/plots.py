@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageChops
 from torch import Tensor
 
+from nppkit.files import replacing
 from nppkit.grouping import group_targets, patch_grid
 from nppkit.schedule import Segment
 from nppkit.study.graph import figures_dir
@@ -68,7 +69,8 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 def save_tiles(path: Path, images: Tensor, columns: int, like: Tensor) -> None:
     """Write the tiled images as PNG: in shades of gray, a third of the bytes, if the images that they are `like` are gray."""
     picture = Image.fromarray(tile(images, columns))
-    picture.convert("L" if (like == like[:, :1]).all() else "RGB").save(path, optimize=True)
+    with replacing(path) as temporary:  # whoever follows the run reads the old or the new one
+        picture.convert("L" if (like == like[:, :1]).all() else "RGB").save(temporary, format="PNG", optimize=True)
 
 
 def read_tiles(path: Path, size: int) -> Tensor:

@@ -92,7 +92,10 @@ class Preset:
             f"tokenizer needs weights (a file) or steps (to train one): {EXAMPLE}": not (d.text or k.weights or k.steps),
             "extractor.steps is 0, and the digit classifier is trained here: set it": digits and not (x.steps or d.text),
             "extractor.weights are not of the digit classifier, which is trained here: take them away": digits and x.weights,
-            f"data.heldout {d.heldout} leaves no training image of data.limit {d.limit}: use fewer": 0 < d.limit <= d.heldout,
+            f"data.heldout {d.heldout} leaves no training image of data.limit {d.limit}: use fewer": not d.heldout_path
+            and 0 < d.limit <= d.heldout,
+            f'tokenizer.vq stands beside tokenizer.name {k.name}: set name: "" for its sizes, or take vq away': k.name and k.vq,
+            'tokenizer.start stands beside tokenizer.weights, which are used as they are: set weights: ""': k.weights and k.start,
             f"data.path is empty: set it to where the {d.source} is": d.source in OUTSIDE and not d.path,
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
             f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",

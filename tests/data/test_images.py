@@ -392,6 +392,35 @@ def test_transparency_shows_the_background(tmp_path, mode):
     assert found.mode == "RGB" and found.getpixel((6, 4)) == (0, 0, 255) and found.getpixel((1, 4)) != (0, 0, 255)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_picture_that_is_not_to_be_turned(tmp_path, ending, orientation):
+    """`upright: false` leaves a file as its pixels lie."""
+    lying, turn = Image.new("RGB", (60, 30), "red"), Image.Exif()
+    lying.paste("blue", (0, 0, 60, 10))
+    turn[0x0112] = orientation
+    save(tmp_path / f"a/1.{ending}", lying, exif=turn)
+    found = folder_images(tmp_path, upright=False).load(0)
+    assert found.size == (60, 30) and found.getpixel((30, 2))[2] > 200 and found.getpixel((30, 28))[0] > 200
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_gray_that_is_transparent_at_any_depth(tmp_path, bits):
+    """A PNG names it in its own depth: 3 of 2 bits is white."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    most = 2**bits - 1
+    row = b"\0" + int("".join(format(v, f"0{bits}b") for v in [0, most] * 4), 2).to_bytes(bits)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", most))
+    (tmp_path / "a").mkdir()
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row * 8)) + chunk(b"IEND", b"")
+    (tmp_path / "a/1.png").write_bytes(content)
+    found = folder_images(tmp_path, background="red").load(0)
+    assert found.getpixel((0, 0)) == (0, 0, 0) and found.getpixel((1, 0)) == (255, 0, 0)
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_16_bits_turn_and_are_transparent_like_8(tmp_path, ending):
     """Scaling to 8 bits loses neither a camera's orientation nor the value that a PNG calls transparent."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from nppkit.jobs.launch import check_parameters, declared_parameters, find_job, 
 from nppkit.machine.guard import Interrupted
 from nppkit.machine.options import Options
 from nppkit.study import graph, models, records
-from nppkit.study.presets import load_preset
+from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.published import REPORTS
 
 CELL = 'preset: str = "smoke"  # a preset\nthreads: int = 1\nlr: float = 0.1\nema: bool = False\n'
@@ -373,6 +374,28 @@ def test_memory_that_is_not_there_is_one_line(capsys, monkeypatch, error):
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
         cli.call(["train", "smoke", "GPT-B_ntp_seed0"])
+
+
+def test_what_is_said_of_images_is_no_json(home, capsys, monkeypatch):
+    """`nppkit evaluate ... > out.json`: what the images' folder lacks is said elsewhere."""
+
+    def found(preset, file, device):
+        print("2 files are left out")
+        return {"fid": 1.0}
+
+    monkeypatch.setattr(models, "evaluate_file", found)
+    assert cli.call(["evaluate", "smoke", "samples.npz"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"fid": 1.0} and "left out" in said.err
+
+
+def test_the_presets_are_listed(capsys):
+    """Each with what it is for; the help names the command."""
+    assert cli.call(["presets"]) == 0
+    assert [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()] == preset_names()
+    with pytest.raises(SystemExit):
+        cli.call(["--help"])
+    assert "nppkit presets" in (text := capsys.readouterr().out) and "warm" not in text
 
 
 def test_a_file_of_images_that_is_not_there_is_said_first(home, capsys, monkeypatch):

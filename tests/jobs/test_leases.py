@@ -95,6 +95,13 @@ def test_without_gpus_nothing_changes(monkeypatch, value):
         assert gpus == [] and os.environ[leases.VISIBLE] == value
 
 
+@pytest.mark.parametrize(("value", "gpus"), [("0, 1", ["0", "1"]), (" 2", ["2"]), ("0,-1,1", ["0"]), ("1,NoDevFiles,0", ["1"])])
+def test_gpus_are_called_as_cuda_calls_them(monkeypatch, value, gpus):
+    """A blank is no part of a name, under which another job would take the same GPU; what follows -1 is hidden."""
+    monkeypatch.setenv(leases.VISIBLE, value)
+    assert leases.visible_gpus() == gpus
+
+
 GPU = "GPU {}: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a7{})\n"
 MIG = "  MIG 3g.20gb     Device  {}: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3{})\n"
 

@@ -158,6 +158,20 @@ def test_measured_times_are_added_up(smoke, monkeypatch):
     assert table.loc["tokenize", "train"] == 120 * 0.5 + 600 * 5 * 0.25 + 3
 
 
+def test_untrained_models_are_timed_here_without_steps(monkeypatch):
+    """On this machine, too, where a preset's runs are another's: only their sampling is measured."""
+    for name, value in (
+        ("start_seconds", 3.0),
+        ("metrics_seconds", 9.0),
+        ("image_seconds", 2.0),
+        ("tokenizer_seconds", (0.5, 0.25)),
+    ):
+        monkeypatch.setattr(timing, name, lambda *_, value=value: value)
+    monkeypatch.setattr(timing, "step_seconds", None)
+    times = plan.plan(load_preset("digits_seen"), 0.4).set_index("job").loc["GPT-B_ntp_seed100", ["train", "evaluate"]]
+    assert times["train"] == 0 and times["evaluate"] > 2 * 2000
+
+
 def test_the_wall_clock_waits_for_the_longest(smoke):
     """Two at a time share the runs, but the tokenizer comes before all, and an evaluation after its training."""
     lines = [("tokenize", 100.0, None), ("GPT-B_ntp_seed0", 30.0, 10.0), ("GPT-B_npp_p2_lambda1-2_seed0", 20.0, 10.0)]

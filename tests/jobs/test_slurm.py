@@ -28,13 +28,15 @@ def test_request_follows_the_plan():
     preset = presets.load_preset("imagenet256")
     one, two = (slurm.request(preset, job(preset, f"train {RUN}"), 8, nodes) for nodes in (1, 2))
     assert one["gres"] == two["gres"] == "gpu:8" and (one["nodes"], two["nodes"]) == (1, 2)
-    assert one["cpus_per_task"] == 8 * preset.threads and one["mem_mb"] == 8 * slurm.MEMORY
+    assert one["cpus_per_task"] == 8 * preset.threads and 8 * slurm.MEMORY < one["mem_mb"] < 8 * slurm.MEMORY + 2000
     planned, half = one["runtime"] - slurm.OVERHEAD, two["runtime"] - slurm.OVERHEAD
     assert planned > 60 and abs(planned - 2 * half) <= 1
     larger = slurm.request(preset, job(preset, "train GPT-XL_ntp_seed0"), 8)
     assert larger["runtime"] > one["runtime"]
     sampling = slurm.request(preset, job(preset, f"evaluate {RUN}"), 8, 2)
     assert sampling["gres"] == "gpu:8" and sampling["nodes"] == 1
+    e = preset.evaluation  # whose images one process holds at once
+    assert sampling["mem_mb"] - 8 * slurm.MEMORY >= 3 * 256**2 * (e.samples + e.select_samples) / 1e6
     assert slurm.request(preset, job(preset, "tokenize"), 8, 2)["gres"] == "gpu:1"
 
 

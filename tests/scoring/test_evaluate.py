@@ -19,7 +19,9 @@ from nppkit.data.codes import CodeStore
 from nppkit.data.images import mnist_images, reference_pixels
 from nppkit.data.npz import read_npz, write_npz
 from nppkit.errors import NppkitError
+from nppkit.machine import devices
 from nppkit.model import GPT, GPTConfig
+from nppkit.sample import SamplingConfig
 from nppkit.scoring import evaluate, reference
 from nppkit.scoring.classifier import DigitClassifier
 from nppkit.scoring.config import EvaluationConfig
@@ -334,6 +336,45 @@ def test_unlike_contracts(changed):
     for contracts in ({"a": terms, "b": terms | changed}, {"a": terms | changed, "b": terms}):
         with pytest.raises(NppkitError, match=f"b and a were evaluated with another {next(iter(changed))}"):
             check_one_contract(contracts)
+
+
+def test_larger_samples_are_resized_as_llamagen_does(models):
+    """The 384 rows, seen at 256: bicubic without antialias, of what is decoded and not of rounded pixels."""
+    codes = torch.randint(models[1].config.codebook_size, (3, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        images = models[1].decode(codes)
+        theirs = torch.nn.functional.interpolate(images, size=(6, 6), mode="bicubic")
+        theirs = torch.clamp(127.5 * theirs + 128.0, 0, 255).to(torch.uint8)
+        assert torch.equal(evaluate.decode_pixels(models[1], codes, side=6), theirs) and images.shape[-1] != 6
+        assert torch.equal(evaluate.decode_pixels(models[1], codes), to_pixels(images))
+    sampled, _ = evaluate.generate(*models, SamplingConfig(), 5, 2, side=6)
+    assert sampled.shape == (5, 3, 6, 6)
+
+
+def test_sampling_goes_on_where_the_compiler_fails(models, monkeypatch):
+    """As training does: one line, the same codes, and no second try."""
+    devices._run_eagerly.cache_clear()
+    tried, config, labels = [], SamplingConfig(compile=True), torch.tensor([0, 1, 2])
+
+    def fail(*args):
+        tried.append(args)
+        raise torch._inductor.exc.InvalidCxxCompiler
+
+    monkeypatch.setattr("nppkit.sample.compiled_decoder", fail)
+    with pytest.warns(UserWarning, match=r"torch\.compile failed .*: this runs eagerly"):
+        codes = [evaluate.draw_codes(models[0], labels, config, np.arange(3)) for _ in range(2)]
+    assert len(tried) == 1 and torch.equal(*codes)
+    assert torch.equal(codes[0], evaluate.sample_codes(models[0], labels, SamplingConfig(), np.arange(3)))
+    devices._run_eagerly.cache_clear()
+
+
+def test_parts_of_a_large_reference_tell_the_same(monkeypatch):
+    """Precision and recall of many images are measured part by part."""
+    reference, generated = make_reference(draw(40, 4)), draw(30, 4, seed=1)
+    whole = evaluate.precision_recall(generated, reference)
+    evaluate.reference_radii.cache_clear()
+    monkeypatch.setattr(evaluate, "_parts", lambda rows, columns: rows.split(7))
+    assert evaluate.precision_recall(generated, reference) == whole and 0 < whole[1] < 1
 
 
 def test_resize_in_parts():

@@ -48,7 +48,7 @@ def test_a_killed_drawing_goes_on(whole, tmp_path, monkeypatch):
     model, codes, _ = whole
     sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w", processes=Processes(0, 2))
     drawn = []
-    monkeypatch.setattr(sampling, "sample_codes", lambda *args: drawn.append(args[-1]) or sample_codes(*args))
+    monkeypatch.setattr(sampling, "draw_codes", lambda *args: drawn.append(args[-1]) or sample_codes(*args))
     left = []
     store = sampling.draw(model, CONFIG, SAMPLES, BATCH, tmp_path, "w", show=lambda starts: left.extend(starts) or starts)
     assert len(left) == 4  # so that the time left is of these
@@ -98,5 +98,5 @@ def test_all_that_an_evaluation_draws_is_kept(whole, tmp_path, monkeypatch):
             labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed))
             parts = [sample_codes(model, labels[part], config, part) for part in np.split(index, range(3, samples, 3))]
             assert torch.equal(sampling.drawn(model, labels, config, index, tmp_path), torch.cat(parts))
-    monkeypatch.setattr(sampling, "sample_codes", None)
+    monkeypatch.setattr(sampling, "draw_codes", None)
     sampling.draw_all(model, evaluation, (), tmp_path, "fp32", "a run")

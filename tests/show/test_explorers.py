@@ -296,8 +296,12 @@ def runs():
     return browser.RunBrowser([pretrained.HOME])
 
 
-def test_browser_sorts_ticks_and_shows_samples(runs):
-    """Sorting twice turns the table round; ticked runs get curves; a chosen run its samples."""
+def test_browser_sorts_ticks_and_shows_samples(runs, monkeypatch):
+    """Sorting twice turns the table round; ticked runs get curves; a chosen run its samples, which stay while it is damaged."""
+
+    def damaged():
+        raise OSError("image file is truncated")
+
     assert list(runs.table["run"]) == sorted(pretrained.RUNS)
     runs.sort("run")
     runs.sort("NLL")
@@ -308,7 +312,11 @@ def test_browser_sorts_ticks_and_shows_samples(runs):
     runs.ticks[PAIR[0]].value = True
     assert "<img" in runs.curves.value and "evaluated, step 3000 of 3000" in runs.running.value
     runs.form.controls["samples"].value = PAIR[1]
-    assert f"samples of {PAIR[1].name}" in runs.grid.value
+    assert f"samples of {PAIR[1].name}" in (shown := runs.grid.value)
+    with monkeypatch.context() as patch:  # which is being copied just now
+        patch.setattr(browser, "picture", lambda shown, name: damaged() if name.startswith("samples") else "<img")
+        runs.refresh()
+    assert runs.grid.value == shown
 
 
 def test_the_tables_rows_stay_when_it_is_read_again(runs):

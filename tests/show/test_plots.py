@@ -141,6 +141,7 @@ def test_saved_tiles_are_gray_like_the_data(tmp_path, gray, mode):
     saved = Image.open(tmp_path / "samples.png")
     assert saved.mode == mode and np.asarray(saved.convert("RGB")).shape == (18, 28, 3)
     assert gray or np.array_equal(np.asarray(saved), plots.tile(samples, 3))
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
     again = plots.read_tiles(tmp_path / "samples.png", 8)
     assert again.shape == (2, 3, 3, 8, 8) and (gray or torch.equal(again.flatten(0, 1), samples))
 

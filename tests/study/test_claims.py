@@ -168,14 +168,18 @@ def test_another_domain_stands_beside_the_verdict(studies):
 
 
 @pytest.mark.parametrize("job", [graph.train_job, graph.evaluate_job], ids=["trained", "scored"])
-@pytest.mark.parametrize(("processors", "seeds"), [(["another"], 2), ([], 3)], ids=["another processor", "none named"])
-def test_a_pair_counts_on_one_processor(studies, job, processors, seeds):
+@pytest.mark.parametrize(
+    ("machine", "seeds"),
+    [({"processor": ["another"]}, 2), ({"gpus": ["another"]}, 2), ({"processor": []}, 3)],
+    ids=["another processor", "a GPU", "none named"],
+)
+def test_a_pair_counts_on_one_processor(studies, job, machine, seeds):
     """A seed whose two runs come from two kinds of processor is none anywhere; for a verdict all records have to name it."""
     first, confirmatory = studies
     seeded(confirmatory, [-5.0, -5.1, -4.9], NPP, NTP)
     path = job(confirmatory, dataclasses.replace(NPP, seed=101)).record
     record = json.loads(path.read_text())
-    record["made"]["machine"]["processor"] = processors
+    record["made"]["machine"] |= machine
     path.write_text(json.dumps(record))
     assert claims.fid(first).verdict == "no verdict yet: planned 3, done 2 seeds (NPP - NTP, equal epochs, B)"
     assert results.paired(confirmatory, NPP, NTP, "fid").n == seeds

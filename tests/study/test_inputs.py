@@ -189,6 +189,8 @@ def test_a_table_of_a_notebook_opened_by_hand_notices(study, home, monkeypatch):
     (home / "data/dog/1.png").unlink()
     launch.ensure(graph.tokenize_job(study))
     assert ran == ["tokenize"]
+    launch.ensure(graph.train_job(study, Run("B")))  # whose own inputs are the same: the codes are of other images
+    assert ran[1:] == ["tokenize", "train GPT-B_ntp_seed0"]
 
 
 def test_looking_changes_nothing(study, home):

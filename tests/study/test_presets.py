@@ -110,6 +110,9 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda c: c["runs"].update(XL=["ntp"]), "runs of model XL"),
         (lambda c: c["data"].update(image_size=30), "image_size 30 is not a multiple of the tokenizer's 4"),
         (lambda c: c["tokenizer"].update(name="VQ-32"), "tokenizer.name 'VQ-32' is unknown"),
+        (lambda c: c["tokenizer"].update(name="VQ-16"), "tokenizer.vq stands beside tokenizer.name VQ-16"),
+        (lambda c: c["tokenizer"].update(start="a", weights="b"), "tokenizer.start stands beside tokenizer.weights"),
+        (lambda c: c["data"].update(limit=100), "data.heldout 100 leaves no training image of data.limit 100"),
         (lambda c: c["extractor"].update(steps=0), "extractor.steps is 0"),
         (lambda c: c["tokenizer"].update(steps=0), r"tokenizer needs weights \(a file\) or steps"),
         (lambda c: c["tokenizer"].update(vq={"channels": 8}), "tokenizer.vq: 'channels' is unknown: use one of ch, "),
@@ -139,6 +142,14 @@ def test_bad_settings_are_named(smoke_file, change, message):
     """An unknown key, a wrong type, a missing section or a contradiction is one line that names it."""
     with pytest.raises(NppkitError, match=message):
         load_preset(smoke_file(change))
+
+
+def test_a_trial_of_few_images_beside_held_out_ones(smoke_file):
+    """Images held out in a folder of their own are not taken from those of `limit`."""
+    preset = load_preset(
+        smoke_file(lambda c: c["data"].update(source="folder", path="a", heldout_path="b", heldout=100, limit=50))
+    )
+    assert preset.data.limit == 50
 
 
 @pytest.mark.parametrize(

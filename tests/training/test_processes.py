@@ -194,6 +194,16 @@ def test_a_failed_worker_is_named(tmp_path, said):
         torchrun.run([sys.executable, "-c", script], tmp_path / "log")
 
 
+def test_the_ranks_own_reason_is_told(tmp_path):
+    """Where one rank ends with its reason the others lose their connection a moment later: the reason is what is told. What a
+    library writes besides, in whatever bytes, ends nothing."""
+    said = ["error: the disk is full", "[rank1]: RuntimeError: Connection closed by peer"]
+    script = f"import sys; sys.stdout.buffer.write(b'Verbindung \\xfcber ib0\\n'); print(*{said}, sep='\\n'); raise SystemExit(1)"
+    with pytest.raises(NppkitError, match=r"status 1: error: the disk is full \(read "):
+        torchrun.run([sys.executable, "-c", script], tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines() == ["Verbindung \\xfcber ib0", *said]
+
+
 LOST = """
 import os, pathlib, sys
 print("error: step 7: loss nan: lower training.lr")

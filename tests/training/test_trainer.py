@@ -546,7 +546,7 @@ def test_compile_falls_back_where_the_compiler_fails(store, tmp_path, monkeypatc
     config = dataclasses.replace(CONFIG, compile=True)
     torch.compiler.reset()
     broken = inductor.patch({"cpp.cxx": (None, "/bin/false"), "fx_graph_cache": False})
-    with broken, pytest.warns(UserWarning, match=r"torch.compile failed \(.*C\+\+.*\): training runs eagerly") as said:
+    with broken, pytest.warns(UserWarning, match=r"torch.compile failed \(.*C\+\+.*\): this runs eagerly") as said:
         first = run(store, tmp_path / "first", config=config)
         second = run(store, tmp_path / "second", config=config)
     assert first.step == first.total_steps and second.loss_fn is loss.npp_loss

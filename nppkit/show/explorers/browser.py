@@ -1,5 +1,6 @@
 """The run browser: a sortable table of all runs, their curves and samples, and runs that are training, followed."""
 
+import contextlib
 import html
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,8 @@ class RunBrowser:
         alt = f"curves of {', '.join(histories)} over {against}"
         self.curves.value = picture(plots.run_curves(histories, against), alt) if ticked else ""
         run = self.form.controls["samples"].value
-        self.grid.value = picture(run / "samples.png", f"samples of {run.name}") if run else ""
+        with contextlib.suppress(OSError):  # a picture that is just being copied
+            self.grid.value = picture(run / "samples.png", f"samples of {run.name}") if run else ""
 
     def follow(self) -> Iterator[None]:
         """Read everything again every few seconds until stopped."""
