@@ -67,7 +67,8 @@ def write_api(app: Sphinx) -> None:
         value = getattr(nppkit, name)
         holders = (m for m in sorted(sys.modules) if m.startswith("nppkit.") and name in vars(sys.modules[m]))
         homes[getattr(value, "__module__", "") or next(holders)].append(name)  # a table of names has no module
-    lines = ["# API", "", "*What `from nppkit import ...` offers, and, for [other people's models](other_models.md), the modules `nppkit.hugging_face` and `nppkit.llamagen`; everything else may change.*", ""]
+    others = "for [other people's models](other_models.md), the modules `nppkit.hugging_face` and `nppkit.llamagen`"
+    lines = ["# API", "", f"*What `from nppkit import ...` offers, and, {others}; everything else may change.*", ""]
     for home, names in sorted(homes.items(), key=lambda item: item[0] == "nppkit.errors"):  # the method first
         lines += [f"## {home}", "", sys.modules[home].__doc__.splitlines()[0], "", "```{eval-rst}"]
         for value, name in ((getattr(nppkit, name), name) for name in names):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from nppkit import __version__
+import nppkit
 from nppkit.errors import NppkitError
 from nppkit.gpus import GPUS, UTILISATION
 from nppkit.jobs.warm import command as command_of_a_warm_server
@@ -33,7 +33,7 @@ INTERNAL = ("pair", "verdicts", "warm", "torchrun")  # what make and the jobs ca
 layout = argparse.RawDescriptionHelpFormatter
 what = "Next Patch Prediction: run a study, or a part of one."
 parser = argparse.ArgumentParser(prog="nppkit", description=what, epilog=BEGIN, formatter_class=layout)
-parser.add_argument("--version", action="version", version=f"nppkit {__version__}")
+parser.add_argument("--version", action="version", version=f"nppkit {nppkit.__version__}")
 groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
 
 

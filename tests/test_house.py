@@ -76,3 +76,10 @@ def test_no_private_name_crosses_a_file():
             (path.name, a.name) for n in nodes if (n.module or "").startswith("nppkit") for a in n.names if a.name[0] == "_"
         ]
     assert not found
+
+
+def test_code_and_notebooks_are_formatted():
+    """By ruff, as `make lint` asks, so that a change shows what it changes; sentences of notebooks may be longer."""
+    for words in (["format", "--check"], ["check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -10,6 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
+from nppkit.study import protocol, verdicts
+
+QUESTIONS = {
+    protocol.EQUAL_EPOCHS.text: "NPP minus NTP",
+    protocol.EQUAL_FLOPS: "NPP minus NTP at equal FLOPs",
+    protocol.PATCHES.text: "patches of 4 x 4 minus 2 x 2",
+    protocol.LEVELS.text: "four patch sizes minus two",
+    protocol.LAMBDA.text: "patches for 4/5 of training minus 1/2",
+    protocol.SCHEDULE.text: "NTP: warm-up and decay minus constant rate",
+}
+COLOURS = {verdicts.SUPPORTED: "C2", verdicts.REFUTED: "C1", verdicts.NO_MATTER: "C0", verdicts.UNDECIDED: "0.35"}
+
 
 def ablation(table: pd.DataFrame, seeds: pd.DataFrame, by: str, ours: str) -> Figure:
     """FID against one setting, the paper's and ours: a line a model size through the means, a dot a seed."""
@@ -88,6 +100,61 @@ def curves(panels: dict[str, dict[str, pd.DataFrame]], x: str, y: str, xlabel: s
         if axes.lines:
             axes.legend()
     row[0][0].set_ylabel(ylabel)
+    return figure
+
+
+def forest(families: dict[str, pd.DataFrame], controlled: str = "") -> Figure:
+    """Each family of questions (`protocol.summary`) with its intervals and verdicts, one below the other; its name is the axis's.
+
+    Hollow: the 95 % intervals of the study before it. controlled: the family whose first question has a control.
+    """
+    lengths = [len(rows) for rows in families.values()]
+    shape = dict(figsize=(7.6, 0.5 * sum(lengths) + 1.3), height_ratios=lengths, layout="constrained")
+    figure, panels = plt.subplots(len(families), **shape)
+    for axes, (name, rows) in zip(panels, families.items(), strict=True):
+        axes.axvspan(-protocol.MARGIN, protocol.MARGIN, color="0.92", linewidth=0)
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        for place, (_, row) in enumerate(rows.iterrows()):
+            _question(axes, place, row, name == controlled and place == 0)
+        axes.set_yticks(range(len(rows)), rows["contrast"].map(QUESTIONS) + " (" + rows["size"] + ")")
+        axes.set(xlim=(-7.2, 6.4), ylim=(len(rows) - 0.4, -0.6), xlabel=f"{name}; lower is better for the first named")
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _question(axes: Axes, place: int, row: pd.Series, controlled: bool) -> None:
+    """A question's interval, above that of the study before it, and its verdict on the right."""
+    colour = COLOURS.get(row["verdict"], "0.35")
+    verdict, before = (
+        dict(color=colour, markersize=6, elinewidth=1.8),
+        dict(color="0.35", mfc="white", markersize=4, elinewidth=0.9),
+    )
+    for prefix, y, look in (("", place, verdict), ("first_", place + 0.28, before)):
+        mean, low, high = (row[f"{prefix}{end}"] for end in ("mean", "low", "high"))
+        axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", **look)
+    said = row["verdict"] + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
+    said += "; see its control" * (controlled and not pd.isna(row["mean"]))
+    axes.text(1.02, place, said, transform=axes.get_yaxis_transform(), va="center", color=colour)
+
+
+def gains(kinds: pd.DataFrame) -> Figure:
+    """What NPP gains on each kind of codes against what a token says (`study.tokens.kinds`): left FID, right held-out bits."""
+    figure, row = plt.subplots(1, 2, figsize=(7, 2.9))
+    alike = list(kinds.groupby(kinds["images"] + ", " + kinds["grid"], sort=False))
+    for axes, key, label in zip(row, ("fid", "less"), ("FID, NPP minus NTP", "bits a token, NPP minus NTP"), strict=True):
+        for number, (name, part) in enumerate(alike):
+            mean, ends = (
+                part[f"{key}_mean"],
+                (part[f"{key}_mean"] - part[f"{key}_low"], part[f"{key}_high"] - part[f"{key}_mean"]),
+            )
+            look = dict(fmt="os^D"[number], color=f"C{number}", markersize=5, elinewidth=1)
+            axes.errorbar(part["bits"], mean, yerr=ends, label=name, **look)
+            for codes, *place in zip(part["codes"], part["bits"], mean, strict=True):
+                axes.annotate(codes, place, (4, 4), textcoords="offset points", fontsize=7, color=f"C{number}")
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set(xlabel="bits a token (NTP, held-out)", ylabel=label)
+    if alike:
+        figure.legend(*row[0].get_legend_handles_labels(), fontsize=7, loc="outside upper center", ncols=4)
     return figure
 
 

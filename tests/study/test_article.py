@@ -1,0 +1,77 @@
+"""What the report says in numbers: facts of made-up studies whose truth is known."""
+
+import pandas as pd
+import pytest
+
+from nppkit.study import article, protocol, tokens
+from nppkit.study.presets import load_preset
+from nppkit.study.stats import interval
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return article.Article(load_preset("digits"))
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        ({"1": True}, "question 1"),
+        ({"1": True, "2": False, "3": True}, "questions 1 and 3, not in question 2"),
+        ({"1": False, "2": False, "4": False}, "none, not in questions 1, 2 and 4"),
+    ],
+)
+def test_questions_in_words(holds, said):
+    """Those of which something holds, and after a comma those of which it does not."""
+    assert article.where(holds) == said
+
+
+def test_a_verdict_that_waits_shows_nothing(facts):
+    """Of a question whose seeds are not all in the table tells how many are, and no number; without any the columns go."""
+    rows = facts.summary.copy()
+    rows.loc[0, ["seeds", "mean", "low", "high", "p", "adjusted"]] = [3, *[float("nan")] * 5]
+    rows.loc[0, "verdict"] = "planned 20, done 3"
+    table = article.verdict_table(rows, "fid")
+    header, _, first, second, *_ = table.splitlines()
+    assert "corrected p (can only fall)" in header and "3 of 20" in first and "-1.36" not in first
+    assert "supported" in second and "-3.0 [-4.2, -1.9]" in second
+    rows[["mean", "low", "high"]] = float("nan")
+    assert "| FID difference |" not in article.verdict_table(rows, "fid")
+    assert article.verdict_table(facts.summary, "fid").count("supported") == 6
+
+
+def test_why_questions_wait(facts, monkeypatch):
+    """Missing seeds, and a correction that waits for others' seeds; nothing where all are decided."""
+    assert facts.missing == "" and facts.verdicts.count("\n") == 6
+    waiting = facts.summary.assign(verdict=["planned 20, done 3", "planned 25, done 25", *facts.summary["verdict"][2:]])
+    waiting.loc[0, "seeds"] = 3
+    later = article.Article(load_preset("digits"))
+    later.summary = waiting
+    assert later.missing == (
+        "Of the 6 questions about image quality 1 have no verdict yet because planned seeds are missing, and 1 because it is "
+        "corrected for those. "
+    )
+    assert later.verdicts.count("\n") == 4
+
+
+def test_facts_of_the_first_question(facts):
+    """They are those of its pairs: the mean difference, its correction, and the same without a seed."""
+    x = facts.apart("fid")
+    assert interval(x).mean == pytest.approx(facts.decision.mean) and len(x) == facts.decision.n == len(facts.without)
+    assert facts.mean_of("fid", 0) - facts.mean_of("fid", 1) == pytest.approx(facts.decision.mean)
+    assert facts.factor * facts.decision.p == pytest.approx(facts.decision.adjusted)
+    assert facts.unpaired().mean == pytest.approx(x.mean() - facts.beside.mean) and len(facts.controlled) == facts.beside.n
+    rates, others, smallest = facts.rates()
+    assert smallest and list(rates["chosen"]) == ["0.0015"] * 4 and "B's NTP" in others
+
+
+def test_kinds_of_codes_in_words():
+    """Which are decided, by name, and how many are open."""
+    named = {"a": [-3.0, -3.1, -2.9], "b": [2.0, 2.1, 1.9], "c": [1.0, -1.0, 0.0], "d": [0.1, -0.1, 0.3]}
+    known = pd.DataFrame({"kind": list(named), "fid": [interval(values) for values in named.values()]})
+    assert tokens.on_which(known) == "lower than NTP's on 1 (a) of 4 kinds of codes, higher on 1 (b), open on 2"
+    assert tokens.on_which(known[2:]) == "lower than NTP's on 0 of 2 kinds of codes, higher on 0, open on 2"
+    kinds = tokens.kinds(load_preset("study"))
+    (row,) = (row for _, row in kinds.iterrows() if row["kind"] == "digits as 16 x 16 codes of 32")
+    q = protocol.equal_flops(load_preset("tokens_16x16_32"), "B")
+    assert row["seeds"] == 3 and 1.2 < row["bits"] < 1.4 and q.run.lam and row["fid_low"] < row["fid_mean"] < row["fid_high"]
