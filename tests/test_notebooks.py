@@ -155,8 +155,10 @@ def test_notebooks_say_what_they_write_and_read(name):
     confirmed = dict.fromkeys(("confirmatory", "control"), "") if CONFIRMED.search(source) else {}
     assert set(confirmed) <= set(says.get("reads", []))
     through = {"tokenizer_of": "tokenizer_preset(study)", **confirmed}  # where not by load_preset, or several
-    through |= {key: f"load_preset(name) for name in study.{key}]" for key in ("tokens", "domains")}
-    through |= {"domains": "claims.verdicts"} if name == "claims" else {}
+    through |= {"tokens": "tokens.kinds(study)"} | ({"domains": "claims.verdicts"} if name == "claims" else {})
+    if "article.Article(study)" in source:  # which loads those that study/article.py names
+        facts = (NOTEBOOKS.parent / "nppkit/study/article.py").read_text()
+        through |= {key: "article.Article(study)" for key in says["reads"] if f"study.{key}" in facts}
     assert all(through.get(key, f"load_preset(study.{key}") in source for key in says.get("reads", []))
 
 
