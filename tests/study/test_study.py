@@ -26,7 +26,19 @@ ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
 TOKENS = tuple(load_preset("study").tokens)
 UNKEPT = ("solar", "photographs", "photographs_rates", "solar_patches", *TOKENS)  # whose tokenizers lack room or a free licence
-RESULTS = (*STUDIES, "digits_rates", "digits", "digits_seen", "digits_restart", "text", "video", "patches", "names", *UNKEPT)
+RESULTS = (
+    *STUDIES,
+    "digits_rates",
+    "converged_rates",
+    "digits",
+    "digits_seen",
+    "digits_restart",
+    "text",
+    "video",
+    "patches",
+    "names",
+    *UNKEPT,
+)
 
 
 @pytest.fixture(autouse=True)

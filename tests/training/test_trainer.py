@@ -330,7 +330,7 @@ def test_graphs_that_cannot_be_recorded(store, tmp_path, monkeypatch, hopeful):
     monkeypatch.setattr(trainer.Trainer, "record_graph", record)
     there = make_trainer(store, tmp_path / "graphs", dataclasses.replace(CONFIG, compile=True), graphs=True)
     there.replays = True  # as on a GPU
-    with pytest.warns(UserWarning, match=r"torch.compile failed \(.*C compiler\): training runs eagerly"):
+    with pytest.warns(UserWarning, match=r"torch.compile failed \(.*C compiler\): this runs eagerly"):
         fit(there)
     same(run(store, tmp_path / "eager"), there)
     with pytest.raises(NppkitError, match=r"graphs: training\.recompute is no part of them without training\.compile"):
