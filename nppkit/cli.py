@@ -31,8 +31,8 @@ BEGIN = """begin with:
 make reproduce does all of a preset. nppkit COMMAND --help has an example of each."""
 INTERNAL = ("pair", "verdicts", "warm", "torchrun")  # what make and the jobs call: nppkit --help leaves them out
 layout = argparse.RawDescriptionHelpFormatter
-what = "Next Patch Prediction: run a study, or a part of one."
-parser = argparse.ArgumentParser(prog="nppkit", description=what, epilog=BEGIN, formatter_class=layout)
+parser = argparse.ArgumentParser(prog="nppkit", epilog=BEGIN, formatter_class=layout)
+parser.description = "Next Patch Prediction: run a study, or a part of one."
 parser.add_argument("--version", action="version", version=f"nppkit {nppkit.__version__}")
 groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
 

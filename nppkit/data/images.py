@@ -210,10 +210,9 @@ def _opened(file: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file)
-    if image.format == "PNG" and isinstance(
-        image.info.get("transparency"), int
-    ):  # Pillow scales its greys of 2 and 4 bits, not this
-        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(image.tile[0].args, 1)
+    clear = image.info.get("transparency")  # in a PNG's own depth, where Pillow scales greys of 2 and 4 bits to 8
+    if image.format == "PNG" and isinstance(clear, int):
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(image.tile[0].args, 1)
     image.filename = ""  # so that Pillow does not map it: of an uncompressed TIFF that lies on its side it then mixes the rows up
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # a camera's: a JPEG is read at half its side
         image.draft(None, (image.width // 2, image.height // 2))

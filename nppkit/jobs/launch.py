@@ -193,17 +193,24 @@ def find_job(notebook: str, preset: Preset, run_id: str = "", large: bool = Fals
     return report_job(preset, notebook)
 
 
-def _changed(job: Job) -> str:
-    """Which input of the job, or of what it needs, is another than its results were made from; empty if none is."""
-    return next(filter(None, (changed_input(job), *map(_changed, job.upstream))), "")
+def _changed(job: Job, looked: dict[str, str]) -> str:
+    """Which input of the job, or of what it needs, is another than its results were made from; empty if none is.
+
+    looked: what was found of each job's own, because a table's many runs share one folder of pictures.
+    """
+    if job.name not in looked:
+        looked[job.name] = changed_input(job)
+    return next(filter(None, (looked[job.name], *(_changed(upstream, looked) for upstream in job.upstream))), "")
 
 
-def ensure(job: Job) -> None:
+def ensure(job: Job, looked: dict[str, str] | None = None) -> None:
     """Run the job, and what it needs, unless its results are there and current. Used by notebooks opened by hand."""
-    reason = _changed(job) or why_incomplete(job)
+    looked = {} if looked is None else looked
+    reason = _changed(job, looked) or why_incomplete(job)
     if not reason:
         return
     for upstream in job.upstream:
-        ensure(upstream)
+        ensure(upstream, looked)
     print(f"{job.name}: {reason}; running notebooks/{job.notebook}.ipynb first")
     execute(job, {})
+    looked[job.name] = ""

@@ -56,11 +56,8 @@ def _planned(preset: str) -> tuple[dict[str, float], dict[str, int], dict[str, i
     for kind in ("train", "evaluate"):
         seconds |= {f"{kind} {name}": value for name, value in table[kind].items()}
     held = {name: int(of.split()[0]) for name, of in table["images a device"].fillna("").items() if of}
-    return (
-        seconds,
-        held,
-        {r.id: math.ceil(cost.checkpoint_bytes(plan.model_config(preset, r)) / 1e6) for r in preset_runs(preset)},
-    )
+    saved = {run.id: math.ceil(cost.checkpoint_bytes(plan.model_config(preset, run)) / 1e6) for run in preset_runs(preset)}
+    return seconds, held, saved
 
 
 def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1, shard: bool = False) -> str:

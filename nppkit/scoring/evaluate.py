@@ -36,6 +36,14 @@ from nppkit.tokenizer import VQModel, images_at_once, to_pixels
 from nppkit.window import Grid
 
 
+def draw_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray) -> Tensor:
+    """`sample_codes`, compiled or not as configured; plain where the compiler fails, which a line says once."""
+    if config.compile and devices.may_compile():
+        with suppress(devices.CannotCompile), devices.compiling():
+            return sample_codes(model, labels, config, index)
+    return sample_codes(model, labels, replace(config, compile=False), index)
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -44,32 +52,23 @@ def generate(
     samples: int,
     batch_size: int,
     progress: Callable = iter,
-    draw: Callable | None = None,
+    draw: Callable = draw_codes,
     side: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (samples, 3, S, S) and labels (samples,); image i depends on (seed, i) alone. Of videos all frames.
 
-    draw: what gives a batch's codes in place of `draw_codes`; side: S, where it is not that of the decoded images.
+    draw: what gives a batch's codes; side: S, where it is not that of the decoded images.
     """
-    device, pixels, labels = next(model.parameters()).device, torch.empty(0, dtype=torch.uint8), []
+    device, pixels = next(model.parameters()).device, torch.empty(0, dtype=torch.uint8)
+    labels = torch.from_numpy(sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares))
     for start in progress(range(0, samples, batch_size)):
         index = np.arange(start, min(start + batch_size, samples))
-        labels.append(torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)))
-        codes = (draw or draw_codes)(model, labels[-1].to(device), config, index)
-        decoded = decode_pixels(tokenizer, codes, model.config.grid, side)
+        decoded = decode_pixels(tokenizer, draw(model, labels[index].to(device), config, index), model.config.grid, side)
         frames = len(decoded) // len(index)
         if not start:  # all of them once: a list and its concatenation would hold them twice
             pixels = decoded.new_empty(samples * frames, *decoded.shape[1:])
         pixels[start * frames : start * frames + len(decoded)] = decoded
-    return pixels, torch.cat(labels).repeat_interleave(len(pixels) // samples)
-
-
-def draw_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray) -> Tensor:
-    """`sample_codes`, compiled or not as configured; plain where the compiler fails, which a line says once."""
-    if config.compile and devices.may_compile():
-        with suppress(devices.CannotCompile), devices.compiling():
-            return sample_codes(model, labels, config, index)
-    return sample_codes(model, labels, replace(config, compile=False), index)
+    return pixels, labels.repeat_interleave(len(pixels) // samples)
 
 
 def decode_pixels(tokenizer: VQModel, codes: Tensor, grid: Grid = (), side: int = 0) -> Tensor:
@@ -191,7 +190,7 @@ def evaluate_guidance(
     image_size: int,
     progress: Callable = iter,
     folder: Path | None = None,
-    draw: Callable | None = None,
+    draw: Callable = draw_codes,
     probe: Probe | None = None,
     shares: tuple[float, ...] = (),
 ) -> dict[str, float | None]:

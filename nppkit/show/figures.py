@@ -143,12 +143,9 @@ def gains(kinds: pd.DataFrame) -> Figure:
     alike = list(kinds.groupby(kinds["images"] + ", " + kinds["grid"], sort=False))
     for axes, key, label in zip(row, ("fid", "less"), ("FID, NPP minus NTP", "bits a token, NPP minus NTP"), strict=True):
         for number, (name, part) in enumerate(alike):
-            mean, ends = (
-                part[f"{key}_mean"],
-                (part[f"{key}_mean"] - part[f"{key}_low"], part[f"{key}_high"] - part[f"{key}_mean"]),
-            )
+            mean, low, high = (np.array([getattr(i, end) for i in part[key]]) for end in ("mean", "low", "high"))
             look = dict(fmt="os^D"[number], color=f"C{number}", markersize=5, elinewidth=1)
-            axes.errorbar(part["bits"], mean, yerr=ends, label=name, **look)
+            axes.errorbar(part["bits"], mean, yerr=(mean - low, high - mean), label=name, **look)
             for codes, *place in zip(part["codes"], part["bits"], mean, strict=True):
                 axes.annotate(codes, place, (4, 4), textcoords="offset points", fontsize=7, color=f"C{number}")
         axes.axhline(0, color="0.6", linewidth=0.8)

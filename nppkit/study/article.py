@@ -131,7 +131,7 @@ class Article:
         told = {size: [] for size in self.study.runs}
         for run, fids in self.behind.items():
             flops = paired(self.study, run, NTP.of(run.size), "flops", lambda a, b: a / b).mean
-            told[run.size].append(f"`{run.recipe}` {plus_minus(np.mean(fids), deviation(fids))} ({flops:.2f})")
+            told[run.size].append(f"`{run.recipe}` {self.spread_of(fids)} ({flops:.2f})")
         return ". ".join(f"{size}: {'; '.join(said)}" for size, said in told.items() if said)
 
     def beside_ntp(self, runs: dict[str, Run], baseline: Run) -> str:

@@ -12,15 +12,13 @@ from nppkit.study.protocol import equal_flops
 from nppkit.study.results import paired, results
 
 BITS = 1 / math.log(2)  # in a nat
-ENDS = ("mean", "low", "high")
 
 
 def kinds(study: Preset) -> pd.DataFrame:
     """A row a kind of codes, a preset of the study's `tokens`: NPP minus next-token prediction (NTP) at equal FLOPs, size B.
 
     kind, images, grid, codes (how many there are), seeds; bits: what a held-out token costs NTP; fid and less (held-out bits a
-    token), each an Interval, and their ends as fid_mean ... less_high; floor: FID of the tokenizer's reconstructions. Numbers
-    are NaN where nothing is run.
+    token), each an Interval; floor: FID of the tokenizer's reconstructions. Numbers are NaN where nothing is run.
     """
     lines = []
     for p in map(load_preset, study.tokens):
@@ -31,7 +29,6 @@ def kinds(study: Preset) -> pd.DataFrame:
         bits, metrics = [row["heldout_nll"] * BITS for row in results(p, q.baseline)], tokenizer_dir(p) / "metrics.json"
         line = {"kind": f"{images} as {side} x {side} codes of {codes}", "images": images, "grid": f"{side} x {side}"}
         line |= {"codes": codes, "seeds": found["fid"].n, "bits": np.mean(bits) if bits else math.nan, **found}
-        line |= {f"{key}_{end}": getattr(i, end) for key, i in found.items() for end in ENDS}
         lines.append(line | {"floor": read_json(metrics)["reconstruction_fid"] if metrics.is_file() else math.nan})
     return pd.DataFrame(lines)
 

@@ -74,4 +74,4 @@ def test_kinds_of_codes_in_words():
     kinds = tokens.kinds(load_preset("study"))
     (row,) = (row for _, row in kinds.iterrows() if row["kind"] == "digits as 16 x 16 codes of 32")
     q = protocol.equal_flops(load_preset("tokens_16x16_32"), "B")
-    assert row["seeds"] == 3 and 1.2 < row["bits"] < 1.4 and q.run.lam and row["fid_low"] < row["fid_mean"] < row["fid_high"]
+    assert row["seeds"] == 3 and 1.2 < row["bits"] < 1.4 and q.run.lam and row["fid"].low < row["fid"].mean < row["fid"].high
