@@ -139,9 +139,9 @@ def test_readme_shows_todays_verdicts():
 
 
 def test_readme_says_todays_numbers():
-    """The FIDs, differences and corrected p that its first screen tells of the decided questions are the study's."""
+    """The FIDs, differences and corrected p that it tells of the decided questions are the study's."""
     study = load_preset("digits")
-    told = " ".join((ROOT / "README.md").read_text().split("**Found so far")[1].split("\n![")[0].split())
+    told = " ".join((ROOT / "README.md").read_text().split("## What was found")[1].split("\n## ")[0].split())
     decided = {question.claim: (question, d) for question, d in protocol.decisions(study).items() if d.complete}
     gain, decision = decided.pop("FID improves")
     ours, theirs = (np.mean([row["fid"] for row in results.results(study, run)]) for run in (gain.run, gain.baseline))
