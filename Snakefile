@@ -14,7 +14,7 @@ sys.path.insert(0, workflow.basedir)  # this clone's package, also in an environ
 
 from snakemake.logging import logger
 
-from nppkit import errors, settings
+from nppkit import errors, files, settings
 from nppkit.jobs import slurm, targets
 from nppkit.machine.options import Options
 from nppkit.study import graph, presets, protocol
@@ -28,6 +28,10 @@ try:
     if unknown := ASKED.keys() - {"devices", "nodes", "shard", "tensorboard"}:
         raise errors.NppkitError(f"RUN: {min(unknown)!r} is unknown: use devices, nodes, shard or tensorboard")
     RUN = settings.build(Options, ASKED, "RUN")
+    if not isinstance(config.get("preset", "demo"), str):  # Snakemake reads it as YAML
+        raise errors.NppkitError(f"preset {config['preset']!r} is no text: write --config 'preset=\"...\"'")
+    if set("{}") & set(str(files.home())):
+        raise errors.NppkitError(f"NPPKIT_HOME {files.home()} has braces, which Snakemake takes for wildcards: name another")
     PRESET = presets.load_preset(config.get("preset", "demo"))
     JOBS = graph.graph(PRESET)
     protocol.questions(PRESET)  # refuses one that no run will answer

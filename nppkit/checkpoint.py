@@ -4,6 +4,7 @@ Files are written to a hidden folder, synced, and renamed; only then are older c
 digest in state.json, which holds its own as well.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -54,8 +55,10 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> 
         save_file({key: value.detach().contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
     state = {**state, "files": {path.name: sha256(path) for path in folder.iterdir()}}
     (folder / "state.json").write_text(json.dumps({**state, "digest": json_digest(state)}))
-    for path in (*folder.iterdir(), folder):
+    for path in folder.iterdir():
+        path.chmod((folder / "state.json").stat().st_mode)  # safetensors would leave it to the owner alone
         sync(path)
+    sync(folder)
 
 
 def _prune(folder: Path, written: Path, keep_last: int, keep_best: int) -> None:
@@ -125,7 +128,8 @@ def set_aside(folder: Path, step: int) -> None:
     """Hide the checkpoints beyond the step that a run goes on from, all damaged ones; they go when the next is written."""
     for path in checkpoints(folder):
         if path.name > f"step_{step:08d}":
-            path.replace(folder / f".{path.name}.damaged")
+            with contextlib.suppress(FileNotFoundError):  # another process has just done it
+                path.replace(folder / f".{path.name}.damaged")
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:

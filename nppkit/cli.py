@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import locale
 import logging
@@ -339,6 +340,7 @@ def torchrun(a: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def written() -> Iterator[None]:
     """What a block prints is written at its end, where an error of that can still be answered, and not when Python ends."""
+    sys.stdout = sys.stdout or io.StringIO()  # closed by whoever calls
     if sys.stdout.errors == "strict":  # a file's name need not be of the terminal's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -95,7 +95,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as umask says; safetensors would leave it to the owner alone
         yield temporary
+        temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
@@ -108,7 +111,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file as `replacing` does."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, errors="surrogateescape")  # a path need not be UTF-8
 
 
 def noted(path: Path) -> dict:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from nppkit import checkpoint
+from nppkit import checkpoint, files
 from nppkit.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint, set_aside
 from nppkit.errors import NppkitError
 
@@ -21,6 +22,18 @@ def test_round_trip(tmp_path):
     """Tensors and state come back as they were."""
     tensors, state = load_checkpoint(save(tmp_path, 3), "d")
     assert torch.equal(tensors["model"]["a"], TENSORS["model"]["a"]) and state["losses"] == [0.1] and state["step"] == 3
+
+
+def test_others_may_read_what_umask_lets_them(tmp_path):
+    """Weights too, which safetensors leaves to the owner alone: folders are shared on clusters."""
+    before = os.umask(0o022)
+    try:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in save(tmp_path, 3).iterdir()}
+        with files.replacing(tmp_path / "weights") as path:
+            save_file({"a": torch.ones(1)}, path)
+    finally:
+        os.umask(before)
+    assert set(modes.values()) == {0o644} and (tmp_path / "weights").stat().st_mode & 0o777 == 0o644
 
 
 def test_older_ones_go_after_the_new_one(tmp_path):

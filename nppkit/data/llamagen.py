@@ -12,6 +12,7 @@ from nppkit.data.config import MAX_VOCABULARY
 from nppkit.data.extract import publish, stored_manifest, write_header
 from nppkit.errors import NppkitError
 from nppkit.files import check_space, sync
+from nppkit.machine.guard import exclusive
 from nppkit.tokenizer_config import TOKENIZERS
 
 
@@ -29,7 +30,7 @@ def import_llamagen(
 
     Without class_names the classes are 0 ... the largest label; image_size 0 is VQ-16's 16 pixels a code. NppkitError
     names the first file that is missing, not of integers, out of range, or of another shape than the first, and a folder that
-    holds codes that were extracted.
+    holds codes that were extracted, or that another process imports to.
     """
     folder, codes, labels = Path(folder), [Path(path) for path in codes], Path(labels)
     _check_given(vocab_size, image_size, class_names or [])
@@ -40,20 +41,21 @@ def import_llamagen(
     grid, shape = math.isqrt(tokens), (n, sets * crops, tokens)
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, 2 * math.prod(shape), "the codes")
-    part, digest, targets = folder / "codes.npy.import.part", hashlib.sha256(), np.zeros(n, np.int64)
-    with open(part, "wb") as file:
-        write_header(file, shape)
-        for i in progress(range(n)):
-            row = np.concatenate([_read_codes(path / f"{i}.npy", first, vocab_size) for path in codes]).tobytes()
-            targets[i] = _read_label(labels / f"{i}.npy", class_names)
-            digest.update(row)
-            file.write(row)
-    sync(part)
-    digest.update(targets.tobytes())
-    names = class_names or [str(label) for label in range(targets.max() + 1)]
-    image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
-    about = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
-    publish(part, folder, targets, Manifest(*about, imported=True))
+    with exclusive(folder, "codes"):
+        part, digest, targets = folder / "codes.npy.import.part", hashlib.sha256(), np.zeros(n, np.int64)
+        with open(part, "wb") as file:
+            write_header(file, shape)
+            for i in progress(range(n)):
+                row = np.concatenate([_read_codes(path / f"{i}.npy", first, vocab_size) for path in codes]).tobytes()
+                targets[i] = _read_label(labels / f"{i}.npy", class_names)
+                digest.update(row)
+                file.write(row)
+        sync(part)
+        digest.update(targets.tobytes())
+        names = class_names or [str(label) for label in range(targets.max() + 1)]
+        image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
+        about = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
+        publish(part, folder, targets, Manifest(*about, imported=True))
     return CodeStore(folder)
 
 

@@ -1,5 +1,7 @@
 """Where a preset's images come from: the image set that its `data` section names, and what of it is held out."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +43,17 @@ def study_images(data: DataConfig, check: bool = True) -> tuple[ImageSet, ImageS
         raise NppkitError(
             f"data.heldout_path {data.heldout_path} has other classes than {data.path}: sort it into the same folders"
         )
-    seen = {images.digest, *images.files}
-    unseen = [i for i, digest in enumerate(others.files or [others.digest] * len(others)) if digest not in seen]
+    seen = set(_each(images))
+    unseen = [i for i, digest in enumerate(_each(others)) if digest not in seen]
     if not unseen:
         raise NppkitError(f"data.heldout_path {data.heldout_path} holds images of data.path alone: name others")
     if left := len(others) - len(unseen):
-        print(f"{data.heldout_path}: {left} images are left out, because {data.path} holds the same files")
+        print(f"{data.heldout_path}: {left} images are left out, because {data.path} holds the same")
         others = others.subset(np.array(unseen))
     training, _ = split_heldout(images, 0, data.limit)
     return training, some_images(others, data.heldout or len(others))
+
+
+def _each(images: ImageSet) -> Sequence[str]:
+    """A digest of each image: of its file, or, of an npz file's, of its pixels."""
+    return images.files or [hashlib.sha256(images.load(i).tobytes()).hexdigest() for i in range(len(images))]

@@ -25,6 +25,7 @@ from nppkit.data.muon import Muon, hidden_matrices
 from nppkit.data.perceptual import PerceptualLoss
 from nppkit.errors import NppkitError
 from nppkit.machine.devices import CPU
+from nppkit.machine.guard import Interrupted, StopRequest
 from nppkit.releases import find, load_weights
 from nppkit.tokenizer import VQModel, to_model_range
 from nppkit.tokenizer_config import VQConfig
@@ -233,16 +234,20 @@ def train_tokenizer(
     """Train a tokenizer on uint8 crops (n, crops, 3, S, S). Returns it in eval mode, and a row of losses for each step.
 
     Every 50th row but the last tells how many codes these 50 steps used, and their perplexity. With a `folder` the training is
-    saved there every 200 steps, under the digest of all that decides it, and a killed one continues. NppkitError where colours
-    meet a tokenizer of gray, the codebook dies, a loss is not finite, or the discriminator wins.
+    saved there every 200 steps and when it is asked to stop (Interrupted), under the digest of all that decides it, and goes on
+    from there. NppkitError where colours meet a tokenizer of gray, the codebook dies, a loss is not finite, or the discriminator
+    wins.
     """
     if config.gray and not (pixels == pixels[:, :, :1]).all():
         raise NppkitError("tokenizer.vq.gray is for gray images, and these have colours: leave it out")
     training = TokenizerTraining(config, settings, device)
     if folder:
         training.resume(folder, digest)
-    for step in progress(range(training.step, settings.steps)):
-        training.train_step(to_model_range(random_crops(pixels, settings.batch_size, settings.seed, step)[0].to(device)))
-        if folder and training.step % SAVE_EVERY == 0:
-            training.save(folder, digest)
+    with StopRequest() as stop:
+        for step in progress(range(training.step, settings.steps)):
+            training.train_step(to_model_range(random_crops(pixels, settings.batch_size, settings.seed, step)[0].to(device)))
+            if folder and (stop.requested or training.step % SAVE_EVERY == 0):
+                training.save(folder, digest)
+            if stop.requested:
+                raise Interrupted(f"stopped after step {training.step}; the same command goes on", stop.requested)
     return training.finish(), training.history

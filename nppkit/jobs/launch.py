@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from nppkit.errors import Diverged, NppkitError
+from nppkit.files import remedy
 from nppkit.jobs.environment import set_environment
 from nppkit.jobs.leases import leased
 from nppkit.machine.guard import GRACE_SECONDS, Interrupted, StopRequest, exclusive
@@ -121,6 +122,8 @@ def execute(job: Job, overrides: dict) -> None:
                 write_diverged(job, reason)
         except DeadKernelError:
             reason = KERNEL_DIED
+        except OSError as error:
+            reason = f"{error}: {remedy(error)}"
         except RuntimeError as error:
             reason = f"its kernel did not start ({error})"
         else:

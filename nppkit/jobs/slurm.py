@@ -29,7 +29,7 @@ def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[
     devices, nodes = devices_of(preset, job, devices, nodes)
     asked = {"runtime": MINUTES, "mem_mb": MEMORY * devices, "nodes": nodes, "slurm_extra": GRACE}
     asked["cpus_per_task"] = devices * options(job).threads
-    if preset.gpu:
+    if preset.gpu and not preset.beyond:  # the plan is of the paper's models on images
         asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _planned(preset.source)[0].get(job.name, 0) / (devices * nodes) / 60)
         asked["mem_mb"] += _held(preset, job)
         asked["gres"] = f"gpu:{devices}" if job.notebook in ("tokenize", "train", "evaluate") else ""
@@ -68,7 +68,7 @@ def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1, shard
     devices, nodes = devices_of(preset, job, devices, nodes)
     words = f" -p devices {devices}" * (devices > 1) + f" -p nodes {nodes}" * (nodes > 1)
     words += " -p shard true" * (shard and job.notebook == "train")
-    if preset.gpu and job.notebook == "train":
+    if preset.gpu and not preset.beyond and job.notebook == "train":
         held = max(1, _planned(preset.source)[1][job.parameters["run"]])  # 0 would be the whole share
         words += f" -p micro_batch {held}" * (held < preset.training.batch_size // (devices * nodes))
     return words

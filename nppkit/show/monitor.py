@@ -2,7 +2,6 @@
 so a run may be another process's, or another machine's on a shared disk.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from nppkit.errors import NppkitError
+from nppkit.files import noted
 from nppkit.schedule import Segment, segment_at
 from nppkit.study.results import best_guidance
 from nppkit.window import Grid, area, as_grid, of_side
@@ -26,7 +26,7 @@ SEEN: dict[Path, tuple] = {}  # what was read from a file, and the state that th
 class Progress:
     """How far a run is. eta_seconds is an estimate from its own speed; None where nothing is known."""
 
-    state: str  # running, stopped, trained, evaluated
+    state: str  # running, stopped, trained, evaluated, or unreadable
     step: int
     total: int | None
     patch_size: int
@@ -66,17 +66,30 @@ def read_once(path: Path, read: Callable[[Path], object], otherwise: object) -> 
 
 
 def read_history(run: Path) -> pd.DataFrame:
-    """The rows that the run has logged, shared by all who ask; empty before the first."""
-    return read_once(run / "history.csv", pd.read_csv, NO_ROWS)
+    """The rows that the run has logged, shared by all who ask; empty before the first, or of another program."""
+    return read_once(run / "history.csv", _whole_rows, NO_ROWS)
+
+
+def _whole_rows(path: Path) -> pd.DataFrame:
+    """All rows, but for one that is just being copied."""
+    rows = pd.read_csv(path)
+    return rows.dropna(subset=list(NO_ROWS)) if set(NO_ROWS) <= set(rows) else NO_ROWS
 
 
 def read_settings(run: Path, name: str = "config.json") -> dict:
-    """A JSON file of the run, shared by all who ask; empty where it is missing or being replaced."""
-    return read_once(run / name, lambda path: json.loads(path.read_text()), {})
+    """A JSON file of the run, shared by all who ask; empty where it is missing, being replaced, or none of ours."""
+    return read_once(run / name, noted, {})
 
 
 def progress_of(run: Path, now: float | None = None) -> Progress:
     """How far the run is, from its history and configuration. `now`: seconds since the epoch."""
+    try:
+        return _progress_of(run, now)
+    except (AttributeError, KeyError, TypeError, ValueError):  # files of another version, or program
+        return Progress("unreadable", 0, None, 1, float("nan"), None, None)
+
+
+def _progress_of(run: Path, now: float | None) -> Progress:
     history, config = read_history(run), read_settings(run)
     training = config.get("training", {})
     per_epoch, segments = training.get("steps_per_epoch"), [Segment(**s) for s in config.get("segments", [])]

@@ -70,6 +70,12 @@ def checkpoint_dir(preset: Preset, run: Run) -> Path:
     return home() / "checkpoints" / models_preset(preset).name / run.id / key
 
 
+def last_checkpoint(preset: Preset, run: Run) -> Path:
+    """Where a run's trained transformer lies once the training is finished."""
+    t = run.training(preset)
+    return checkpoint_dir(preset, run) / f"step_{t.epochs * t.steps_per_epoch:08d}"
+
+
 def samples_dir(preset: Preset, run: Run) -> Path:
     """Where a run's images go as they are drawn: beside its checkpoints; for another preset's run, to a folder of one's own."""
     return home() / "checkpoints" / preset.name / run.id / checkpoint_dir(preset, run).name
@@ -143,7 +149,8 @@ def evaluate_job(preset: Preset, run: Run) -> Job:
     if preset.models_of:  # elsewhere the extractor is that of the tokenize job
         config["extractor"] = settings(preset.extractor)
     if run.id in preset.weights:
-        config, upstream = {**config, "weights": preset.weights[run.id], "run": run.id}, _tokenize_jobs(preset, run)
+        named = {"weights": preset.weights[run.id], "run": run.id, "model": preset.models[run.size]}
+        config, upstream = {**config, **named}, _tokenize_jobs(preset, run)
     folder, parameters = run_dir(preset, run), _parameters(preset, run)
     spared = ("samples.png",)  # a study of many seeds keeps the grids of a few
     extractor = preset.extractor.weights * bool(preset.models_of)
@@ -158,9 +165,14 @@ def result_job(preset: Preset, run: Run) -> Job:
 
 def says_of_itself(report: str) -> dict[str, list[str]]:
     """What a reading notebook's metadata says under "nppkit": what follows its name in those of its `figures` (else it has one),
-    and the settings of a preset that name other presets whose results it `reads`."""
+    the settings of a preset that name other presets whose results it `reads`, and those without which it shows nothing."""
     path = NOTEBOOKS / f"{report}.ipynb"
     return read_json(path)["metadata"].get("nppkit", {}) if path.is_file() else {}
+
+
+def needs(report: str) -> list[str]:
+    """The settings that a preset must have for a reading notebook."""
+    return says_of_itself(report).get("needs", [])
 
 
 def report_job(preset: Preset, report: str, known: dict[str, dict] | None = None) -> Job:
@@ -212,10 +224,13 @@ def report_runs(preset: Preset, report: str) -> list[Run]:
 def reports(preset: Preset) -> tuple[str, ...]:
     """The reading notebooks of a preset: the paper's tables and Figure 1, for runs like its own, and what else it asks for.
 
-    NppkitError for one that is not there.
+    NppkitError for one that is not there, or that shows what the preset does not have.
     """
     if gone := [name for name in preset.reports if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{name}.ipynb").is_file()]:
         raise NppkitError(f"preset {preset.name}: reports: there is no notebooks/{gone[0]}.ipynb: take it away, or add it")
+    if lacking := [(name, key) for name in preset.reports for key in needs(name) if not getattr(preset, key)]:
+        name, key = lacking[0]
+        raise NppkitError(f"preset {preset.name}: reports: {name} shows its {key}: set {key}, or take {name} away")
     return tuple(dict.fromkeys((*(() if preset.beyond else REPORTS), *preset.reports)))
 
 
@@ -271,7 +286,7 @@ def set_aside_stale(preset: Preset) -> list[str]:
 def claim(preset: Preset) -> None:
     """Note which file a preset's results are of. NppkitError where they are those of another one of this name."""
     note = results_dir(preset) / ".preset"
-    owner = note.read_text() if note.is_file() else preset.source
+    owner = note.read_text(errors="surrogateescape") if note.is_file() else preset.source
     is_one = owner in preset_names() or Path(owner).is_file()
     if is_one and Path(owner).resolve() != Path(preset.source).resolve():  # two paths may lead to one file, as by a link
         raise NppkitError(f"{results_dir(preset)} holds the results of {owner}: give {preset.source} another name")
@@ -289,9 +304,9 @@ def check_codes(job: Job) -> None:
 
 
 def _checkpoint_gone(preset: Preset, run: Run) -> str:
-    """A finished training whose checkpoint is gone counts until someone needs the checkpoint."""
-    folder = checkpoint_dir(preset, run)
-    return "" if any(folder.glob("step_*")) else f"its checkpoint in {folder} is gone"
+    """A finished training whose last checkpoint is gone counts until someone needs the checkpoint."""
+    last = last_checkpoint(preset, run)
+    return "" if last.is_dir() else f"its checkpoint in {last.parent} is gone"
 
 
 def options(job: Job) -> Options:

@@ -4,7 +4,7 @@ import glob
 import warnings
 from pathlib import Path
 
-from nppkit.checkpoint import load_newest
+from nppkit.checkpoint import load_newest, set_aside
 from nppkit.data.codes import CodeStore, prompts
 from nppkit.data.images import ImageSet
 from nppkit.data.prepare_tokenizer import load_tokenizer
@@ -22,7 +22,7 @@ from nppkit.scoring.config import NEIGHBOURS
 from nppkit.scoring.evaluate import evaluate_npz, generate
 from nppkit.scoring.features import load_extractor
 from nppkit.scoring.reference import prepare_reference
-from nppkit.study.graph import check_codes, checkpoint_dir, tokenizer_dir, train_job
+from nppkit.study.graph import check_codes, checkpoint_dir, last_checkpoint, tokenize_job, tokenizer_dir, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.runs import Run
 from nppkit.training.trainer import Trainer, make_model
@@ -58,15 +58,17 @@ def run_trainer(
 def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
     """The transformer of a run, in eval mode: as trained here, or the released one that the preset names.
 
-    NppkitError if there is no finished checkpoint, or if the weights are not of this run's size and grid.
+    NppkitError if the weights are not of this run's size and grid, or if there is no finished checkpoint; a damaged one is then
+    hidden, so that whoever asks for the run again trains its last part again, from the checkpoint before.
     """
     if run.id in preset.weights:
         return load_released(preset, run, store).eval().requires_grad_(False)
-    digest, folder = train_job(preset, run).digest, checkpoint_dir(preset, run)
-    found = load_newest(folder, digest)
-    total = run.training(preset).epochs * preset.training.steps_per_epoch
-    if found is None or found[1]["step"] < total:
-        raise NppkitError(f"no finished checkpoint of {run.id} in {folder}: run the train notebook")
+    last = last_checkpoint(preset, run)
+    found = load_newest(last.parent, train_job(preset, run).digest)
+    if found is None or found[1]["step"] < run.training(preset).epochs * preset.training.steps_per_epoch:
+        if last.is_dir():
+            set_aside(last.parent, found[1]["step"] if found else 0)
+        raise NppkitError(f"no finished checkpoint of {run.id} in {last.parent}: run the train notebook, or make again")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
     model.load_state_dict(found[0]["model"])
     return model.eval().requires_grad_(False)
@@ -89,6 +91,7 @@ def draw_pictures(
     ending = "png" if preset.data.frames == 1 else "gif"
     if there := sorted(folder.glob(f"{glob.escape(name)}_[0-9][0-9][0-9][0-9].{ending}")):
         raise NppkitError(f"{there[0]} is there: name another folder, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)  # before the work that would be lost
     model = rounded(load_trained(preset, run, store), preset.precision).to(place)
     if len(names) != model.config.num_classes:
         raise NppkitError(
@@ -99,7 +102,6 @@ def draw_pictures(
     config = SamplingConfig(scale, e.temperature, e.top_k, e.top_p, seed=seed, shares=shares)
     with autocast(place, preset.precision):
         pixels, _ = generate(model, decoder, config, count, e.batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
     for i, frames in enumerate(pixels.split(preset.data.frames)):
         paths.append(folder / f"{name}_{i:04d}.{ending}")
         save_picture(frames, paths[-1])
@@ -134,6 +136,8 @@ def evaluate_file(preset: Preset, file: str, device: str = "auto") -> dict:
     """Metrics and contract of the images in an npz file, seen as a preset's samples are."""
     e, size, cache = preset.of_images().evaluation, preset.data.image_size, home() / "checkpoints" / preset.name
     npz_keys(file)  # refuses what is none, before the reference is made
+    if preset.extractor.name == "digits":
+        check_codes(tokenize_job(preset))  # it trains the extractor
     extractor = load_extractor(preset.extractor.name, extractor_weights(preset), preset.extractor.sha256).to(pick_device(device))
     training = None if e.reference else study_images(preset.data)[0]  # the reference is of these, or a file
     reference = prepare_reference(e.reference, training, size, extractor, cache)

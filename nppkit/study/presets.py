@@ -96,6 +96,8 @@ class Preset:
             and 0 < d.limit <= d.heldout,
             f'tokenizer.vq stands beside tokenizer.name {k.name}: set name: "" for its sizes, or take vq away': k.name and k.vq,
             'tokenizer.start stands beside tokenizer.weights, which are used as they are: set weights: ""': k.weights and k.start,
+            f"data.heldout_path is for folders and npz files, not for {d.source}: take it away": d.heldout_path
+            and d.source not in ("folder", "npz"),
             f"data.path is empty: set it to where the {d.source} is": d.source in OUTSIDE and not d.path,
             f"data.frames {d.frames} are of a video: set data.source moving_mnist": d.frames > 1 and d.source != "moving_mnist",
             f"training.patch {t.patch} is a run's: name it in runs, as in npp_p2_lambda1-2_heads": t.patch != "mean",

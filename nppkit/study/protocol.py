@@ -12,7 +12,7 @@ from nppkit.errors import NppkitError
 from nppkit.study.graph import train_job
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import divergence
-from nppkit.study.results import differences, paired, processors
+from nppkit.study.results import differences, paired, processors, results
 from nppkit.study.runs import Run, seeds
 from nppkit.study.stats import ONE_SEED, SPANS_ZERO, Interval, interval
 from nppkit.study.verdicts import Contrast, Decision, decide
@@ -141,7 +141,8 @@ def finding(
     found = {name: paired(preset, run, baseline, key) for name, (run, baseline) in pairs.items()}
     found = {name: interval for name, interval in found.items() if interval.n}
     if not found:
-        return f"**{what}: not run yet.**"
+        both = any(results(preset, run) and results(preset, baseline) for run, baseline in pairs.values())
+        return f"**{what}: {'no two runs of a seed name one processor' if both else 'not run yet'}.**"
     sides = {"lower": [], "higher": [], SPANS_ZERO: [], ONE_SEED: []}
     for name, difference in found.items():
         sides[difference.side("lower", "higher")].append(name)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nppkit.files import read_json
 from nppkit.scoring.contract import check_one_contract
-from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, tokenizer_dir, train_job
+from nppkit.study.graph import evaluate_job, report_runs, result_job, run_dir, tokenizer_dir, tokenizer_preset, train_job
 from nppkit.study.presets import Preset
 from nppkit.study.provenance import said
 from nppkit.study.published import guidance
@@ -16,6 +16,7 @@ from nppkit.study.records import origin, processor, why_incomplete
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import Interval, interval, pooled_deviation
 
+COUNTED = ("flops", "parameters")  # the same on every processor
 COST = ("seconds", "cpu_seconds", "flops", "parameters")
 SCORES = ("cfg_scale", "select_fid", "repeat_fid", "fid", "inception_score", "kid", "precision", "recall", "agreement")
 COLUMNS = ["run", "size", "large", "recipe", "seed", *SCORES, *(f"best_{k}" for k in SCORES), "best_scale", "heldout_nll", *COST]
@@ -107,14 +108,14 @@ def mean(rows: list[dict], key: str) -> float | None:
 def differences(preset: Preset, run: Run, baseline: Run, key: str, combine: Callable = lambda a, b: a - b) -> dict[int, float]:
     """The difference of a metric between two runs (or what else `combine` makes of it), by the seeds that both have.
 
-    Not of a seed whose records name two kinds of processor, which move a metric as much as another seed does. NppkitError if
-    they were evaluated unlike each other.
+    Not of a seed whose records name two kinds of processor, which move a metric as much as another seed does, but for what is
+    counted and not measured. NppkitError if they were evaluated unlike each other.
     """
     found = [results(preset, r) for r in (run, baseline)]
     check_one_contract({row["run"]: row["contract"] for rows in found for row in rows})
     ours, theirs = ({row["seed"]: row[key] for row in rows} for rows in found)
     shared = [seed for seed in ours if seed in theirs and None not in (ours[seed], theirs[seed])]
-    alike = [seed for seed in shared if len(processors(preset, seed, run, baseline) - {""}) < 2]
+    alike = [seed for seed in shared if key in COUNTED or len(processors(preset, seed, run, baseline) - {""}) < 2]
     return {seed: combine(ours[seed], theirs[seed]) for seed in alike}
 
 
@@ -220,9 +221,11 @@ def sampling_error(preset: Preset) -> str:
 
 def floors(preset: Preset) -> str:
     """What every FID of the preset is read against: the tokenizer's reconstructions, and real images against real."""
-    path = tokenizer_dir(preset) / "metrics.json"
+    path, lender = tokenizer_dir(preset) / "metrics.json", tokenizer_preset(preset)
     if not path.is_file():
         return "floors: not run"
+    if (preset.extractor, preset.evaluation.reference) != (lender.extractor, lender.evaluation.reference):
+        return f"floors: not measured with this extractor and reference (preset {lender.name}'s are by others)"
     m = read_json(path)
     return (
         f"floors: FID {m['reconstruction_fid']:.3g} of {m['reconstruction_images']} reconstructed training images, "

@@ -4,6 +4,7 @@ The published values are the paper's, in nppkit/study/published; ours are read f
 systems that are not trained here are quoted, rows that a preset does not train say "not run".
 """
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -120,7 +121,7 @@ def _status(preset: Preset, run: Run | None, rows: list[dict]) -> str:
         runs = preset_runs(preset)
         released = run not in runs and {r.id for r in runs} <= set(preset.weights)
         return "weights not released" if released else "not run"
-    return "released weights" if run.id in preset.weights else f"{len(rows)} seed{'s' * (len(rows) > 1)}"
+    return "released weights" if any(row["run"] in preset.weights for row in rows) else f"{len(rows)} seed{'s' * (len(rows) > 1)}"
 
 
 def table5_columns(preset: Preset, row: pd.Series, run: Run | None, rows: list[dict]) -> dict:
@@ -151,7 +152,8 @@ def write_table(preset: Preset, name: str, table: pd.DataFrame) -> list[Path]:
     texts = {
         "csv": table.to_csv(index=False),
         "md": f"{caption}\n\n{markdown(text)}\n\n{below}\n\n{sized}\n\n{runs}\n",
-        "tex": f"% {sized}\n% {runs}\n" + text.to_latex(index=False, escape=True, caption=caption),
+        "tex": f"% {sized}\n% {runs}\n"
+        + text.to_latex(index=False, escape=True, caption=re.sub(r"([&%$#_{}])", r"\\\1", caption)),
     }
     for kind, content in texts.items():
         write_atomic(folder / f"{name}.{kind}", content)

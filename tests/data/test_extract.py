@@ -21,6 +21,7 @@ from nppkit.data.extract import encode_pixels, extract_codes, verify_rows
 from nppkit.data.images import crop_images, mnist_images
 from nppkit.data.llamagen import import_llamagen
 from nppkit.errors import NppkitError
+from nppkit.machine import guard
 from nppkit.machine.progress import BATCH
 from nppkit.tokenizer import VQModel, reconstruct
 from nppkit.tokenizer_config import VQConfig
@@ -293,6 +294,19 @@ def test_import_of_llamagens_files(tmp_path):
     assert (m.images, m.crops, m.grid_size, m.vocab_size, m.image_size) == (12, 10, 4, 16384, 64)
     assert m.tokenizer_sha256 == "sha" and len(m.source_digest) == 64
     assert sorted(contents(tmp_path / "out")) == ["codes.npy", "labels.npy", "manifest.json"]
+
+
+def test_two_imports_into_one_folder(tmp_path, monkeypatch):
+    """The second is refused while the first writes: both would write one file, and images of zeros would be published."""
+    codes, labels, _ = llamagen(tmp_path, n=3)
+    monkeypatch.setattr(guard, "LOCK_SECONDS", 0.1)
+
+    def meanwhile(numbers):
+        with pytest.raises(NppkitError, match="out is being written by another process"):
+            import_llamagen([codes], labels, tmp_path / "out")
+        return numbers
+
+    assert len(import_llamagen([codes], labels, tmp_path / "out", progress=meanwhile)) == 3
 
 
 def test_import_of_both_sets(tmp_path):

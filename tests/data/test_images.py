@@ -216,6 +216,24 @@ def test_an_npz_file_is_not_held_out_of_itself(tmp_path):
     assert [len(images) for images in found] == [4, 6]
 
 
+def test_an_npz_files_images_that_are_trained_on_are_not_held_out(tmp_path, capsys):
+    """Some of them, under another name: they are left out and counted, as of folders."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", arr_0=pixels[:4])
+    np.savez(tmp_path / "kept.npz", arr_0=pixels[2:])
+    data = DataConfig(source="npz", path=str(tmp_path / "train.npz"), heldout_path=str(tmp_path / "kept.npz"), heldout=0)
+    training, heldout = study_images(data)
+    assert (len(training), len(heldout)) == (4, 2) and "2 images are left out, because" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.asarray(heldout.load(0)), pixels[4])
+
+
+@pytest.mark.parametrize("source", ["mnist", "moving_mnist"])
+def test_a_held_out_folder_is_not_passed_over(smoke, changed, source):
+    """Sources that bring their own images have none."""
+    with pytest.raises(NppkitError, match=f"data.heldout_path is for folders and npz files, not for {source}: take it away"):
+        changed(dataclasses.replace(smoke, data=dataclasses.replace(smoke.data, source=source)), "data.heldout_path", "/nowhere")
+
+
 @pytest.mark.parametrize(("name", "asked"), [("CIFAR10", {"train": True}), ("SVHN", {"split": "train"})])
 def test_torchvisions_test_images_are_not_trained_on(tmp_path, monkeypatch, name, asked):
     """A set is asked for its training part, in its own words."""

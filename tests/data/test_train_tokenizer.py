@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import signal
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from nppkit.data.networks import lite0_file, load_lite0
 from nppkit.data.perceptual import PerceptualLoss, distance
 from nppkit.data.train_tokenizer import TokenizerTraining, all_crops, perplexity
 from nppkit.errors import NppkitError
+from nppkit.machine import guard
 from nppkit.scoring.features import load_extractor
 from nppkit.settings import settings
 from nppkit.tokenizer import VQModel, reconstruct, to_model_range
@@ -93,6 +95,26 @@ def test_a_killed_training_continues_with_the_same_bits(pixels, tmp_path, monkey
     assert seen[0] == killed_at // 3 * 3 and digest(again) == digest(whole) and rest == history
     with pytest.raises(NppkitError, match="belongs to another configuration"):
         train_tokenizer.train_tokenizer(pixels, TINY, recipe, folder=tmp_path, digest="another")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_asked_to_stop_saves_first(pixels, tmp_path, signum):
+    """Between two checkpoints: what was trained stays, and goes on with the same bits."""
+    whole, history = train_tokenizer.train_tokenizer(pixels, TINY, FULL)
+
+    def asked(steps):
+        for step in steps:
+            if step == 7:
+                signal.raise_signal(signum)
+            yield step
+
+    with pytest.raises(guard.Interrupted, match="stopped after step 8; the same command goes on"):
+        train_tokenizer.train_tokenizer(pixels, TINY, FULL, asked, folder=tmp_path, digest="same")
+    seen = []
+    again, rest = train_tokenizer.train_tokenizer(
+        pixels, TINY, FULL, lambda r: seen.extend(r) or r, folder=tmp_path, digest="same"
+    )
+    assert seen == [8, 9, 10, 11] and digest(again) == digest(whole) and rest == history
 
 
 def test_the_discriminator_comes_late(pixels):

@@ -318,6 +318,25 @@ def test_output_that_a_disk_has_no_room_for_is_one_line(unbuffered):
     assert (found.returncode, found.stderr) == (1, "error: where: No space left on device: free some space\n")
 
 
+def test_a_closed_output_is_no_error():
+    """`nppkit presets >&-`: there is nowhere to write to, and nothing is written."""
+    found = subprocess.run(["bash", "-c", 'exec "$0" -m nppkit presets >&-', sys.executable], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_a_notebook_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """Papermill's error of a full quota names no file."""
+
+    def full(*_, **__):
+        raise OSError(errno.EFBIG, "File too large")
+
+    notebook_of(tmp_path / "notebooks")
+    monkeypatch.setattr(launch, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    with pytest.raises(NppkitError, match=r"^make failed: .*File too large: .* \(read .*run/make\.ipynb\)$"):
+        launch.execute(records.Job("make", "make", {}, tmp_path / "run", ("made.txt",), (), {}), {})
+
+
 def test_a_full_disk_is_one_line_wherever_it_is_met(capsys, monkeypatch):
     """Also where papermill writes: it is not called a matter of paths and permissions."""
 

@@ -1,5 +1,6 @@
 """The cluster: what a job asks for follows from the plan, and a real Slurm of one node runs, requeues and finishes it."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -44,6 +45,13 @@ def test_a_preset_without_gpus_asks_for_none(smoke):
     """On CPUs a job asks for its threads and a day."""
     asked = slurm.request(smoke, job(smoke, f"train {RUN}"))
     assert "gres" not in asked and asked["runtime"] == slurm.MINUTES and asked["cpus_per_task"] == smoke.threads
+
+
+def test_what_is_not_planned_asks_for_a_day(home):
+    """The plan knows the paper's models on images: a text's would be reckoned on a grid that it does not have."""
+    text = dataclasses.replace(presets.load_preset("text"), gpu="A100-80G")
+    asked = slurm.request(text, job(text, f"train {RUN}"))
+    assert asked["runtime"] == slurm.MINUTES and "micro_batch" not in slurm.parameters(text, job(text, f"train {RUN}"))
 
 
 @pytest.mark.parametrize(("place", "words"), [((0, 1), ""), ((4, 1), " -p devices 4"), ((8, 2), " -p devices 8 -p nodes 2")])

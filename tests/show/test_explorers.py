@@ -209,7 +209,7 @@ def test_saved_presets_are_accepted(tmp_path):
         assert len(graph.graph(preset)) >= 3 and not protocol.questions(preset) and not preset.confirmatory
 
 
-def test_saving_refuses_what_would_lose_or_break(tmp_path, changed):
+def test_saving_refuses_what_would_lose_or_break(tmp_path, changed, monkeypatch):
     """An existing file unless the box is ticked, a name that is none, a patch side that the base's grid does not have."""
     app = designer.ScheduleDesigner(tmp_path)
     app.save()
@@ -225,6 +225,10 @@ def test_saving_refuses_what_would_lose_or_break(tmp_path, changed):
     app.folder, app.file.value = tmp_path / "my folder", "mine.yaml"
     app.save()
     assert f"PRESET={html.escape(shlex.quote(str(tmp_path / 'my folder/mine.yaml')))}" in app.saved.value
+    monkeypatch.setenv("HOME", str(tmp_path / "my folder"))
+    app.file.value = "~/there.yaml"
+    app.save()
+    assert (tmp_path / "my folder/there.yaml").is_file()
     app.file.value = "schedule.txt"
     app.save()
     assert "named *.yaml" in app.saved.value

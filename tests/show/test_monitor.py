@@ -75,6 +75,32 @@ def test_half_written_files_are_no_error(tmp_path):
     assert monitor.read_history(run).empty and monitor.progress_of(run).step == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", "null"),
+        ("config.json", '{"segments": [{"newer": 1}]}'),
+        ("history.csv", "epoch,accuracy\n1,0.5\n"),
+        ("metrics.json", "[1]"),
+    ],
+)
+def test_files_of_another_program_leave_the_other_runs(tmp_path, file, content):
+    """One odd folder does not take down the table."""
+    odd, whole = write_run(tmp_path, 80), write_run(tmp_path, 80, "b", metrics={"guidance": []})
+    (odd / file).write_text(content)
+    assert monitor.run_table([odd, whole])["run"].tolist() == ["GPT-B_ntp_seed0", "b"]
+    assert monitor.run_table([odd, whole])["loss"].iloc[1] == 2.5
+
+
+def test_a_row_that_is_being_copied_is_not_read(tmp_path):
+    """The rows before it are."""
+    run = write_run(tmp_path, 80)
+    with (run / "history.csv").open("a") as history:
+        history.write("90,9.0")
+    assert monitor.progress_of(run).step == 80
+
+
 def test_only_what_changed_is_read_again(tmp_path, monkeypatch):
     """A second look at all runs opens no file; a grown history is read again, and no other."""
     first, second = write_run(tmp_path, 40), write_run(tmp_path, 80, "b", metrics={"guidance": []})

@@ -183,6 +183,20 @@ def test_a_pair_counts_on_one_processor(studies, job, machine, seeds):
     path.write_text(json.dumps(record))
     assert claims.fid(first).verdict == "no verdict yet: planned 3, done 2 seeds (NPP - NTP, equal epochs, B)"
     assert results.paired(confirmatory, NPP, NTP, "fid").n == seeds
+    assert results.paired(confirmatory, NPP, NTP, "flops").n == 3  # counted, and alike on every processor
+
+
+def test_no_pair_on_one_processor_is_not_called_not_run(studies):
+    """Whoever reads it would run again what is done."""
+    _, confirmatory = studies
+    pairs = {"B": (NPP, NTP)}
+    assert protocol.finding(confirmatory, "NPP", pairs) == "**NPP: not run yet.**"
+    seeded(confirmatory, [-5.0], NPP, NTP)
+    path = graph.evaluate_job(confirmatory, dataclasses.replace(NPP, seed=100)).record
+    record = json.loads(path.read_text())
+    record["made"]["machine"] |= {"processor": ["another"]}
+    path.write_text(json.dumps(record))
+    assert protocol.finding(confirmatory, "NPP", pairs) == "**NPP: no two runs of a seed name one processor.**"
 
 
 def test_planned_seeds_are_those_of_both_runs(studies):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -44,12 +45,46 @@ def test_pictures_are_of_the_class_and_guidance_that_are_asked(home, monkeypatch
 
 
 def test_pictures_of_a_class_with_a_slash_in_its_name(home, monkeypatch, smoke):
-    """Solar cells have a probability of a defect of 1/3; another seed's pictures lie beside the first's, not over them."""
+    """Solar cells have a probability of a defect of 1/3; another seed's pictures are not written over them."""
     drawing(monkeypatch, "mono, defect 1/3")
     models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", None, 0, "cpu")
     assert sorted(path.name for path in (home / "out").iterdir()) == [f"mono, defect 1-3_000{i}.png" for i in (0, 1)]
     with pytest.raises(NppkitError, match=r"mono, defect 1-3_0000\.png is there: name another folder, or remove it"):
         models.draw_pictures(smoke, Run("B"), "mono, defect 1/3", 2, home / "out", 3.0, 7, "cpu")
+
+
+def test_pictures_are_not_drawn_for_a_folder_that_cannot_be_made(home, monkeypatch, smoke):
+    """Where a file stands in its place, it is said before the work that would be lost."""
+    asked = drawing(monkeypatch, "cat", "dog")
+    (home / "out").write_text("mine")
+    with pytest.raises(FileExistsError):
+        models.draw_pictures(smoke, Run("B"), "dog", 2, home / "out", None, 0, "cpu")
+    assert asked == []
+
+
+def test_other_settings_of_released_weights_score_them_again(home, smoke, changed):
+    """Heads and the rotary base are not among the weights: with others the same file is another model."""
+    released = dataclasses.replace(smoke, weights={"GPT-B_ntp_seed0": "mine.safetensors"})
+    other = changed(released, "models.B", {**smoke.models["B"], "rope_base": 500})
+    assert graph.evaluate_job(released, Run("B")).digest != graph.evaluate_job(other, Run("B")).digest
+
+
+def test_a_preset_in_a_folder_whose_name_is_no_text(home, smoke):
+    """Names of folders are bytes, and need not be UTF-8: the note of whose results these are holds them."""
+    for source in ("/tmp/p\udcff/mine.yaml", "/tmp/p\udcff/mine.yaml"):
+        graph.claim(dataclasses.replace(smoke, name="mine", source=source))
+    assert (graph.results_dir(dataclasses.replace(smoke, name="mine")) / ".preset").read_bytes() == b"/tmp/p\xff/mine.yaml"
+
+
+@pytest.mark.parametrize("missing", ["equal_flops", "coarse"])
+def test_a_page_that_a_preset_cannot_fill_is_refused(missing):
+    """Before the trainings, and not after them by a page that finds nothing to show."""
+    study = presets.load_preset("study")
+    lacking = dataclasses.replace(study, **{missing: type(getattr(study, missing))()})
+    page = {"equal_flops": "equal_compute", "coarse": "when_it_pays"}[missing]
+    assert graph.reports(study)
+    with pytest.raises(NppkitError, match=f"reports: {page} shows its {missing}: set {missing}, or take {page} away"):
+        graph.reports(lacking)
 
 
 def test_a_release_that_is_replaced_makes_its_numbers_again(home):
@@ -241,7 +276,7 @@ def test_two_presets_of_one_name_do_not_share_results(study, home):
     assert graph.set_aside_stale(other)
 
 
-@pytest.mark.parametrize("work", ["train", "sample", "extract", "draw"])
+@pytest.mark.parametrize("work", ["train", "sample", "extract", "draw", "evaluate"])
 def test_codes_of_other_settings_are_not_used(home, smoke, changed, monkeypatch, work):
     """A preset is edited, and work without a notebook would go on with the codes, and the results, of the one before."""
     complete(graph.tokenize_job(smoke))
@@ -250,9 +285,11 @@ def test_codes_of_other_settings_are_not_used(home, smoke, changed, monkeypatch,
         "train": lambda p: workers.train(p, "GPT-B_ntp_seed0"),
         "sample": lambda p: workers.sample(p, "GPT-B_ntp_seed0"),
         "extract": lambda p: workers.extract(p, False, 0, 1, "cpu", 8),
+        "evaluate": lambda p: models.evaluate_file(p, str(home / "some.npz")),
         "draw": lambda p: models.draw_pictures(p, Run("B"), "7", 2, home / "out", None, 0, "cpu"),
     }
     monkeypatch.setattr(workers, "study_images", lambda data: (None, None))
+    np.savez(home / "some.npz", np.zeros((2, 32, 32, 3), np.uint8))
     again = r"tokenizer holds codes of other settings than preset smoke has today: nppkit run smoke tokenize makes them again"
     with pytest.raises(NppkitError, match=again):
         commands[work](other)

@@ -253,6 +253,35 @@ def test_rows_of_released_weights(home):
     assert data["our parameters"] == 342910976 and pd.isna(data["our GFLOPs measured"])
 
 
+def test_released_weights_of_another_first_seed(home, smoke):
+    """What is said of a row is asked of its own seeds."""
+    name = "GPT-B_ntp_seed7"
+    preset = dataclasses.replace(smoke, runs={"B": ["ntp"]}, seeds={"B": 1}, first_seed=7, weights={name: "LlamaGen-B-256"})
+    finish(preset, Run("B", seed=7))
+    path = graph.run_dir(preset, Run("B", seed=7)) / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights": {"parameters": 5}}))
+    records.write_record(graph.evaluate_job(preset, Run("B", seed=7)))
+    assert tables.make_table(preset, 1).set_index("model")["ours"]["LlamaGen-B"] == "released weights"
+
+
+def test_floors_are_those_of_the_tables_own_extractor(home):
+    """A preset that looks with another network at another's models has no floors of its own."""
+    digits, seen = load_preset("digits"), load_preset("digits_seen")
+    path = graph.tokenizer_dir(digits) / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(FLOORS))
+    assert results.floors(digits).startswith("floors: FID 3.25 of 500")
+    assert results.floors(seen) == "floors: not measured with this extractor and reference (preset study's are by others)"
+
+
+def test_a_caption_is_latex(partly_run):
+    """What LaTeX takes for its own is escaped there too, as in the cells."""
+    preset = dataclasses.replace(partly_run, name="study_8x8", description="50 % & more of_it")
+    written = tables.write_table(preset, "table2_patch_size", tables.make_table(preset, 2))
+    (caption,) = [line for line in written[2].read_text().splitlines() if line.startswith("\\caption")]
+    assert caption == "\\caption{table2 patch size, preset study\\_8x8: 50 \\% \\& more of\\_it}"
+
+
 def test_rows_that_nobody_asked_for_are_not_run(home, smoke):
     """One release among one's own runs says nothing of other rows."""
     preset = dataclasses.replace(smoke, runs={"B": ["ntp", "npp_p2_lambda1-2"]}, weights={"GPT-B_ntp_seed0": "LlamaGen-B-256"})

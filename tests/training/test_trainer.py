@@ -368,6 +368,28 @@ def test_half_trained_weights_are_none(store, home, smoke, step, finished):
         assert not models.load_trained(smoke, run, store).training
 
 
+@pytest.mark.parametrize("left", [None, 4])
+def test_a_finished_training_whose_last_checkpoint_is_damaged_goes_on(store, home, smoke, left):
+    """An evaluation refuses it in one line, and from then on the training counts as to be run again, from the one before."""
+    run = Run("B", epochs=8)
+    folder, digest = graph.checkpoint_dir(smoke, run), graph.train_job(smoke, run).digest
+    weights = {"model": trainer.make_model(store, smoke.models["B"], smoke.training, 0).state_dict()}
+    for step in (left, 8) if left else (8,):
+        save_checkpoint(folder, step, weights, {"config_digest": digest}, keep_last=2)
+    assert not graph._checkpoint_gone(smoke, run)
+    file = folder / "step_00000008/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with (
+        pytest.warns(UserWarning, match="missing or damaged"),
+        pytest.raises(NppkitError, match="run the train notebook, or make"),
+    ):
+        models.load_trained(smoke, run, store)
+    assert graph._checkpoint_gone(smoke, run).endswith(" is gone")
+    assert [path.name for path in checkpoints(folder)] == ([f"step_{left:08d}"] if left else [])
+    save_checkpoint(folder, 8, weights, {"config_digest": digest}, keep_last=2)
+    assert not graph._checkpoint_gone(smoke, run) and not models.load_trained(smoke, run, store).training
+
+
 def test_seeds_differ(store, tmp_path):
     """Another seed gives other batches and other weights: the equality above is not empty."""
     a, b = (trainer.make_model(store, SIZES, CONFIG, seed) for seed in (0, 1))

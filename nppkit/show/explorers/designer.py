@@ -62,7 +62,7 @@ class ScheduleDesigner:
     def save(self) -> None:
         """Write the preset; what prevents it is explained beside the button."""
         try:
-            path = self.folder / self.file.value
+            path = self.folder / Path(self.file.value).expanduser()
             if path.stem in preset_names():
                 raise NppkitError(f"{path.stem} is a packaged preset: choose another name")
             if path.exists() and not self.replace.value:
