@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nppkit.errors import NppkitError
-from nppkit.files import json_digest, noted, remedy, sha256, sync
+from nppkit.files import json_digest, noted, remedy, sha256, share, sync
 from nppkit.machine.processes import part_of
 
 
@@ -56,7 +56,7 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> 
     state = {**state, "files": {path.name: sha256(path) for path in folder.iterdir()}}
     (folder / "state.json").write_text(json.dumps({**state, "digest": json_digest(state)}))
     for path in folder.iterdir():
-        path.chmod((folder / "state.json").stat().st_mode)  # safetensors would leave it to the owner alone
+        share(path, (folder / "state.json").stat().st_mode)
         sync(path)
     sync(folder)
 

@@ -96,9 +96,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # as umask says; safetensors would leave it to the owner alone
+        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)
+        share(temporary, mode)
         sync(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
@@ -106,6 +106,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def share(path: Path, mode: int) -> None:
+    """Let those read a file who may by umask, whose `mode` another new file has; safetensors leaves it to the owner alone."""
+    if path.stat().st_mode != mode:  # file systems without modes refuse to be asked
+        path.chmod(mode)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -224,9 +224,9 @@ def floors(preset: Preset) -> str:
     path, lender = tokenizer_dir(preset) / "metrics.json", tokenizer_preset(preset)
     if not path.is_file():
         return "floors: not run"
-    if (preset.extractor, preset.evaluation.reference) != (lender.extractor, lender.evaluation.reference):
-        return f"floors: not measured with this extractor and reference (preset {lender.name}'s are by others)"
     m = read_json(path)
+    if (preset.extractor, preset.evaluation.reference) != (lender.extractor, m.get("reference", lender.evaluation.reference)):
+        return f"floors: not measured with this extractor and reference (those of {lender.name}'s tokenizer are by others)"
     return (
         f"floors: FID {m['reconstruction_fid']:.3g} of {m['reconstruction_images']} reconstructed training images, "
         f"{m['real_fid']:.3g} of {m['real_images'][0]} training images against the other {m['real_images'][1]}"

@@ -264,14 +264,18 @@ def test_released_weights_of_another_first_seed(home, smoke):
     assert tables.make_table(preset, 1).set_index("model")["ours"]["LlamaGen-B"] == "released weights"
 
 
-def test_floors_are_those_of_the_tables_own_extractor(home):
+def test_floors_are_those_of_the_tables_own_extractor(home, changed):
     """A preset that looks with another network at another's models has no floors of its own."""
     digits, seen = load_preset("digits"), load_preset("digits_seen")
     path = graph.tokenizer_dir(digits) / "metrics.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(FLOORS))
     assert results.floors(digits).startswith("floors: FID 3.25 of 500")
-    assert results.floors(seen) == "floors: not measured with this extractor and reference (preset study's are by others)"
+    unlike = "floors: not measured with this extractor and reference (those of {}'s tokenizer are by others)"
+    assert results.floors(seen) == unlike.format("study")
+    later = changed(load_preset("study"), "evaluation.reference", "real.npz")  # after the tokenizer had been looked at
+    path.write_text(json.dumps({**FLOORS, "reference": ""}))
+    assert results.floors(later) == unlike.format("study")
 
 
 def test_a_caption_is_latex(partly_run):
