@@ -32,16 +32,15 @@ def import_llamagen(
     names the first file that is missing, not of integers, out of range, or of another shape than the first, and a folder that
     holds codes that were extracted, or that another process imports to.
     """
-    folder, codes, labels = Path(folder), [Path(path) for path in codes], Path(labels)
+    folder, codes, labels = Path(folder), list(map(Path, codes)), Path(labels)
     _check_given(vocab_size, image_size, class_names or [])
     if (there := stored_manifest(folder)) and not there.imported:
         raise NppkitError(f"{folder} holds codes that were extracted here: remove the folder, or name another")
     n, sets = _count_files([*codes, labels]), len(codes)
     _, crops, tokens = first = _check_shape(codes[0] / "0.npy")
     grid, shape = math.isqrt(tokens), (n, sets * crops, tokens)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_space(folder, 2 * math.prod(shape), "the codes")
     with exclusive(folder, "codes"):
+        check_space(folder, 2 * math.prod(shape), "the codes")
         part, digest, targets = folder / "codes.npy.import.part", hashlib.sha256(), np.zeros(n, np.int64)
         with open(part, "wb") as file:
             write_header(file, shape)
@@ -53,8 +52,8 @@ def import_llamagen(
         sync(part)
         digest.update(targets.tobytes())
         names = class_names or [str(label) for label in range(targets.max() + 1)]
-        image_size = image_size or grid * TOKENIZERS["VQ-16"].downsampling
-        about = (n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), image_size)
+        side = image_size or grid * TOKENIZERS["VQ-16"].downsampling
+        about = n, shape[1], grid, vocab_size, names, tokenizer_sha256, digest.hexdigest(), side
         publish(part, folder, targets, Manifest(*about, imported=True))
     return CodeStore(folder)
 

@@ -32,6 +32,12 @@ KERNEL_START_SECONDS = 300
 KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
 ATTEMPT = "NPPKIT_ATTEMPT"  # how many times Snakemake has started this job, this one included
 KERNEL_DIED = "its kernel died (out of memory, or killed)"
+QUIET = {  # the notebook's errors come back with it, so that the kernel itself need say nothing
+    "start_timeout": KERNEL_START_SECONDS,
+    "progress_bar": False,
+    "log_output": False,
+    "extra_arguments": ["--log-level=CRITICAL"],
+}
 
 
 def declared_parameters(source: str) -> dict[str, tuple[type, object]]:
@@ -106,9 +112,7 @@ def execute(job: Job, overrides: dict) -> None:
     notebook, executed = NOTEBOOKS / f"{job.notebook}.ipynb", job.folder / f"{job.notebook}.ipynb"
     values = job_parameters(job, notebook, overrides)
     machine = prepare(job, values)
-    options = dict(cwd=NOTEBOOKS, progress_bar=False, start_timeout=KERNEL_START_SECONDS, log_output=False)
-    options |= dict(kernel_name=NAME, language="python", kernel_manager_class=OwnKernel)
-    options["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel itself; the notebook's errors come back with it
+    options = dict(cwd=NOTEBOOKS, kernel_name=NAME, language="python", kernel_manager_class=OwnKernel, **QUIET)
     gpus = leased(machine.devices) if machine.device in ("auto", "cuda") else nullcontext()
     use_forked_kernels()
     with exclusive(job.folder, job.notebook), gpus, StopRequest(stop_kernels) as stop:
@@ -130,7 +134,7 @@ def execute(job: Job, overrides: dict) -> None:
             write_record(job, inputs)
             return
     if stop.requested or reason.startswith("Interrupted"):
-        saved = reason.startswith("Interrupted")
+        saved = reason.startswith("Interrupted: ")
         said = reason.removeprefix("Interrupted: ") if saved else "stopped; the same command begins it again"
         raise Interrupted(f"{job.name}: {said}", stop.requested)
     raise NppkitError(f"{job.name} failed: {reason} (read {executed})")

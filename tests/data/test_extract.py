@@ -293,7 +293,7 @@ def test_import_of_llamagens_files(tmp_path):
     m = store.manifest
     assert (m.images, m.crops, m.grid_size, m.vocab_size, m.image_size) == (12, 10, 4, 16384, 64)
     assert m.tokenizer_sha256 == "sha" and len(m.source_digest) == 64
-    assert sorted(contents(tmp_path / "out")) == ["codes.npy", "labels.npy", "manifest.json"]
+    assert sorted(contents(tmp_path / "out")) == [".codes.lock", "codes.npy", "labels.npy", "manifest.json"]
 
 
 def test_two_imports_into_one_folder(tmp_path, monkeypatch):

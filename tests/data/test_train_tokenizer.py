@@ -101,6 +101,7 @@ def test_a_killed_training_continues_with_the_same_bits(pixels, tmp_path, monkey
 def test_a_training_that_is_asked_to_stop_saves_first(pixels, tmp_path, signum):
     """Between two checkpoints: what was trained stays, and goes on with the same bits."""
     whole, history = train_tokenizer.train_tokenizer(pixels, TINY, FULL)
+    before = signal.signal(signum, signal.SIG_DFL)  # who tests in the background ignores Ctrl-C, and that would stay ignored
 
     def asked(steps):
         for step in steps:
@@ -110,6 +111,7 @@ def test_a_training_that_is_asked_to_stop_saves_first(pixels, tmp_path, signum):
 
     with pytest.raises(guard.Interrupted, match="stopped after step 8; the same command goes on"):
         train_tokenizer.train_tokenizer(pixels, TINY, FULL, asked, folder=tmp_path, digest="same")
+    signal.signal(signum, before)
     seen = []
     again, rest = train_tokenizer.train_tokenizer(
         pixels, TINY, FULL, lambda r: seen.extend(r) or r, folder=tmp_path, digest="same"
