@@ -18,7 +18,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 
 SNAKEMAKE = $(BIN)/python -m nppkit warm $(BIN)/snakemake --workflow-profile profiles/$(PROFILE) --cores $(CORES)
 WORKERS ?= -n 3 --dist worksteal
-CONFIG = --config "preset=\"$$PRESET\"" $(RUN)  # comes last: it takes every word after it
+CONFIG = --config "preset=$$PRESET" $(RUN)  # comes last: it takes every word after it
 BENCH := step patches training memory breakdown loss sampling store launcher fixed
 
 .PHONY: help env reproduce plan study study-report test test-all soak audit bench lint lab site crate badges clean \

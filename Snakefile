@@ -28,8 +28,8 @@ try:
     if unknown := ASKED.keys() - {"devices", "nodes", "shard", "tensorboard"}:
         raise errors.NppkitError(f"RUN: {min(unknown)!r} is unknown: use devices, nodes, shard or tensorboard")
     RUN = settings.build(Options, ASKED, "RUN")
-    if not isinstance(config.get("preset", "demo"), str):  # Snakemake reads it as YAML
-        raise errors.NppkitError(f"preset {config['preset']!r} is no text: write --config 'preset=\"...\"'")
+    if not isinstance(config.get("preset", "demo"), str):
+        raise errors.NppkitError(f"preset {config['preset']!r} is no text to Snakemake, which reads YAML: name a file without ': '")
     if set("{}") & set(str(files.home())):
         raise errors.NppkitError(f"NPPKIT_HOME {files.home()} has braces, which Snakemake takes for wildcards: name another")
     PRESET = presets.load_preset(config.get("preset", "demo"))
