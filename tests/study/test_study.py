@@ -29,6 +29,7 @@ UNKEPT = ("solar", "photographs", "photographs_rates", "solar_patches", *TOKENS)
 RESULTS = (
     *STUDIES,
     "digits_rates",
+    "converged",
     "converged_rates",
     "digits",
     "digits_seen",
