@@ -65,9 +65,10 @@ def load_trained(preset: Preset, run: Run, store: CodeStore) -> GPT:
         return load_released(preset, run, store).eval().requires_grad_(False)
     last = last_checkpoint(preset, run)
     found = load_newest(last.parent, train_job(preset, run).digest)
-    if found is None or found[1]["step"] < run.training(preset).epochs * preset.training.steps_per_epoch:
+    step = found[1]["step"] if found else 0
+    if last.name != f"step_{step:08d}":
         if last.is_dir():
-            set_aside(last.parent, found[1]["step"] if found else 0)
+            set_aside(last.parent, step)
         raise NppkitError(f"no finished checkpoint of {run.id} in {last.parent}: run the train notebook, or make again")
     model = make_model(store, preset.models[run.size], preset.training, run.seed)
     model.load_state_dict(found[0]["model"])
