@@ -133,8 +133,8 @@ def execute(job: Job, overrides: dict) -> None:
         else:
             write_record(job, inputs)
             return
-    if stop.requested or reason.startswith("Interrupted"):
-        saved = reason.startswith("Interrupted: ")
+    saved = reason.startswith("Interrupted: ")
+    if stop.requested or saved:
         said = reason.removeprefix("Interrupted: ") if saved else "stopped; the same command begins it again"
         raise Interrupted(f"{job.name}: {said}", stop.requested)
     raise NppkitError(f"{job.name} failed: {reason} (read {executed})")

@@ -29,11 +29,17 @@ def request(preset: Preset, job: Job, devices: int = 0, nodes: int = 1) -> dict[
     devices, nodes = devices_of(preset, job, devices, nodes)
     asked = {"runtime": MINUTES, "mem_mb": MEMORY * devices, "nodes": nodes, "slurm_extra": GRACE}
     asked["cpus_per_task"] = devices * options(job).threads
-    if preset.gpu and not preset.beyond:  # the plan is of the paper's models on images
-        asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _planned(preset.source)[0].get(job.name, 0) / (devices * nodes) / 60)
+    if preset.gpu:
         asked["mem_mb"] += _held(preset, job)
         asked["gres"] = f"gpu:{devices}" if job.notebook in ("tokenize", "train", "evaluate") else ""
+    if _is_planned(preset):
+        asked["runtime"] = OVERHEAD + math.ceil(MARGIN * _planned(preset.source)[0].get(job.name, 0) / (devices * nodes) / 60)
     return {key: value for key, value in asked.items() if value != ""}
+
+
+def _is_planned(preset: Preset) -> bool:
+    """The plan is of a GPU, and of the paper's models on images."""
+    return bool(preset.gpu) and not preset.beyond
 
 
 def _held(preset: Preset, job: Job) -> int:
@@ -41,7 +47,7 @@ def _held(preset: Preset, job: Job) -> int:
     e, side = preset.evaluation, preset.data.image_size
     if job.notebook == "evaluate":
         return math.ceil((e.samples + e.select_samples) * preset.data.frames * 3 * side**2 / 1e6)
-    return _planned(preset.source)[2][job.parameters["run"]] if job.notebook == "train" else 0
+    return _planned(preset.source)[2][job.parameters["run"]] if job.notebook == "train" and _is_planned(preset) else 0
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,7 +74,7 @@ def parameters(preset: Preset, job: Job, devices: int = 0, nodes: int = 1, shard
     devices, nodes = devices_of(preset, job, devices, nodes)
     words = f" -p devices {devices}" * (devices > 1) + f" -p nodes {nodes}" * (nodes > 1)
     words += " -p shard true" * (shard and job.notebook == "train")
-    if preset.gpu and not preset.beyond and job.notebook == "train":
+    if _is_planned(preset) and job.notebook == "train":
         held = max(1, _planned(preset.source)[1][job.parameters["run"]])  # 0 would be the whole share
         words += f" -p micro_batch {held}" * (held < preset.training.batch_size // (devices * nodes))
     return words

@@ -165,14 +165,9 @@ def result_job(preset: Preset, run: Run) -> Job:
 
 def says_of_itself(report: str) -> dict[str, list[str]]:
     """What a reading notebook's metadata says under "nppkit": what follows its name in those of its `figures` (else it has one),
-    the settings of a preset that name other presets whose results it `reads`, and those without which it shows nothing."""
+    the settings of a preset that name other presets whose results it `reads`, and those that it `needs` to show anything."""
     path = NOTEBOOKS / f"{report}.ipynb"
     return read_json(path)["metadata"].get("nppkit", {}) if path.is_file() else {}
-
-
-def needs(report: str) -> list[str]:
-    """The settings that a preset must have for a reading notebook."""
-    return says_of_itself(report).get("needs", [])
 
 
 def report_job(preset: Preset, report: str, known: dict[str, dict] | None = None) -> Job:
@@ -228,9 +223,9 @@ def reports(preset: Preset) -> tuple[str, ...]:
     """
     if gone := [name for name in preset.reports if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{name}.ipynb").is_file()]:
         raise NppkitError(f"preset {preset.name}: reports: there is no notebooks/{gone[0]}.ipynb: take it away, or add it")
-    if lacking := [(name, key) for name in preset.reports for key in needs(name) if not getattr(preset, key)]:
-        name, key = lacking[0]
-        raise NppkitError(f"preset {preset.name}: reports: {name} shows its {key}: set {key}, or take {name} away")
+    for name in preset.reports:
+        if lacking := [key for key in says_of_itself(name).get("needs", []) if not getattr(preset, key)]:
+            raise NppkitError(f"preset {preset.name}: reports: {name} shows its {lacking[0]}: set that, or take {name} away")
     return tuple(dict.fromkeys((*(() if preset.beyond else REPORTS), *preset.reports)))
 
 

@@ -48,10 +48,12 @@ def test_a_preset_without_gpus_asks_for_none(smoke):
 
 
 def test_what_is_not_planned_asks_for_a_day(home):
-    """The plan knows the paper's models on images: a text's would be reckoned on a grid that it does not have."""
+    """The plan knows the paper's models on images: a text's would be reckoned on a grid that it does not have. GPUs it has."""
     text = dataclasses.replace(presets.load_preset("text"), gpu="A100-80G")
     asked = slurm.request(text, job(text, f"train {RUN}"))
-    assert asked["runtime"] == slurm.MINUTES and "micro_batch" not in slurm.parameters(text, job(text, f"train {RUN}"))
+    assert (asked["runtime"], asked["gres"]) == (slurm.MINUTES, "gpu:1") and "micro_batch" not in slurm.parameters(
+        text, job(text, f"train {RUN}")
+    )
 
 
 @pytest.mark.parametrize(("place", "words"), [((0, 1), ""), ((4, 1), " -p devices 4"), ((8, 2), " -p devices 8 -p nodes 2")])
