@@ -1,18 +1,20 @@
 """What the report says in numbers: facts of a confirmatory preset and of those beside it, which the notebook puts in words."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from nppkit.schedule import cost_ratio
 from nppkit.study import protocol, tables, verdicts
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.protocol import NPP, NTP, RESTARTED, Question
 from nppkit.study.results import all_results, differences, paired, results
 from nppkit.study.runs import Run, preset_runs, seeds
-from nppkit.study.stats import SPANS_ZERO, Interval, deviation, interval, plus_minus
+from nppkit.study.stats import SPANS_ZERO, Interval, deviation, interval, plus_minus, welch
 
 MEASURES = {
     "heldout_nll": "held-out NLL",
@@ -198,14 +200,32 @@ class Article:
         sides |= {f"L, NPP minus NTP at {cost}": (self.study, q.run, q.baseline) for cost, q in reversed(at.items())}
         found = {f"{name}, {label}": paired(*side, key) for name, side in sides.items() for key, label in MEASURES.items()}
         longer = paired(self.study, at["equal FLOPs"].run, at["equal epochs"].run, "fid")
-        return {name: str(difference) for name, difference in found.items()} | {
-            "L, what the added epochs bring NPP, FID": str(longer)
-        }
+        found["L, what the added epochs bring NPP, FID"] = longer
+        alone = [results(*side) for side in ((self.control, RESTARTED), (self.study, self.question.baseline))]
+        for key in ("kid", "heldout_nll"):
+            sides = ([row[key] for row in rows] for rows in alone)
+            found[f"NTP with the restart minus NTP without (other seeds, another processor), {MEASURES[key]}"] = welch(*sides)
+        return {name: str(difference) for name, difference in found.items()}
 
-    def unpaired(self) -> Interval:
-        """Question 1's difference minus its control's: other seeds."""
-        x, y = self.apart("fid"), self.controlled
-        return Interval(len(y), x.mean() - np.mean(y), *stats.ttest_ind(x, y, equal_var=False).confidence_interval())
+    def restart_alone(self) -> tuple[Interval, Interval]:
+        """What the restart alone brings in FID, by other seeds: directly, and as what question 1 has beyond its control."""
+        with_it, without = self.fids(self.control, RESTARTED), self.fids(self.study, self.question.baseline)
+        return welch(with_it, without), welch(self.apart("fid"), self.controlled)
+
+    def at_half_the_rate(self) -> Interval:
+        """KID x 1,000 of photographs' next-token prediction with NPP's FLOPs at half its rate, minus that at its rate."""
+        named = (load_preset(name) for name in self.first.tokens)
+        other = next(p for p in named if p.tokenizer_of == self.photographs.name)
+        asked = next(q for q in protocol.questions(self.photographs) if q.text == protocol.EQUAL_FLOPS).baseline
+        sides = [results(other, replace(asked, lr="")), results(self.photographs, asked)]
+        return welch(*([protocol.SCALE["kid"] * row["kid"] for row in rows] for rows in sides))
+
+    def by_the_rule(self, preset: Preset, size: str) -> float:
+        """What "equal FLOPs" comes to by the paper's rule (Section 3.6), which counts no attention: NPP's cost over NTP's."""
+        q = protocol.equal_flops(preset, size)
+        plans = [run.segments(preset.training.epochs) for run in (q.run, q.baseline)]
+        costs = [cost_ratio(segments) * segments[-1].end for segments in plans]
+        return costs[0] / costs[1]
 
     @property
     def power(self) -> float:

@@ -19,12 +19,14 @@ def made(versions: dict[str, str]) -> dict:
 
 
 def commit(folder: Path) -> str:
-    """The checkout's commit, with "-dirty" where files differ from it; empty for an installed package or without git."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    """The checkout's commit, with "-dirty" where files but results differ; empty for an installed package or without git."""
+    command = ["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    command += ["--", ".", *(f":(exclude){made}" for made in ("results", "figures"))]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        first, *lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return first.removeprefix("# branch.oid ") + "-dirty" * any(not line.startswith("#") for line in lines)
 
 
 def said(origins: list[dict]) -> str:

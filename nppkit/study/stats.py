@@ -77,6 +77,17 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     return Interval(len(x), x.mean(), x.mean() - half, x.mean() + half)
 
 
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Mean of ours minus mean of theirs, which share no seed, and Welch's 95 % interval for it; n is the smaller number."""
+    of, n = [np.asarray(values, float) for values in (ours, theirs)], min(len(ours), len(theirs))
+    if n < 2:
+        return Interval(n, *[float("nan")] * 3)
+    errors = [deviation(x) ** 2 / len(x) for x in of]
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(x) - 1) for e, x in zip(errors, of, strict=True))
+    half, mean = special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * sum(errors) ** 0.5, of[0].mean() - of[1].mean()
+    return Interval(n, mean, mean - half, mean + half)
+
+
 def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation; NaN of fewer than two values, exactly 0 of equal ones."""
     if len(values) < 2:

@@ -8,7 +8,7 @@ import pandas as pd
 from nppkit.files import read_json
 from nppkit.study.graph import tokenizer_dir
 from nppkit.study.presets import Preset, load_preset
-from nppkit.study.protocol import equal_flops
+from nppkit.study.protocol import SCALE, equal_flops
 from nppkit.study.results import paired, results
 
 BITS = 1 / math.log(2)  # in a nat
@@ -17,14 +17,14 @@ BITS = 1 / math.log(2)  # in a nat
 def kinds(study: Preset) -> pd.DataFrame:
     """A row a kind of codes, a preset of the study's `tokens`: NPP minus next-token prediction (NTP) at equal FLOPs, size B.
 
-    kind, images, grid, codes (how many there are), seeds; bits: what a held-out token costs NTP; fid and less (held-out bits a
-    token), each an Interval; floor: FID of the tokenizer's reconstructions. Numbers are NaN where nothing is run.
+    kind, images, grid, codes (how many there are), seeds; bits: what a held-out token costs NTP; fid, kid (x 1,000) and less
+    (held-out bits a token), each an Interval; floor: FID of the tokenizer's reconstructions. Without runs numbers are NaN.
     """
     lines = []
     for p in map(load_preset, study.tokens):
         q, side = equal_flops(p, "B"), p.data.image_size // p.tokenizer.network.downsampling
         images, codes = "digits" if p.data.source == "mnist" else "photographs", p.tokenizer.network.codebook_size
-        found = {"fid": paired(p, q.run, q.baseline, "fid")}
+        found = {"fid": paired(p, q.run, q.baseline, "fid"), "kid": paired(p, q.run, q.baseline, "kid", in_thousandths)}
         found["less"] = paired(p, q.run, q.baseline, "heldout_nll", lambda a, b: (a - b) * BITS)
         bits, metrics = [row["heldout_nll"] * BITS for row in results(p, q.baseline)], tokenizer_dir(p) / "metrics.json"
         line = {"kind": f"{images} as {side} x {side} codes of {codes}", "images": images, "grid": f"{side} x {side}"}
@@ -33,9 +33,14 @@ def kinds(study: Preset) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def on_which(known: pd.DataFrame) -> str:
-    """On how many kinds NPP's FID is lower than NTP's, higher, and open, and which the decided ones are."""
-    sides = known["fid"].map(lambda found: found.side("lower", "higher"))
+def in_thousandths(ours: float, theirs: float) -> float:
+    """A difference of KID as it is told: times 1,000."""
+    return SCALE["kid"] * (ours - theirs)
+
+
+def on_which(known: pd.DataFrame, measure: str = "fid") -> str:
+    """On how many kinds NPP's FID, or its `measure`, is lower than NTP's, higher, and open, and which the decided ones are."""
+    sides = known[measure].map(lambda found: found.side("lower", "higher"))
     named = {side: known["kind"][sides == side].tolist() for side in ("lower", "higher")}
     told = {side: f"{len(names)}{' (' * bool(names)}{'; '.join(names)}{')' * bool(names)}" for side, names in named.items()}
     still = len(known) - sum(map(len, named.values()))

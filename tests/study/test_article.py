@@ -60,7 +60,11 @@ def test_facts_of_the_first_question(facts):
     assert interval(x).mean == pytest.approx(facts.decision.mean) and len(x) == facts.decision.n == len(facts.without)
     assert facts.mean_of("fid", 0) - facts.mean_of("fid", 1) == pytest.approx(facts.decision.mean)
     assert facts.factor * facts.decision.p == pytest.approx(facts.decision.adjusted)
-    assert facts.unpaired().mean == pytest.approx(x.mean() - facts.beside.mean) and len(facts.controlled) == facts.beside.n
+    direct, through = facts.restart_alone()
+    assert through.mean == pytest.approx(x.mean() - facts.beside.mean) and len(facts.controlled) == facts.beside.n
+    assert str(direct) == "-0.21 [-1.16, 0.73]" and str(facts.at_half_the_rate()) == "1.2 [-0.2, 2.6]"
+    assert facts.by_the_rule(facts.study, "L") == pytest.approx(509 / 300 * 0.625, rel=2e-3)
+    assert facts.by_the_rule(facts.photographs, "B") == pytest.approx(300 / 181 * 0.625, rel=2e-3)
     rates, others, smallest = facts.rates()
     assert smallest and list(rates["chosen"]) == ["0.0015"] * 4 and "B's NTP" in others
 
@@ -72,6 +76,8 @@ def test_kinds_of_codes_in_words():
     assert tokens.on_which(known) == "lower than NTP's on 1 (a) of 4 kinds of codes, higher on 1 (b), open on 2"
     assert tokens.on_which(known[2:]) == "lower than NTP's on 0 of 2 kinds of codes, higher on 0, open on 2"
     kinds = tokens.kinds(load_preset("study"))
+    by_kid = tokens.on_which(kinds[kinds["images"] == "photographs"], "kid")
+    assert "on 2 (photographs as 16 x 16 codes of 8; photographs as 16 x 16 codes of 256) of 4" in by_kid
     (row,) = (row for _, row in kinds.iterrows() if row["kind"] == "digits as 16 x 16 codes of 32")
     q = protocol.equal_flops(load_preset("tokens_16x16_32"), "B")
     assert row["seeds"] == 3 and 1.2 < row["bits"] < 1.4 and q.run.lam and row["fid"].low < row["fid"].mean < row["fid"].high

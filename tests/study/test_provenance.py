@@ -26,13 +26,17 @@ def test_a_record_says_how_it_was_made(tmp_path):
 
 
 def test_the_commit_of_a_checkout(tmp_path):
-    """The commit's full name, whether files differ from it, and nothing where there is no repository."""
+    """The commit's full name, whether files differ from it that make results, and nothing where there is no repository."""
     assert provenance.commit(tmp_path) == ""
     git(tmp_path, "init", "-q")
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
+    (tmp_path / "results").mkdir()
+    for name in ("a", "results/a"):
+        (tmp_path / name).write_text("1")
+    git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "a")
     git(tmp_path, "tag", "-am", "v1", "v1")
+    (tmp_path / "results/a").write_text("2")  # a run that is made again
+    (tmp_path / "new").touch()
     assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "a").write_text("2")
     assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"

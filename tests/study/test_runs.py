@@ -429,6 +429,18 @@ def test_a_checkpoint_that_is_needed_and_gone_is_trained_again(chain, smoke):
     assert [line.split(" ")[0] for line in graph.set_aside_stale(smoke)] == ["train", "evaluate"]
 
 
+def test_a_tokenizer_that_came_out_otherwise_makes_all_anew(chain, smoke):
+    """Asked for one table or evaluation, Snakemake looks no further than a result that is there: it must not be an older one."""
+    tokenize, train, evaluate = chain
+    assert graph.set_aside_stale(smoke) == []
+    complete(tokenize, "other codes")
+    assert graph.set_aside_stale(smoke) == [
+        f"{train.name} will run again: the results of tokenize have changed",
+        f"{evaluate.name} will run again: {train.name} runs again",
+    ]
+    assert not train.record.exists() and not evaluate.record.exists()
+
+
 @pytest.mark.parametrize("size", ["B", "B-384"])
 def test_codes_may_be_gone_until_they_are_needed(home, smoke, size):
     """Without its codes what was made of them counts; when a run needs them they are made first. What is there must be right."""
@@ -441,7 +453,8 @@ def test_codes_may_be_gone_until_they_are_needed(home, smoke, size):
         path.unlink()
     assert graph.set_aside_stale(preset) == [] and "codes.npy is missing" in records.why_incomplete(tokenize)
     (graph.run_dir(preset, run) / "history.csv").unlink()
-    assert [line.split(" will")[0] for line in graph.set_aside_stale(preset)] == [tokenize.name, f"train {run.id}"]
+    again = [tokenize.name, f"train {run.id}", f"evaluate {run.id}"]
+    assert [line.split(" will")[0] for line in graph.set_aside_stale(preset)] == again
     complete(tokenize)
     (tokenize.folder / tokenize.spared[0]).write_text("other")
     assert graph.set_aside_stale(preset)[0].startswith(f"{tokenize.name} will run again")

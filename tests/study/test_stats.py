@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from nppkit.study.stats import Interval, decimals, deviation, interval, plus_minus, pooled_deviation
+from nppkit.study.stats import Interval, decimals, deviation, interval, plus_minus, pooled_deviation, welch
 
 
 def test_interval_of_known_values():
@@ -78,3 +79,11 @@ def test_digits_that_the_uncertainty_leaves(mean, spread, text):
 def test_an_interval_keeps_its_side_of_zero(ends, text):
     """Two digits of the half width."""
     assert str(Interval(5, *ends)) == text
+
+
+def test_unpaired_is_welchs():
+    """Its interval is scipy's, for unlike numbers and deviations; of a single value there is none."""
+    ours, theirs = [1.0, 2.0, 4.5], [7.0, 3.0, 3.5, 9.0, 20.0]
+    ends, found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(), welch(ours, theirs)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high)) and found.n == 3
+    assert found.mean == pytest.approx(2.5 - 8.5) and str(welch([1.0], theirs)) == "nan (one seed)"

@@ -18,6 +18,7 @@ import torch
 from nppkit.cost import step_flops
 from nppkit.model import GPT, GPTConfig
 from nppkit.study import claims, graph, protocol, results, runs, tables
+from nppkit.study.article import Article
 from nppkit.study.presets import load_preset, preset_names
 from nppkit.study.records import why_incomplete
 from nppkit.study.runs import Run
@@ -177,10 +178,9 @@ def test_readme_says_todays_numbers():
         f"on {again.n} repeats more of the smaller model, the difference is {said}." in told and -1 < again.low < 0 < again.high
     )
     beside = load_preset(study.control)
-    alone = (
-        np.mean([row["fid"] for row in results.results(*pair)]) for pair in ((beside, protocol.RESTARTED), (study, gain.baseline))
-    )
-    assert "({:.1f} with it, {:.1f} without, other repeats)".format(*alone) in told
+    facts = Article(study)
+    direct, through = (f"{i.mean:.1f}, from {i.low:.1f} to {i.high:.1f}," for i in facts.restart_alone())
+    assert f"is open ({direct} between other repeats without patches; {through} as the two differences differ)." in told
     favoured = {key: results.paired(beside, protocol.NPP, protocol.RESTARTED, key) for key in ("kid", "heldout_nll", "agreement")}
     assert favoured["kid"].high < 0 and favoured["heldout_nll"].high < 0 and favoured["agreement"].low > 0
 
@@ -190,6 +190,14 @@ def test_readme_says_todays_numbers():
     assert f"KID (like FID; x 1,000) is {same.mean:.1f} higher ({same.low:.1f} to {same.high:.1f}; 8 repeats" in told
     assert f"KID is {-cheaper.mean:.1f} lower ({-cheaper.high:.1f} to {-cheaper.low:.1f}): supported" in told
     assert results.paired(photographs, *protocol.questions(photographs)[0][2:4], "heldout_nll").low > 0  # "a little worse"
+    half = facts.at_half_the_rate()
+    assert f"its KID is {half.mean:.1f} higher ({half.low:.1f} to {half.high:.1f}), as much as this gain." in told
+    costly = (protocol.PATCHES.run, protocol.LEVELS.run, protocol.LAMBDA.run.of("L"))
+    shares = [results.paired(study, run, protocol.NTP.of(run.size), "flops", lambda a, b: a / b).mean for run in costly]
+    assert "({:.2f}, {:.2f} and {:.2f} of training without patches)".format(*shares) in told
+    unseen = [results.paired(facts.seen, q.run, q.baseline, "fid") for q in (protocol.PATCHES, protocol.LEVELS)]
+    assert "EfficientNet sees no loss by the first two" in told and all(i.mean < 0 < i.high < 1 for i in unseen)
+    assert results.paired(study, protocol.NPP.of("L"), protocol.NTP.of("L"), "heldout_nll").low > 0  # "a little worse"
 
     text = [Run.parse(f"GPT-B_{name}_seed0") for name in ("npp_p4_lambda2-3_lr3e-3", "ntp_epochs142_lr15e-4")]
     worse = results.paired(load_preset("text"), *text, "heldout_nll")
