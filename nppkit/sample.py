@@ -173,8 +173,10 @@ def decode_tokens(
             off = -1 < config.cfg_interval < position - 1  # LlamaGen counts from the second token
             logits = logits.chunk(2)[0] if off else guide(logits, config.cfg_scale)
         finite = finite & (logits := logits / config.temperature).isfinite().all()
-        if device.type == "cpu" or position == c.block_size - 1:
-            _require(finite, position)
+        if (device.type == "cpu" or position == c.block_size - 1) and not finite:
+            raise NppkitError(
+                f"logits at or before token {position} are not finite: check the weights, cfg_scale and temperature"
+            )
         logits = filter_logits(logits, config.top_k, config.top_p)
         codes = pick(logits, u[:, position])
         if prefix is not None and position < prefix.shape[1]:
@@ -182,11 +184,6 @@ def decode_tokens(
         yield codes
         x = model.tok_embeddings(codes)
         x = torch.cat([x, x]) if guided else x
-
-
-def _require(finite: Tensor, position: int) -> None:
-    if not finite:
-        raise NppkitError(f"logits at or before token {position} are not finite: check the weights, cfg_scale and temperature")
 
 
 def sample_codes(model: GPT, labels: Tensor, config: SamplingConfig, index: np.ndarray | None = None) -> Tensor:
