@@ -79,15 +79,14 @@ def layer_bytes(c: GPTConfig, precision: str) -> int:
     return 2 * c.dim * (8 + size) + attention + 4 * c.hidden_dim * size + 2 * c.dim
 
 
-def activation_bytes(c: GPTConfig, patch_size: Window, precision: str) -> int:
-    """The same of one image: all layers, and the head's logits in fp32 with the two parts of their gradient."""
-    n = c.block_size // area(patch_size)
-    return (c.prefix - 1 + n) * c.n_layer * layer_bytes(c, precision) + n * 3 * 4 * c.vocab_size
+def activation_bytes(c: GPTConfig, precision: str) -> int:
+    """The same of one image at p = 1: all layers, and the head's logits in fp32 with the two parts of their gradient."""
+    return c.positions * c.n_layer * layer_bytes(c, precision) + c.block_size * 3 * 4 * c.vocab_size
 
 
 def largest_batch(c: GPTConfig, precision: str, memory: float, batch_size: int) -> int:
     """Images of a batch that a device holds at p = 1, halved from batch_size until they fit; 0 if not even one does."""
-    while batch_size and state_bytes(c) + batch_size * activation_bytes(c, 1, precision) > 0.9 * memory:
+    while batch_size and state_bytes(c) + batch_size * activation_bytes(c, precision) > 0.9 * memory:
         batch_size //= 2
     return batch_size
 

@@ -62,7 +62,7 @@ def test_largest_batch():
     """The batch is halved until states and activations fit, and 0 where the weights alone are too many."""
     xxl = GPTConfig(**MODELS["XXL"], grid_size=24)
     batch = cost.largest_batch(xxl, "bf16", 80e9, 256)
-    used = [cost.state_bytes(xxl) + b * cost.activation_bytes(xxl, 1, "bf16") for b in (batch, 2 * batch)]
+    used = [cost.state_bytes(xxl) + b * cost.activation_bytes(xxl, "bf16") for b in (batch, 2 * batch)]
     assert 0 < batch < 256 and used[0] <= 0.9 * 80e9 < used[1]
     assert cost.largest_batch(xxl, "bf16", 8e9, 256) == 0
 

@@ -188,7 +188,7 @@ def run_line(preset: Preset, run: Run, seconds: Seconds, memory: float) -> dict:
         "steps": sum(steps.values()),
         "tokens": tokens,
         "FLOPs": train_flops(preset, run),
-        "GB a device": (cost.state_bytes(c) + held * cost.activation_bytes(c, 1, preset.precision)) / 1e9 * bool(steps),
+        "GB a device": (cost.state_bytes(c) + held * cost.activation_bytes(c, preset.precision)) / 1e9 * bool(steps),
         "images a device": f"{held} of {share}" if steps else "",
         "disk GB": (3 * cost.checkpoint_bytes(c) * bool(steps) + npz * preset.evaluation.save_npz) / 1e9,
         **seconds,
