@@ -86,18 +86,16 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     preset = tokenizer_preset(preset)
     if preset.data.text:
         return _text_job(preset)
-    outputs = ["metrics.json", "reconstructions.png", *store_files(preset)]
-    upstream = (tokenize_job(preset),) if large else ()
+    spared = store_files(preset)  # a clone has room for the codes of a few studies
+    outputs, upstream = ("metrics.json", "reconstructions.png", *spared), (tokenize_job(preset),) if large else ()
     if not large:
-        outputs += ["tokenizer.safetensors", "tokenizer.json"]
-        outputs += ["extractor.safetensors"] * (preset.extractor.name == "digits")
+        outputs += ("tokenizer.safetensors", "tokenizer.json", *["extractor.safetensors"] * (preset.extractor.name == "digits"))
     config = {"data": settings(preset.data), "tokenizer": settings(preset.tokenizer), "extractor": settings(preset.extractor)}
     config["image_size"] = image_size(preset, large)
     parameters = {"preset": preset.source, "large": large, "options": str(Options(threads=preset.tokenizer_threads))}
     folder = tokenizer_dir(preset, large)
-    spared = tuple(store_files(preset))  # a clone has room for the codes of a few studies
     name, inputs = f"tokenize{LARGE if large else ''}", tokenizer_inputs(preset)
-    return Job(name, "tokenize", parameters, folder, tuple(outputs), upstream, config, spared, inputs)
+    return Job(name, "tokenize", parameters, folder, outputs, upstream, config, spared, inputs)
 
 
 def _text_job(preset: Preset) -> Job:
@@ -113,19 +111,18 @@ def tokenizer_inputs(preset: Preset) -> tuple[str, ...]:
     return (*images, local(t.weights), local(t.start), t.perceptual_weights, preset.extractor.weights)
 
 
-def store_files(preset: Preset) -> list[str]:
+def store_files(preset: Preset) -> tuple[str, ...]:
     """The files of the two code stores of a tokenize job."""
     codes = "codes.npz" if preset.data.packed else "codes.npy"
-    return [f"{split}/{name}" for split in ("train", "heldout") for name in (codes, "labels.npy", "manifest.json")]
+    return tuple(f"{split}/{name}" for split in ("train", "heldout") for name in (codes, "labels.npy", "manifest.json"))
 
 
 def train_job(preset: Preset, run: Run) -> Job:
     """Train one run."""
     preset = models_preset(preset)
-    config = {"model": preset.models[run.size], "training": settings(run.training(preset)), "run": run.id}
-    outputs = ("config.json", "history.csv", "train_metrics.json")
-    config, parameters = {**config, **_precision(preset)}, _parameters(preset, run)
-    return Job(f"train {run.id}", "train", parameters, run_dir(preset, run), outputs, _tokenize_jobs(preset, run), config)
+    config = {"model": preset.models[run.size], "training": settings(run.training(preset)), "run": run.id, **_precision(preset)}
+    folder, outputs = run_dir(preset, run), ("config.json", "history.csv", "train_metrics.json")
+    return Job(f"train {run.id}", "train", _parameters(preset, run), folder, outputs, _tokenize_jobs(preset, run), config)
 
 
 def _tokenize_jobs(preset: Preset, run: Run) -> tuple[Job, ...]:
