@@ -125,10 +125,8 @@ def forest(families: dict[str, pd.DataFrame], controlled: str = "") -> Figure:
 def _question(axes: Axes, place: int, row: pd.Series, controlled: bool) -> None:
     """A question's interval, above that of the study before it, and its verdict on the right."""
     colour = COLOURS.get(row["verdict"], "0.35")
-    verdict, before = (
-        dict(color=colour, markersize=6, elinewidth=1.8),
-        dict(color="0.35", mfc="white", markersize=4, elinewidth=0.9),
-    )
+    verdict = dict(color=colour, markersize=6, elinewidth=1.8)
+    before = dict(color="0.35", mfc="white", markersize=4, elinewidth=0.9)
     for prefix, y, look in (("", place, verdict), ("first_", place + 0.28, before)):
         mean, low, high = (row[f"{prefix}{end}"] for end in ("mean", "low", "high"))
         axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", **look)

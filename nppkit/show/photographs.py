@@ -33,11 +33,8 @@ def photographs(folder: str = "", n: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     pixels = np.stack([np.asarray(center_crop(image, SIDE)) for image in images])
     parts = rearrange(pixels / 255, "n (r h) (c w) k -> (n r c) (h w k)", h=BLOCK, w=BLOCK)
     blocks, codes = kmeans2(parts, BLOCKS, minit="++", rng=0)
-    return (
-        torch.from_numpy(rearrange(pixels, "n h w k -> n k h w").copy()),
-        torch.from_numpy(codes).long().view(len(images), -1),
-        torch.from_numpy(blocks).float(),
-    )
+    pixels = torch.from_numpy(rearrange(pixels, "n h w k -> n k h w").copy())
+    return pixels, torch.from_numpy(codes).long().view(len(images), -1), torch.from_numpy(blocks).float()
 
 
 def patch_pictures(codes: Tensor, blocks: Tensor, patch_size: int) -> Tensor:

@@ -40,10 +40,8 @@ def where(holds: dict[str, bool]) -> str:
 
 def verdict_table(summary: pd.DataFrame, metric: str, before: str = "first study") -> str:
     """A line a question in Markdown, without columns that are still empty."""
-    done = [
-        f"{n} of {m}{f', {k} diverged' * bool(k)}"
-        for n, m, k in zip(*(summary[c] for c in ("seeds", "planned", "diverged")), strict=True)
-    ]
+    counts = summary[["seeds", "planned", "diverged"]].itertuples(index=False)
+    done = [f"{n} of {m}{f', {k} diverged' * bool(k)}" for n, m, k in counts]
     shown = summary[["", "contrast", "size", "claim"]].assign(seeds=done)
     label = protocol.LABEL[metric]
     for name, prefix in ((f"{label} difference", ""), (f"{before}, {label} (exploratory)", "first_")):
@@ -52,9 +50,8 @@ def verdict_table(summary: pd.DataFrame, metric: str, before: str = "first study
         shown[name] = [str(Interval(*row)) if row[1] == row[1] else "" for row in rows]
     complete = (summary["seeds"] + summary["diverged"] >= summary["planned"]).all()
     decided = ~summary["verdict"].str.startswith("planned")
-    shown["corrected p" if complete else "corrected p (can only fall)"] = (
-        summary["adjusted"].map("{:.2g}".format).where(decided, "")
-    )
+    corrected = summary["adjusted"].map("{:.2g}".format).where(decided, "")
+    shown["corrected p" if complete else "corrected p (can only fall)"] = corrected
     shown.insert(2, "verdict", summary["verdict"])  # what a narrow screen shows
     texts = shown.astype(str)
     return tables.markdown(texts.loc[:, (texts != "").any()])
@@ -144,9 +141,8 @@ class Article:
     @cached_property
     def pairs(self) -> list[tuple[dict, dict]]:
         """The results of question 1's two runs, seed by seed."""
-        ours, theirs = (
-            {row["seed"]: row for row in results(self.study, run)} for run in (self.question.run, self.question.baseline)
-        )
+        runs = self.question.run, self.question.baseline
+        ours, theirs = ({row["seed"]: row for row in results(self.study, run)} for run in runs)
         return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
     def apart(self, key: str) -> np.ndarray:
@@ -253,9 +249,8 @@ class Article:
                 )
                 line = {"size": size, "method": method, "seeds": len(planned)}
                 for rate, rows in known.items():
-                    line[f"lr {rate:g}"] = (
-                        f"{rows['fid'].mean():.1f} ± {rows['fid'].std():.1f} ({rows['heldout_nll'].mean():.3f})"
-                    )
+                    fid, nll = rows["fid"], rows["heldout_nll"]
+                    line[f"lr {rate:g}"] = f"{fid.mean():.1f} ± {fid.std():.1f} ({nll.mean():.3f})"
                 lines.append({**line, "chosen": f"{chosen:g}"})
                 others |= {f"{size}'s {method}": f"{likeliest:g}"} if likeliest != chosen else {}
                 smallest &= chosen == min(known)

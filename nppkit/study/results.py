@@ -37,17 +37,9 @@ def run_result(preset: Preset, run: Run) -> dict | None:
     train = metrics["weights"] if run.id in preset.weights else read_json(train_job(preset, run).folder / "train_metrics.json")
     scales = {row["cfg_scale"]: row for row in metrics["guidance"]}
     best = best_guidance(metrics["guidance"])
-    at_best = {f"best_{key}": value for key, value in scales[best].items()}
-    return {
-        **identity,
-        **scales[preset.evaluation.common_guidance],
-        **at_best,
-        **paper_metrics(preset, run, scales),
-        "best_scale": best,
-        "heldout_nll": metrics["heldout_nll"],
-        **_cost(train),
-        "contract": metrics["contract"],
-    }
+    at_best = {f"best_{key}": value for key, value in scales[best].items()} | paper_metrics(preset, run, scales)
+    once = {"best_scale": best, "heldout_nll": metrics["heldout_nll"], **_cost(train), "contract": metrics["contract"]}
+    return identity | scales[preset.evaluation.common_guidance] | at_best | once
 
 
 def _cost(train: dict) -> dict:
