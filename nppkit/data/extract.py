@@ -209,11 +209,9 @@ def in_form(store: CodeStore, packed: bool) -> CodeStore:
 
 def _manifest(model: VQModel, images: ImageSet, crops: str, image_size: int, tokenizer_sha256: str) -> Manifest:
     """All that decides the codes."""
-    vocab_size, grid = model.config.codebook_size, _grid(model, images, image_size)
-    names, source = list(images.class_names), images.digest
-    return Manifest(
-        len(images) // images.frames, CROPS[crops], grid, vocab_size, names, tokenizer_sha256, source, image_size, crops
-    )
+    shape = len(images) // images.frames, CROPS[crops], _grid(model, images, image_size)
+    origin = model.config.codebook_size, list(images.class_names), tokenizer_sha256, images.digest
+    return Manifest(*shape, *origin, image_size, crops)
 
 
 def _grid(model: VQModel, images: ImageSet, image_size: int) -> int | list[int]:

@@ -123,9 +123,8 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and _seen(p))
     splits = [name for name in classes if name.lower() in SPLITS]
     if splits and (len(splits) == len(classes) or ({"train", "training"} & {name.lower() for name in splits} and splits[1:])):
-        classes = splits
-        train = next((name for name in classes if name.lower().startswith("train")), classes[0])
-        unseen = "".join(f", data.heldout_path to {root / name}" for name in sorted(set(classes) - {train}, reverse=True)[:1])
+        train = next((name for name in splits if name.lower().startswith("train")), splits[0])
+        unseen = "".join(f", data.heldout_path to {root / name}" for name in sorted(set(splits) - {train}, reverse=True)[:1])
         raise NppkitError(f"image folder {root} holds splits, not classes: set data.path to {root / train}{unseen}")
     inside = [p.name for p in (root / classes[0]).iterdir() if p.is_dir() and _seen(p)] if len(classes) == 1 else []
     if inside and all(name.lower() in SPLITS for name in inside):

@@ -38,9 +38,8 @@ def moving_digits(digits: ImageSet, frames: int, seed: int) -> ImageSet:
 def motion(seed: int, video: int, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (right, down) at the first frame, from 0 to `room`, and pixels a frame, 1 to FASTEST in either direction."""
     axis = np.arange(2)
-    start, speed, back = (
-        noise.integers(n, seed, noise.MOTION, video, draw, axis) for draw, n in enumerate((room + 1, FASTEST, 2))
-    )
+    ends = enumerate((room + 1, FASTEST, 2))
+    start, speed, back = (noise.integers(end, seed, noise.MOTION, video, draw, axis) for draw, end in ends)
     return start, (1 + speed) * (1 - 2 * back)
 
 

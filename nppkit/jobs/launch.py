@@ -26,7 +26,7 @@ from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, changed_input, last_divergence, read_inputs, why_incomplete, write_diverged, write_record
 from nppkit.study.runs import find_run
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+TYPES = {kind.__name__: kind for kind in KINDS}
 DECIDED = {"preset", "run", "large"}  # by the job that its record names
 KERNEL_START_SECONDS = 300
 KERNEL_STARTS = 5  # a kernel ends at its start where another process took a port between its choice and its use
@@ -61,18 +61,18 @@ def check_parameters(values: dict, declared: dict[str, tuple[type, object]], whe
     }
 
 
-def notebook_parameters(namespace: dict, where: str = "parameters") -> None:
+def notebook_parameters(namespace: dict) -> None:
     """Check a running notebook's own parameters, in place; to be called in the cell after `parameters`.
 
     The annotations of that cell declare them; a cell that papermill injected is known by its first line.
     """
     annotations = namespace.get("__annotations__", {})
-    declared = {name: (kind, namespace[name]) for name, kind in annotations.items() if kind in TYPES.values()}
+    declared = {name: (kind, namespace[name]) for name, kind in annotations.items() if kind in KINDS}
     if not declared:
-        raise NppkitError(f"{where}: run the parameters cell first")
+        raise NppkitError("parameters: run the parameters cell first")
     injected = next((cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")), "")
     names = [node.targets[0].id for node in ast.parse(injected).body]
-    namespace.update(check_parameters({name: namespace[name] for name in (*declared, *names)}, declared, where))
+    namespace.update(check_parameters({name: namespace[name] for name in (*declared, *names)}, declared, "parameters"))
 
 
 def with_options(values: dict, overrides: dict) -> dict:
