@@ -22,6 +22,7 @@ from nppkit.data.codes import UNKNOWN, CodeStore, Manifest
 from nppkit.data.images import CROPS, ImageSet, crop_images
 from nppkit.errors import NppkitError
 from nppkit.files import check_space, remedy, save_arrays, savez_lzma, sync, write_atomic
+from nppkit.machine.processes import Processes
 from nppkit.tokenizer import VQModel, images_at_once, to_model_range, to_pixels
 from nppkit.window import as_grid
 
@@ -175,20 +176,32 @@ def extract_codes(
         raise NppkitError(f"rank {rank} is not one of {world_size} processes: count from 0")
     if batch_size < 1:
         raise NppkitError(f"batch_size {batch_size}: give 1 image or more")
-    for open_store in (_open_imported, open_complete):
-        if (store := open_store(folder, manifest)) is not None:
-            return in_form(store, packed)
-    part, n = Part(folder, manifest, rank, world_size), manifest.images
-    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-    mine, done = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size], part.written
-    for batch in progress([batch for batch in mine if not done[batch.start : batch.stop].all()]):
-        pixels = np.stack([_item(images, i, crops, image_size) for i in batch])  # (b, crops, frames, S, S, 3)
-        codes = encode_pixels(model, pixels.reshape(-1, *pixels.shape[3:]))
-        part.write(batch.start, codes.reshape(len(batch), *part.shape[1:]))
-    part.complete(images.labels[:: images.frames])
-    if stored_manifest(folder) != manifest:
-        return None
-    return in_form(CodeStore(folder), packed)
+
+    def encoded(index: np.ndarray) -> np.ndarray:
+        pixels = np.stack([_item(images, int(i), crops, image_size) for i in index])  # (b, crops, frames, S, S, 3)
+        return encode_pixels(model, pixels.reshape(-1, *pixels.shape[3:])).reshape(len(index), manifest.crops, -1)
+
+    store, labels = _open_imported(folder, manifest), images.labels[:: images.frames]
+    if store is None:
+        store = filled(folder, manifest, labels, encoded, batch_size, Processes(rank, world_size), progress)
+    return None if store is None else in_form(store, packed)
+
+
+def filled(
+    folder: Path, manifest: Manifest, labels: np.ndarray, code: Callable, batch_size: int, processes: Processes, show: Callable
+) -> CodeStore | None:
+    """The store that the manifest describes, once this and all other processes have filled their shares; None before.
+
+    code(index): the codes (b, crops, N) of the images at an index (b,). What is on disk is not made again.
+    """
+    if (store := open_complete(folder, manifest)) is not None:
+        return store
+    part, starts = Part(folder, manifest, processes.rank, processes.size), range(0, manifest.images, batch_size)
+    mine, done = starts[processes.share(len(starts))], part.written
+    for start in show([start for start in mine if not done[start : start + batch_size].all()]):
+        part.write(start, code(np.arange(start, min(start + batch_size, manifest.images))))
+    part.complete(labels)
+    return CodeStore(folder) if stored_manifest(folder) == manifest else None
 
 
 def in_form(store: CodeStore, packed: bool) -> CodeStore:

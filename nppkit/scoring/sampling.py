@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nppkit.data.codes import CodeStore, Manifest
-from nppkit.data.extract import Part, open_complete, stored_manifest
+from nppkit.data.extract import filled
 from nppkit.machine.devices import autocast
 from nppkit.machine.processes import ALONE, Processes
 from nppkit.machine.progress import progress
@@ -64,17 +64,13 @@ def draw(
 ) -> CodeStore | None:
     """This process's share of the samples; the store once all shares are there, None while others are at work."""
     manifest, device = _manifest(model, weights, config, samples, batch_size, precision), next(model.parameters()).device
-    if (store := open_complete(folder, manifest)) is not None:
-        return store
-    part, starts = Part(folder, manifest, processes.rank, processes.size), range(0, samples, batch_size)
-    mine, done = starts[processes.share(len(starts))], part.written
-    for start in show([start for start in mine if not done[start : start + batch_size].all()]):
-        index = np.arange(start, min(start + batch_size, samples))
-        labels = torch.from_numpy(sample_labels(index, model.config.num_classes, config.seed, config.shares)).to(device)
+    labels = sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares)
+
+    def drawn(index: np.ndarray) -> np.ndarray:
         with autocast(device, precision):
-            part.write(start, draw_codes(model, labels, config, index).cpu().numpy()[:, None])
-    part.complete(sample_labels(np.arange(samples), model.config.num_classes, config.seed, config.shares))
-    return CodeStore(folder) if stored_manifest(folder) == manifest else None
+            return draw_codes(model, torch.from_numpy(labels[index]).to(device), config, index).cpu().numpy()[:, None]
+
+    return filled(folder, manifest, labels, drawn, batch_size, processes, show)
 
 
 def draw_all(
