@@ -7,7 +7,7 @@ import bench
 import numpy as np
 
 from nppkit.data.codes import CodeStore, Manifest
-from nppkit.data.codes import write_store as write
+from nppkit.data.extract import write_store as write
 from nppkit.schedule import multi_scale_segments
 from nppkit.training.config import TrainingConfig
 from nppkit.training.trainer import Trainer, make_model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nppkit.data import codes
+from nppkit.data import extract
 from nppkit.data.codes import CodeStore, Manifest
 from nppkit.jobs import environment, kernels, warm
 from nppkit.study.presets import load_preset
@@ -35,7 +35,7 @@ def write_store(folder, n=10, crops=2, grid=4, vocab=16, classes=3, **changes):
     rng = np.random.default_rng(0)
     about = Manifest(n, crops, grid, vocab, [str(c) for c in range(classes)], "tokenizer", "source", 16)
     drawn = rng.integers(0, vocab, (n, crops, grid * grid))
-    codes.write_store(folder, dataclasses.replace(about, **changes), drawn, np.arange(n) % classes)
+    extract.write_store(folder, dataclasses.replace(about, **changes), drawn, np.arange(n) % classes)
     return folder
 
 

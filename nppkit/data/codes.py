@@ -17,7 +17,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from nppkit.errors import NppkitError
-from nppkit.files import json_digest, save_arrays, write_atomic
+from nppkit.files import json_digest, write_atomic
 from nppkit.settings import section, settings
 from nppkit.window import as_grid
 
@@ -143,15 +143,6 @@ def prompts(class_names: Iterable[str]) -> tuple[str, ...]:
     """What a transformer that is told names reads of each class: its name; of the ten digits the word."""
     names = tuple(class_names)
     return DIGITS if names == tuple("0123456789") else names
-
-
-def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.ndarray) -> None:
-    """Codes (images, crops, N) and labels (images,) as a store, in place of what was there; the manifest last."""
-    for name in ("manifest.json", "codes.npz"):
-        (folder / name).unlink(missing_ok=True)
-    for name, array in (("codes", codes.astype(np.uint16)), ("labels", labels)):
-        save_arrays(folder / f"{name}.npy", np.save, arr=array)
-    manifest.write(folder)
 
 
 def _open_array(path: Path) -> np.ndarray:

@@ -122,6 +122,12 @@ def publish(part: Path, folder: Path, labels: np.ndarray, manifest: Manifest) ->
     manifest.write(folder)
 
 
+def write_store(folder: Path, manifest: Manifest, codes: np.ndarray, labels: np.ndarray) -> None:
+    """Codes (images, crops, N) and labels (images,) as a store, in place of what was there."""
+    save_arrays(part := folder / "codes.npy.part", np.save, arr=codes.astype(np.uint16))
+    publish(part, folder, labels, manifest)
+
+
 def stored_manifest(folder: Path) -> Manifest | None:
     """The manifest of the store in a folder; None where there is none, or a damaged one."""
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nppkit import noise
-from nppkit.data.codes import CodeStore, Manifest, write_store
+from nppkit.data.codes import CodeStore, Manifest
 from nppkit.data.config import DataConfig
-from nppkit.data.extract import in_form
+from nppkit.data.extract import in_form, write_store
 from nppkit.errors import NppkitError
 
 VOCABULARY = 256  # a code is a byte

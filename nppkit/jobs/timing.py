@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from nppkit.data import train_tokenizer
-from nppkit.data.codes import CodeStore, Manifest, write_store
+from nppkit.data.codes import CodeStore, Manifest
+from nppkit.data.extract import write_store
 from nppkit.data.images import CROPS
 from nppkit.machine import devices
 from nppkit.machine.options import Options

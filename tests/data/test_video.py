@@ -10,7 +10,8 @@ from PIL import Image
 
 from nppkit import cost
 from nppkit.data import extract, images, sources, video
-from nppkit.data.codes import Manifest, write_store
+from nppkit.data.codes import Manifest
+from nppkit.data.extract import write_store
 from nppkit.errors import NppkitError
 from nppkit.machine.options import Options
 from nppkit.schedule import single_scale_segments
