@@ -37,7 +37,6 @@ class ClassifierFeatures(FeatureExtractorBase):
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs):
         super().__init__(name, features_list)
         self.classifier = CLASSIFIERS[name](feature_extractor_weights_path)
-        self.eval().requires_grad_(False)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
