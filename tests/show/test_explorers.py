@@ -174,13 +174,13 @@ def test_designer_agrees_with_the_cost_model():
     assert "the paper prints 0.625" in app.view.value
 
 
-def test_designer_begins_with_the_learning_rate_of_its_base(tmp_path):
+def test_designer_begins_with_the_learning_rate_of_its_base(home):
     """Saved at once, a design trains at the rate of the preset that it is based on."""
-    app = designer.ScheduleDesigner(tmp_path)
+    app = designer.ScheduleDesigner()
     for base in ("demo", "imagenet256"):
         app.base.value, app.file.value = base, f"of_{base}.yaml"
         app.button.click()
-        saved = load_preset(str(tmp_path / f"of_{base}.yaml"))
+        saved = load_preset(str(home / f"of_{base}.yaml"))
         assert saved.training.lr == pytest.approx(load_preset(base).training.lr)
 
 
@@ -194,24 +194,24 @@ def test_designer_explains_what_is_no_schedule():
     assert "<b>1.0000</b>" in app.view.value and app.form.controls["lam"].disabled
 
 
-def test_saved_presets_are_accepted(tmp_path):
+def test_saved_presets_are_accepted(home):
     """From each base the file loads, holds the designed schedule for each size, and its runs pass the pipeline's checks."""
-    app = designer.ScheduleDesigner(tmp_path)
+    app = designer.ScheduleDesigner()
     app.form.controls["epochs"].value, app.form.controls["lam"].value, app.form.controls["levels"].value = 60, "2/3", 2
     for base in preset_names():
         app.base.value, app.file.value = base, f"my_{base}.yaml"
         app.button.click()
         assert "saved" in app.saved.value
-        preset = load_preset(str(tmp_path / f"my_{base}.yaml"))
+        preset = load_preset(str(home / f"my_{base}.yaml"))
         assert preset.training.epochs == 60 and preset.tokenizer == load_preset(base).tokenizer
         assert {run.recipe for run in preset_runs(preset)} == {"ntp", "npp_p2_lambda2-3"}
         assert cost_ratio(preset_runs(preset)[1].segments(60)) == pytest.approx(0.5)
         assert len(graph.graph(preset)) >= 3 and not protocol.questions(preset) and not preset.confirmatory
 
 
-def test_saving_refuses_what_would_lose_or_break(tmp_path, changed, monkeypatch):
+def test_saving_refuses_what_would_lose_or_break(home, changed, monkeypatch):
     """An existing file unless the box is ticked, a name that is none, a patch side that the base's grid does not have."""
-    app = designer.ScheduleDesigner(tmp_path)
+    app = designer.ScheduleDesigner()
     app.save()
     app.save()
     assert "exists: choose another name" in app.saved.value
@@ -220,15 +220,15 @@ def test_saving_refuses_what_would_lose_or_break(tmp_path, changed, monkeypatch)
     assert "saved" in app.saved.value
     app.file.value = "demo.yaml"
     app.save()
-    assert "demo is a packaged preset: choose another name" in app.saved.value and not (tmp_path / "demo.yaml").exists()
-    (tmp_path / "my folder").mkdir()
-    app.folder, app.file.value = tmp_path / "my folder", "mine.yaml"
+    assert "demo is a packaged preset: choose another name" in app.saved.value and not (home / "demo.yaml").exists()
+    (home / "my folder").mkdir()
+    app.file.value = "my folder/mine.yaml"
     app.save()
-    assert f"PRESET={html.escape(shlex.quote(str(tmp_path / 'my folder/mine.yaml')))}" in app.saved.value
-    monkeypatch.setenv("HOME", str(tmp_path / "my folder"))
+    assert f"PRESET={html.escape(shlex.quote(str(home / 'my folder/mine.yaml')))}" in app.saved.value
+    monkeypatch.setenv("HOME", str(home / "my folder"))
     app.file.value = "~/there.yaml"
     app.save()
-    assert (tmp_path / "my folder/there.yaml").is_file()
+    assert (home / "my folder/there.yaml").is_file()
     app.file.value = "schedule.txt"
     app.save()
     assert "named *.yaml" in app.saved.value

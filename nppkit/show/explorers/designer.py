@@ -28,8 +28,7 @@ KINDS = ("next token (NTP)", "one patch side, then tokens", "coarse to fine")
 class ScheduleDesigner:
     """A training schedule in pictures and numbers, and as a preset."""
 
-    def __init__(self, folder: Path | None = None):
-        self.folder = folder or home()
+    def __init__(self):
         self.form = Form(
             kind=control(w.Dropdown, "Schedule", options=KINDS, value=KINDS[2]),
             epochs=control(w.IntSlider, "Epochs T", min=2, max=600, value=300),
@@ -62,7 +61,7 @@ class ScheduleDesigner:
     def save(self) -> None:
         """Write the preset; what prevents it is explained beside the button."""
         try:
-            path = self.folder / Path(self.file.value).expanduser()
+            path = home() / Path(self.file.value).expanduser()
             if path.stem in preset_names():
                 raise NppkitError(f"{path.stem} is a packaged preset: choose another name")
             if path.exists() and not self.replace.value:
