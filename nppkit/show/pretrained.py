@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nppkit.checkpoint import checkpoints
 from nppkit.data.images import reference_pixels
 from nppkit.data.prepare_tokenizer import load_tokenizer  # noqa: F401  a kept one is loaded like a job's
 from nppkit.data.sources import study_images
@@ -25,7 +24,7 @@ from nppkit.errors import NppkitError
 from nppkit.files import home, noted, sha256, write_atomic
 from nppkit.model import GPT, GPTConfig
 from nppkit.releases import load_weights
-from nppkit.study.graph import checkpoint_dir, evaluate_job, run_dir, tokenizer_dir, tokenizer_preset
+from nppkit.study.graph import evaluate_job, last_checkpoint, run_dir, tokenizer_dir, tokenizer_preset
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.records import Job, versions
 from nppkit.study.runs import find_run
@@ -51,8 +50,7 @@ def keep(target: Path = HOME) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             shutil.copyfile(run_dir(preset, run) / name, folder / name)
-        newest = checkpoints(checkpoint_dir(preset, run))[-1]
-        shutil.copyfile(newest / "model.safetensors", folder / "model.safetensors")
+        shutil.copyfile(last_checkpoint(preset, run) / "model.safetensors", folder / "model.safetensors")
     keep_tokenizer(tokenizer_dir(preset), target / "results" / PRESET / "tokenizer")
     files = sorted(target.rglob("*.safetensors"))
     made = {"command": "nppkit pair", "preset": PRESET, "runs": RUNS, "versions": versions()}
