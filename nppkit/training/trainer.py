@@ -302,8 +302,7 @@ class Trainer:
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
         state = {"config_digest": self.config_digest, "data": self.data_digest, "history": self.history}
         state |= {"losses": self.losses, "norms": self.norms, "spent": self.spent, "score": self.score}
-        left = any(s.patch_size != 1 and s.end * self.config.steps_per_epoch > self.step for s in self.segments)
-        state |= {"condition": self.config.condition, "patches_left": left}
+        state |= {"condition": self.config.condition, "patches_left": any(p != 1 for p in self.sizes(self.step))}
         tensors = {group: self.processes.gather(named) for group, named in tensors.items()}
         bad = next((name for group in tensors.values() for name, value in group.items() if not value.isfinite().all()), "")
         if self.processes.any(bool(bad))[0]:  # the first process has seen them whole; all stop
