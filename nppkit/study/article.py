@@ -244,9 +244,8 @@ class Article:
                 planned = seeds(self.trial, tried[0])
                 known[self.first.training.lr] = [row for row in results(self.first, run.of(size)) if row["seed"] in planned]
                 known = {rate: pd.DataFrame(rows) for rate, rows in sorted(known.items())}
-                chosen, likeliest = (
-                    min(known, key=lambda rate, key=key, known=known: known[rate][key].mean()) for key in ("fid", "heldout_nll")
-                )
+                means = pd.DataFrame({rate: rows[["fid", "heldout_nll"]].mean() for rate, rows in known.items()})
+                chosen, likeliest = means.idxmin(axis=1)
                 line = {"size": size, "method": method, "seeds": len(planned)}
                 for rate, rows in known.items():
                     fid, nll = rows["fid"], rows["heldout_nll"]
