@@ -30,8 +30,7 @@ def local(name: str) -> str:
 
     NppkitError for a path that is a folder, such as that of a checkpoint.
     """
-    release = RELEASES.get(name)
-    if release:
+    if release := RELEASES.get(name):
         return f"weights/{release.repo.partition('/')[2]}/{release.file}" if release.repo else ""
     if name and located(name).is_dir():
         raise NppkitError(f"weights {located(name)} is a folder: name the file in it, of a checkpoint model.safetensors")

@@ -69,8 +69,7 @@ def digest_of(contents: dict[str, str]) -> str:
 
 def difference(digest: str, contents: dict[str, str]) -> str:
     """What has changed since the state of that digest, e.g. `1 added (cat/7.png)`."""
-    before = noted(notes(digest))
-    if not before:
+    if not (before := noted(notes(digest))):
         return "it held other files"
     changes = {
         "added": contents.keys() - before.keys(),

@@ -143,8 +143,7 @@ def _listed(root: Path) -> tuple[list[str], list[tuple[os.DirEntry, int]], Count
         files += images
     if not files:
         raise NppkitError(f"image folder {root} holds no images: expected {root}/<class>/*.{{jpg,png,...}}")
-    loose = sorted(entry.name for entry in os.scandir(root) if _seen(entry) and _is_picture(entry))
-    if loose:
+    if loose := sorted(entry.name for entry in os.scandir(root) if _seen(entry) and _is_picture(entry)):
         beside = f"beside its class folders ({loose[0]}, ...)" if loose[1:] else f"beside its class folders: {loose[0]}"
         raise NppkitError(f"image folder {root} holds {len(loose)} images {beside}: move them into one, or out of it")
     return classes, files, others

@@ -207,8 +207,7 @@ class TokenizerTraining:
 
     def resume(self, folder: Path, digest: str) -> None:
         """Continue from the newest checkpoint, if there is one. NppkitError names one of another training."""
-        found = load_newest(folder, digest)
-        if found is None:
+        if (found := load_newest(folder, digest)) is None:
             return
         tensors, state = found
         self.step, self.history, self.lowest = (state[key] for key in ("step", "history", "lowest"))

@@ -58,6 +58,5 @@ def check_one_contract(contracts: dict[str, dict]) -> None:
     names, default = list(contracts), asdict(EvaluationConfig())  # of terms that are younger than a result
     for name in names[1:]:
         first, other = (default | contracts[n] for n in (names[0], name))
-        unlike = next((key for key in first | other if first.get(key) != other.get(key)), "")
-        if unlike:
+        if unlike := next((key for key in first | other if first.get(key) != other.get(key)), ""):
             raise NppkitError(f"{name} and {names[0]} were evaluated with another {unlike}: evaluate both again with one preset")

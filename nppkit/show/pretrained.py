@@ -69,8 +69,7 @@ def keep_tokenizer(source: Path, target: Path) -> None:
 
 def load_model(run: Path) -> GPT:
     """The transformer of a run's folder in its newest state, in eval mode. NppkitError without configuration or weights."""
-    weights = weights_file(run)
-    if weights is None:
+    if (weights := weights_file(run)) is None:
         raise NppkitError(f"{run} has no weights yet: train the run, or choose another")
     model = GPT(GPTConfig(**json.loads((run / "config.json").read_text())["model"]))
     load_weights(model, weights)

@@ -166,8 +166,7 @@ class Task:
         """Prepare, and begin unless it was refused or is going on."""
         if self.start_button.disabled:
             return
-        prepared = self.prepare()
-        if prepared is None:
+        if (prepared := self.prepare()) is None:
             return
         self.stopping.clear()
         self.bar.max, self.bar.value, self.bar.layout.visibility = prepared[0] or 1, 0, "visible" if prepared[0] else "hidden"

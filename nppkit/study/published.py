@@ -32,8 +32,7 @@ def guidance() -> pd.DataFrame:
 
 def row_run(row: pd.Series) -> Run | None:
     """The run that a published row describes, or None for a system that is not trained here."""
-    match = MODEL.fullmatch(row["model"])
-    if not match:
+    if not (match := MODEL.fullmatch(row["model"])):
         return None
     run = {"size": match["size"], "large": bool(match["large"])}
     if match["npp"]:

@@ -64,8 +64,7 @@ def write_record(job: Job, inputs: dict[str, str] | None = None) -> None:
     now = read_inputs(job)
     if changed := [name for name, digest in (now if inputs is None else inputs).items() if now.get(name) != digest]:
         raise NppkitError(f"{job.name}: {located(changed[0])} has changed while it was read: run it again")
-    missing = [name for name in job.outputs if not job.path(name).is_file()]
-    if missing:
+    if missing := [name for name in job.outputs if not job.path(name).is_file()]:
         raise NppkitError(f"{job.name}: {job.path(missing[0])} was not written: read {job.folder}/{job.notebook}.ipynb")
     outputs = {name: sha256(job.path(name)) for name in job.outputs}
     upstream = {up.name: outputs_digest(up) for up in job.upstream}
@@ -134,8 +133,7 @@ def why_incomplete(job: Job, needed: bool = True) -> str:
     """
     if not (job.record.is_file() or job.stale.is_file()):
         return "not run yet"
-    record = _read_record(job)
-    if record is None:
+    if (record := _read_record(job)) is None:
         return f"{job.record} is damaged"
     if record["config_digest"] != job.digest:
         return "its configuration has changed"

@@ -90,8 +90,7 @@ class Run:
     @classmethod
     def parse(cls, run_id: str) -> "Run":
         """The run of that id. NppkitError if it is not one."""
-        match = RUN_ID.fullmatch(run_id)
-        if not match:
+        if not (match := RUN_ID.fullmatch(run_id)):
             raise NppkitError(f"run {run_id!r} is not a run id: expected e.g. GPT-B_npp_p2_lambda1-2_seed0")
         run = {key: bool(match[key]) for key in ("large", "constant", "reset", "restart", "drawn")}
         run |= dict(size=match["size"], seed=int(match["seed"]), epochs=int(match["epochs"] or 0), lr=match["lr"] or "")

@@ -67,8 +67,7 @@ class RunBrowser:
     @in_turn
     def refresh(self) -> None:
         """Read everything again. Ticks stay; a home that is none is explained beside its field."""
-        found = self.form.evaluate(self.find)
-        if found is None:
+        if (found := self.form.evaluate(self.find)) is None:
             return
         rows = dict(zip(found, self.table[list(self.COLUMNS)].to_dict("records"), strict=True))
         self.shown = [run for i, run in enumerate(found) if i < MOST or (run in self.ticks and self.ticks[run].value)]
