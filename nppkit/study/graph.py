@@ -86,8 +86,7 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     preset = tokenizer_preset(preset)
     if preset.data.text:
         return _text_job(preset)
-    spared = store_files(preset)  # a clone has room for the codes of a few studies
-    outputs, upstream = ("metrics.json", "reconstructions.png", *spared), (tokenize_job(preset),) if large else ()
+    outputs, upstream = ("metrics.json", "reconstructions.png", *store_files(preset)), (tokenize_job(preset),) if large else ()
     if not large:
         outputs += ("tokenizer.safetensors", "tokenizer.json", *["extractor.safetensors"] * (preset.extractor.name == "digits"))
     config = {"data": settings(preset.data), "tokenizer": settings(preset.tokenizer), "extractor": settings(preset.extractor)}
@@ -95,6 +94,7 @@ def tokenize_job(preset: Preset, large: bool = False) -> Job:
     parameters = {"preset": preset.source, "large": large, "options": str(Options(threads=preset.tokenizer_threads))}
     folder = tokenizer_dir(preset, large)
     name, inputs = f"tokenize{LARGE if large else ''}", tokenizer_inputs(preset)
+    spared = outputs[1:]  # a clone has room for the tokenizers and codes of a few studies
     return Job(name, "tokenize", parameters, folder, outputs, upstream, config, spared, inputs)
 
 

@@ -26,7 +26,7 @@ class Job:
     outputs: tuple[str, ...]
     upstream: tuple["Job", ...]
     config: dict
-    spared: tuple[str, ...] = ()  # outputs without which it counts as done, until a job needs them: made again, they are the same
+    spared: tuple[str, ...] = ()  # outputs without which it counts as done, until a job needs them and they are made again
     inputs: tuple[str, ...] = ()  # files and folders of images from outside, as the preset names them
 
     @property
