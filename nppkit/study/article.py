@@ -197,16 +197,18 @@ class Article:
         found = {f"{name}, {label}": paired(*side, key) for name, side in sides.items() for key, label in MEASURES.items()}
         longer = paired(self.study, at["equal FLOPs"].run, at["equal epochs"].run, "fid")
         found["L, what the added epochs bring NPP, FID"] = longer
-        alone = [results(*side) for side in ((self.control, RESTARTED), (self.study, self.question.baseline))]
-        for key in ("kid", "heldout_nll"):
-            sides = ([row[key] for row in rows] for rows in alone)
-            found[f"NTP with the restart minus NTP without (other seeds, another processor), {MEASURES[key]}"] = welch(*sides)
+        alone = "NTP with the restart minus NTP without (other seeds, another processor)"
+        found |= {f"{alone}, {MEASURES[key]}": self.restart_alone(key) for key in ("kid", "heldout_nll")}
         return {name: str(difference) for name, difference in found.items()}
 
-    def restart_alone(self) -> tuple[Interval, Interval]:
-        """What the restart alone brings in FID, by other seeds: directly, and as what question 1 has beyond its control."""
-        with_it, without = self.fids(self.control, RESTARTED), self.fids(self.study, self.question.baseline)
-        return welch(with_it, without), welch(self.apart("fid"), self.controlled)
+    def restart_alone(self, key: str = "fid") -> Interval:
+        """What the restart alone brings next-token prediction in any of its numbers: other seeds."""
+        sides = results(self.control, RESTARTED), results(self.study, self.question.baseline)
+        return welch(*([row[key] for row in rows] for rows in sides))
+
+    def unpaired(self) -> Interval:
+        """Question 1's difference minus its control's: other seeds."""
+        return welch(self.apart("fid"), self.controlled)
 
     def at_half_the_rate(self) -> Interval:
         """KID x 1,000 of photographs' next-token prediction with NPP's FLOPs at half its rate, minus that at its rate."""

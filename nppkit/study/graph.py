@@ -248,12 +248,11 @@ def stale(preset: Preset) -> dict[str, str]:
     for run in {job.parameters["run"] for job in jobs if job.notebook in ("train", "evaluate") and reasons[job.name]}:
         for upstream in _tokenize_jobs(preset, Run.parse(run)):
             reasons[upstream.name] = reasons[upstream.name] or why_incomplete(upstream)
+    again = {job.name for job in jobs if changed[job.name] or (job.notebook in ("train", "evaluate") and reasons[job.name])}
     for job in jobs:  # what comes after, because Snakemake asks no further where a result is there: it would leave an older one's
-        others = [up.name for up in job.upstream if changed[up.name]]
-        again = others or [up.name for up in job.upstream if up.notebook in ("train", "evaluate") and reasons[up.name]]
-        if again:
-            changed[job.name] = changed[job.name] or f"{again[0]} runs again" * bool(others)
-            reasons[job.name] = reasons[job.name] or f"{again[0]} runs again"
+        if found := [upstream.name for upstream in job.upstream if upstream.name in again]:
+            again.add(job.name)
+            reasons[job.name] = reasons[job.name] or f"{found[0]} runs again"
     return {job.name: reasons[job.name] for job in jobs if reasons[job.name] and (job.record.is_file() or job.stale.is_file())}
 
 

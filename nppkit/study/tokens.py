@@ -24,18 +24,14 @@ def kinds(study: Preset) -> pd.DataFrame:
     for p in map(load_preset, study.tokens):
         q, side = equal_flops(p, "B"), p.data.image_size // p.tokenizer.network.downsampling
         images, codes = "digits" if p.data.source == "mnist" else "photographs", p.tokenizer.network.codebook_size
-        found = {"fid": paired(p, q.run, q.baseline, "fid"), "kid": paired(p, q.run, q.baseline, "kid", in_thousandths)}
+        found = {"fid": paired(p, q.run, q.baseline, "fid")}
+        found["kid"] = paired(p, q.run, q.baseline, "kid", lambda a, b: (a - b) * SCALE["kid"])
         found["less"] = paired(p, q.run, q.baseline, "heldout_nll", lambda a, b: (a - b) * BITS)
         bits, metrics = [row["heldout_nll"] * BITS for row in results(p, q.baseline)], tokenizer_dir(p) / "metrics.json"
         line = {"kind": f"{images} as {side} x {side} codes of {codes}", "images": images, "grid": f"{side} x {side}"}
         line |= {"codes": codes, "seeds": found["fid"].n, "bits": np.mean(bits) if bits else math.nan, **found}
         lines.append(line | {"floor": read_json(metrics)["reconstruction_fid"] if metrics.is_file() else math.nan})
     return pd.DataFrame(lines)
-
-
-def in_thousandths(ours: float, theirs: float) -> float:
-    """A difference of KID as it is told: times 1,000."""
-    return SCALE["kid"] * (ours - theirs)
 
 
 def on_which(known: pd.DataFrame, measure: str = "fid") -> str:

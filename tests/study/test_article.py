@@ -60,9 +60,8 @@ def test_facts_of_the_first_question(facts):
     assert interval(x).mean == pytest.approx(facts.decision.mean) and len(x) == facts.decision.n == len(facts.without)
     assert facts.mean_of("fid", 0) - facts.mean_of("fid", 1) == pytest.approx(facts.decision.mean)
     assert facts.factor * facts.decision.p == pytest.approx(facts.decision.adjusted)
-    direct, through = facts.restart_alone()
-    assert through.mean == pytest.approx(x.mean() - facts.beside.mean) and len(facts.controlled) == facts.beside.n
-    assert str(direct) == "-0.21 [-1.16, 0.73]" and str(facts.at_half_the_rate()) == "1.2 [-0.2, 2.6]"
+    assert facts.unpaired().mean == pytest.approx(x.mean() - facts.beside.mean) and len(facts.controlled) == facts.beside.n
+    assert str(facts.restart_alone()) == "-0.21 [-1.16, 0.73]" and str(facts.at_half_the_rate()) == "1.2 [-0.2, 2.6]"
     assert facts.by_the_rule(facts.study, "L") == pytest.approx(509 / 300 * 0.625, rel=2e-3)
     assert facts.by_the_rule(facts.photographs, "B") == pytest.approx(300 / 181 * 0.625, rel=2e-3)
     rates, others, smallest = facts.rates()

@@ -189,7 +189,7 @@ def test_readme_says_todays_numbers():
     )
     beside = load_preset(study.control)
     facts = Article(study)
-    direct, through = (f"{i.mean:.1f}, from {i.low:.1f} to {i.high:.1f}," for i in facts.restart_alone())
+    direct, through = (f"{i.mean:.1f}, from {i.low:.1f} to {i.high:.1f}," for i in (facts.restart_alone(), facts.unpaired()))
     assert f"is open ({direct} between other repeats without patches; {through} as the two differences differ)." in told
     favoured = {key: results.paired(beside, protocol.NPP, protocol.RESTARTED, key) for key in ("kid", "heldout_nll", "agreement")}
     assert favoured["kid"].high < 0 and favoured["heldout_nll"].high < 0 and favoured["agreement"].low > 0
