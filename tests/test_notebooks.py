@@ -174,7 +174,7 @@ def test_a_page_is_made_again_when_a_preset_that_it_tells_of_has_new_results(tmp
         assert {"digits", "digits_restart"} <= graph.report_job(study, name).config.keys()
     told = graph.report_job(study, "claims").config.keys()
     assert {"digits", "digits_restart", "photographs"} <= told
-    assert {"study", "photographs", "solar", "photographs_rates"} <= graph.report_job(digits, "report").config.keys()
+    assert {"study", "photographs", "photographs_pilot", "photographs_rates"} <= graph.report_job(digits, "report").config.keys()
     before = graph.report_job(study, "table3_lambda").digest
     run = next(run for run in runs.preset_runs(digits))
     record = graph.evaluate_job(digits, run).record

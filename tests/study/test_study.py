@@ -42,6 +42,7 @@ RESULTS = (
     "names",
     "solar",
     "photographs",
+    "photographs_pilot",
     "photographs_rates",
     "solar_patches",
     *TOKENS,
