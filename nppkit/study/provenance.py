@@ -50,9 +50,15 @@ def _machine_said(machine: dict) -> str:
 def machine() -> dict:
     """Processor, cores, GPUs and system. Nothing that names an owner: no host, no user, no folder."""
     kind = platform.machine()
-    processor = _lines("model name", Path("/proc/cpuinfo"))[:1] or [kind]
+    named = processor(Path("/proc/cpuinfo")) or [kind]
     gpus = [name for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) for name in _lines("Model", file)]
-    return {"processor": processor, "cores": os.cpu_count(), "gpus": gpus, "system": f"{platform.system()} {kind}"}
+    return {"processor": named, "cores": os.cpu_count(), "gpus": gpus, "system": f"{platform.system()} {kind}"}
+
+
+def processor(file: Path) -> list[str]:
+    """The first processor's name, and its generation, which the name need not tell: two called AMD EPYC round otherwise."""
+    name, family, model = (_lines(key, file)[:1] for key in ("model name", "cpu family", "model"))
+    return name + [f"family {f}, model {m}" for f, m in zip(family, model, strict=True)]
 
 
 def _lines(key: str, file: Path) -> list[str]:

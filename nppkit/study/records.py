@@ -105,7 +105,7 @@ def origin(job: Job) -> dict:
 def processor(job: Job) -> str:
     """The processor, and GPUs if any, of the machine that a complete job ran on, as its record names them; else empty."""
     machine = origin(job).get("machine", {})
-    return ", ".join([*machine.get("processor", [])[:1], *machine.get("gpus", [])])
+    return ", ".join([*machine.get("processor", []), *machine.get("gpus", [])])
 
 
 def outputs_digest(job: Job) -> str:

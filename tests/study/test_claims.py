@@ -8,7 +8,7 @@ from test_tables import finish
 
 from nppkit import cli
 from nppkit.errors import NppkitError
-from nppkit.study import claims, graph, protocol, records, results, tables
+from nppkit.study import claims, graph, protocol, provenance, records, results, tables
 from nppkit.study.claims import CONTRADICTED, EXPLORATORY, FAILS, HOLDS, NOT_RUN, SLIP
 from nppkit.study.presets import load_preset
 from nppkit.study.protocol import NPP, NTP
@@ -170,8 +170,13 @@ def test_another_domain_stands_beside_the_verdict(studies):
 @pytest.mark.parametrize("job", [graph.train_job, graph.evaluate_job], ids=["trained", "scored"])
 @pytest.mark.parametrize(
     ("machine", "seeds"),
-    [({"processor": ["another"]}, 2), ({"gpus": ["another"]}, 2), ({"processor": []}, 3)],
-    ids=["another processor", "a GPU", "none named"],
+    [
+        ({"processor": ["another"]}, 2),
+        ({"processor": [*provenance.machine()["processor"][:1], "another generation"]}, 2),
+        ({"gpus": ["another"]}, 2),
+        ({"processor": []}, 3),
+    ],
+    ids=["another processor", "another of its name", "a GPU", "none named"],
 )
 def test_a_pair_counts_on_one_processor(studies, job, machine, seeds):
     """A seed whose two runs come from two kinds of processor is none anywhere; for a verdict all records have to name it."""

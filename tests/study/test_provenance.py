@@ -42,6 +42,16 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert provenance.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
 
 
+def test_processors_of_one_name_are_told_apart(tmp_path):
+    """Two generations are both called AMD EPYC and round otherwise; where the kernel tells neither, only the name is known."""
+    told = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\n"
+    for model in (1, 17):
+        (tmp_path / "cpuinfo").write_text(told.format(model) * 2)
+        assert provenance.processor(tmp_path / "cpuinfo") == ["AMD EPYC", f"family 25, model {model}"]
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 48.00\n")
+    assert provenance.processor(tmp_path / "cpuinfo") == provenance.processor(tmp_path / "none") == []
+
+
 def test_the_line_below_a_table():
     """Commits, versions and machines with their numbers; what is older than such records is counted, and sent elsewhere."""
     machine = {"processor": ["Xeon"], "cores": 2, "gpus": ["H100"], "system": "Linux"}
