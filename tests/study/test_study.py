@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
 TOKENS = tuple(load_preset("study").tokens)
 MADE = ("tokenize", "tokenize_text", "train", "evaluate")
-UNFINISHED = ("converged", "solar")
+UNFINISHED = ("converged",)
 RESULTS = (
     *STUDIES,
     "digits_rates",
@@ -40,7 +40,6 @@ RESULTS = (
     "video",
     "patches",
     "names",
-    "solar",
     "photographs",
     "photographs_pilot",
     "photographs_rates",

@@ -26,7 +26,7 @@ class RunBrowser:
         self.homes, self.sort_by, self.descending, self.shown = homes, "run", False, []
         self.form = Form(
             others=control(w.Textarea, "Other homes", placeholder="one folder a line, e.g. on a shared disk", rows=2),
-            named=control(w.Text, "Runs named", placeholder="part of a preset/run, e.g. solar/GPT-B_ntp"),
+            named=control(w.Text, "Runs named", placeholder="part of a preset/run, e.g. digits/GPT-B_ntp"),
             state=control(w.Dropdown, "Show", options=["all", "running", "stopped", "trained", "evaluated"]),
             against=control(w.Dropdown, "Curves over", options=["epoch", "minutes"]),
             samples=control(w.Dropdown, "Samples of", options=[NO_RUN]),
