@@ -220,7 +220,10 @@ def test_what_pages_read_is_kept():
         p = load_preset(name)
         read |= {*p.domains, *p.tokens, *filter(None, (p.confirmatory, p.coarse, p.beside, p.pilot, p.rate_trial))}
     paths = [f"results/{name}/runs/GPT-B_ntp_seed0/metrics.json" for name in sorted(read)]
-    weights = [f"results/{name}/tokenizer/tokenizer.safetensors" for name in ("solar", "photographs", "tokens_solar_8x8_8")]
+    weights = [
+        f"results/{name}/tokenizer/tokenizer.safetensors"
+        for name in ("solar", "photographs", "photographs_pilot", "tokens_solar_8x8_8")
+    ]
     command = ["git", "check-ignore", "--no-index", *paths, *weights]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split() == weights
 

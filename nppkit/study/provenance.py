@@ -58,7 +58,7 @@ def machine() -> dict:
 def processor(file: Path) -> list[str]:
     """The first processor's name, and its generation, which the name need not tell: two called AMD EPYC round otherwise."""
     name, family, model = (_lines(key, file)[:1] for key in ("model name", "cpu family", "model"))
-    return name + [f"family {f}, model {m}" for f, m in zip(family, model, strict=True)]
+    return name + [f"family {f}, model {m}" for f, m in zip(family, model, strict=False)]
 
 
 def _lines(key: str, file: Path) -> list[str]:

@@ -48,6 +48,8 @@ def test_processors_of_one_name_are_told_apart(tmp_path):
     for model in (1, 17):
         (tmp_path / "cpuinfo").write_text(told.format(model) * 2)
         assert provenance.processor(tmp_path / "cpuinfo") == ["AMD EPYC", f"family 25, model {model}"]
+    (tmp_path / "cpuinfo").write_text("cpu\t: POWER9\nmodel\t\t: 8335-GTH\n")  # half of it is no generation
+    assert provenance.processor(tmp_path / "cpuinfo") == []
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 48.00\n")
     assert provenance.processor(tmp_path / "cpuinfo") == provenance.processor(tmp_path / "none") == []
 
