@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 STUDIES = ("study", "study_8x8")
 TOKENS = tuple(load_preset("study").tokens)
 MADE = ("tokenize", "tokenize_text", "train", "evaluate")
-UNFINISHED = ("converged",)
+UNFINISHED = ("converged", "solar")
 RESULTS = (
     *STUDIES,
     "digits_rates",
@@ -41,6 +41,7 @@ RESULTS = (
     "patches",
     "names",
     "photographs",
+    "solar",
     "photographs_pilot",
     "photographs_rates",
     "solar_patches",
