@@ -12,7 +12,7 @@ from nppkit.schedule import cost_ratio
 from nppkit.study import protocol, tables, verdicts
 from nppkit.study.presets import Preset, load_preset
 from nppkit.study.protocol import NPP, NTP, RESTARTED, Question
-from nppkit.study.results import all_results, differences, paired, results
+from nppkit.study.results import all_results, differences, mean, paired, results
 from nppkit.study.runs import Run, preset_runs, seeds
 from nppkit.study.stats import SPANS_ZERO, Interval, deviation, interval, plus_minus, welch
 
@@ -199,7 +199,17 @@ class Article:
         found["L, what the added epochs bring NPP, FID"] = longer
         alone = "NTP with the restart minus NTP without (other seeds, another processor)"
         found |= {f"{alone}, {MEASURES[key]}": self.restart_alone(key) for key in ("kid", "heldout_nll")}
-        return {name: str(difference) for name, difference in found.items()}
+        return self.levels() | {name: str(difference) for name, difference in found.items()}
+
+    def levels(self) -> dict[str, str]:
+        """Means over seeds, of next-token prediction and of NPP: how good the samples are, and not only how far apart."""
+        found = {}
+        for size in self.study.seeds:
+            sides = [results(self.study, run.of(size)) for run in (NTP, NPP)]
+            for key in ("inception_score", "precision", "recall"):
+                means = (mean(rows, key) for rows in sides)
+                found[f"{size}, NTP and NPP, {MEASURES[key]}"] = " and ".join("-" if x is None else f"{x:.2f}" for x in means)
+        return found
 
     def restart_alone(self, key: str = "fid") -> Interval:
         """What the restart alone brings next-token prediction in any of its numbers: other seeds."""
