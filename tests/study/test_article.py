@@ -80,3 +80,12 @@ def test_kinds_of_codes_in_words():
     (row,) = (row for _, row in kinds.iterrows() if row["kind"] == "digits as 16 x 16 codes of 32")
     q = protocol.equal_flops(load_preset("tokens_16x16_32"), "B")
     assert row["seeds"] == 3 and 1.2 < row["bits"] < 1.4 and q.run.lam and row["fid"].low < row["fid"].mean < row["fid"].high
+
+
+def test_how_good_the_samples_are(facts, monkeypatch):
+    """Of next-token prediction first, then of NPP; where nothing has run there is a dash, and a zero is a number."""
+    told = facts.levels()
+    assert told["B, NTP and NPP, inception score"] == "2.37 and 2.57" and told["L, NTP and NPP, recall"] == "0.75 and 0.74"
+    rows = {"ntp": [], "npp_p2_lambda1-2": [{"precision": 0.0, "recall": 0.0, "inception_score": 0.0}]}
+    monkeypatch.setattr(article, "results", lambda preset, run: rows[run.recipe.removesuffix("_lr15e-4")])
+    assert set(facts.levels().values()) == {"- and 0.00"}
