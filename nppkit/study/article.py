@@ -220,6 +220,16 @@ class Article:
         """Question 1's difference minus its control's: other seeds."""
         return welch(self.apart("fid"), self.controlled)
 
+    def set_up(self) -> str:
+        """How photographs' models were trained and scored, where the report says it of digits alone."""
+        model, t, e = self.photographs.models["B"], self.photographs.training, self.photographs.evaluation
+        passes = t.epochs * t.steps_per_epoch * t.batch_size / (2624 - self.photographs.data.heldout)
+        return (
+            f"{model['n_layer']} layers of {model['dim']}; {t.steps_per_epoch} steps of {t.batch_size} images an epoch, "
+            f"so {t.epochs} epochs are {passes:.0f} passes; KID is the mean of {e.kid_subsets} subsets of 1,000, "
+            f"and no guidance but {e.common_guidance:g} was sampled"
+        )
+
     def at_half_the_rate(self) -> Interval:
         """KID x 1,000 of photographs' next-token prediction with NPP's FLOPs at half its rate, minus that at its rate."""
         named = (load_preset(name) for name in self.first.tokens)
