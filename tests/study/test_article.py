@@ -84,8 +84,22 @@ def test_kinds_of_codes_in_words():
 
 def test_how_good_the_samples_are(facts, monkeypatch):
     """Of next-token prediction first, then of NPP; where nothing has run there is a dash, and a zero is a number."""
-    told = facts.levels()
+    told = facts.sample_quality()
     assert told["B, NTP and NPP, inception score"] == "2.37 and 2.57" and told["L, NTP and NPP, recall"] == "0.75 and 0.74"
     rows = {"ntp": [], "npp_p2_lambda1-2": [{"precision": 0.0, "recall": 0.0, "inception_score": 0.0}]}
     monkeypatch.setattr(article, "results", lambda preset, run: rows[run.recipe.removesuffix("_lr15e-4")])
-    assert set(facts.levels().values()) == {"- and 0.00"}
+    assert set(facts.sample_quality().values()) == {"- and 0.00"}
+
+
+def test_how_firm_photographs_are(facts, monkeypatch):
+    """A seed that carries an interval past the margin is counted, and so are the signs of the second question."""
+    made = {"equal epochs": [0.2, 0.1, 0.0, -0.1, -0.2, 2.0], "equal FLOPs": [-1.0, -2.0, 0.5, -1.0, -1.0, -1.0]}
+    said = {(q.run, q.baseline): made[q.text.rpartition(", ")[2]] for q in protocol.questions(facts.photographs)}
+
+    def differences(preset, run, baseline, key):
+        values = said[run, baseline] if preset.name == "photographs" else [0.5, 0.5]
+        return {seed: x / 1000 for seed, x in enumerate(values)}
+
+    monkeypatch.setattr(article, "differences", differences)
+    told = facts.how_firm()
+    assert "any one of 5 of 6 seeds" in told and "below zero in 5 of 6 seeds" in told and "(`photographs_pilot`)" in told
