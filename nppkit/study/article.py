@@ -244,7 +244,8 @@ class Article:
         return (
             f"Leaving out any one of {past} of {len(epochs)} seeds takes question 1's interval past the margin; question 2's "
             f"difference is below zero in {sum(x < 0 for x in flops)} of {len(flops)} seeds. Through other trainings "
-            f"of the tokenizer, with NTP at NPP's rate, question 1's difference is {told}, 95 %; through one more it is in the study log."
+            f"of the tokenizer, with NTP at NPP's rate, question 1's difference is {told}, 95 %; "
+            "through one more it is in the study log."
         )
 
     def at_half_the_rate(self) -> Interval:
