@@ -220,6 +220,29 @@ class Article:
         """Question 1's difference minus its control's: other seeds."""
         return welch(self.apart("fid"), self.controlled)
 
+    def all_of_npp(self) -> Interval:
+        """FID of NPP's runs of question 1 and of its control minus that of question 1's next-token prediction, not paired."""
+        ours = self.fids(self.study, self.question.run) + self.fids(self.control, NPP)
+        return welch(ours, self.fids(self.study, self.question.baseline))
+
+    def waiting(self) -> pd.DataFrame:
+        """How far each question of the converged regime is; what its seeds show is not told before all are in."""
+        asked = enumerate(protocol.decisions(self.converged).items(), 1)
+        lines = [{"": str(n), "contrast": q.text, "size": q.run.size, "verdict": d.verdict} for n, (q, d) in asked]
+        return pd.DataFrame(lines)
+
+    def told_of_waiting(self) -> str:
+        """How many seeds each of these questions has, in a line."""
+        found = protocol.decisions(self.converged).values()
+        planned = " or ".join(dict.fromkeys(str(d.contrast.planned) for d in found))
+        return f"planned {planned} seeds a question, done {', '.join(str(d.n) for d in found)}"
+
+    def diverged(self) -> str:
+        """How many seeds of the questions of each domain diverged."""
+        lost = {p.name: sum(d.contrast.diverged for d in protocol.decisions(p).values()) for p in (self.study, *self.domains)}
+        some = ", ".join(f"{n} of `{name}`" for name, n in lost.items() if n)
+        return f"Trainings that diverged: {some or 'none'}."
+
     def set_up(self, images: int) -> str:
         """How photographs' models were trained on that many of them and scored, where the report says it of digits alone."""
         model, t, e = self.photographs.models["B"], self.photographs.training, self.photographs.evaluation

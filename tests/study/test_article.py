@@ -1,10 +1,13 @@
 """What the report says in numbers: facts of made-up studies whose truth is known."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from nppkit.study import article, protocol, tokens
+from nppkit.study import article, protocol, tokens, verdicts
 from nppkit.study.presets import load_preset
+from nppkit.study.protocol import NPP, NTP
+from nppkit.study.results import results
 from nppkit.study.stats import interval
 
 
@@ -61,11 +64,32 @@ def test_facts_of_the_first_question(facts):
     assert facts.mean_of("fid", 0) - facts.mean_of("fid", 1) == pytest.approx(facts.decision.mean)
     assert facts.factor * facts.decision.p == pytest.approx(facts.decision.adjusted)
     assert facts.unpaired().mean == pytest.approx(x.mean() - facts.beside.mean) and len(facts.controlled) == facts.beside.n
+    theirs = results(facts.study, NTP)
+    ours = [row["fid"] for preset in (facts.study, facts.control) for row in results(preset, NPP)]
+    assert len(ours) == 40 and facts.all_of_npp().mean == pytest.approx(np.mean(ours) - np.mean([row["fid"] for row in theirs]))
     assert str(facts.restart_alone()) == "-0.21 [-1.16, 0.73]" and str(facts.at_half_the_rate()) == "1.2 [-0.2, 2.6]"
     assert facts.by_the_rule(facts.study, "L") == pytest.approx(509 / 300 * 0.625, rel=2e-3)
     assert facts.by_the_rule(facts.photographs, "B") == pytest.approx(300 / 181 * 0.625, rel=2e-3)
     rates, others, smallest = facts.rates()
     assert smallest and list(rates["chosen"]) == ["0.0015"] * 4 and "B's NTP" in others
+
+
+def test_questions_that_wait(facts, monkeypatch):
+    """How many of the planned seeds are in, and no number of what they show; seeds that diverged are told by their domain."""
+    asked = protocol.questions(facts.converged)
+    made = {}
+    for question, n, lost in zip(asked, (3, 8, 0, 1, 7, 2), (0, 0, 0, 0, 1, 2), strict=True):
+        made[verdicts.Contrast(question.text, question.sign, 8, lost)] = [-7.5 - 0.1 * seed for seed in range(n)]
+    decided = dict(zip(asked, verdicts.decide(made, 1.0), strict=True))
+    others = protocol.decisions(facts.study)
+    monkeypatch.setattr(protocol, "decisions", lambda preset: decided if preset is facts.converged else others)
+    assert facts.told_of_waiting() == "planned 8 seeds a question, done 3, 8, 0, 1, 7, 2"
+    told = facts.waiting()
+    assert list(told["verdict"][[0, 2, 5]]) == ["planned 8, done 3", "planned 8, done 0", "planned 8, done 2"]
+    assert not told.map(lambda text: "-7." in text).any(axis=None) and set(told["size"]) == {"XXL"}
+    assert facts.diverged() == "Trainings that diverged: 3 of `converged`."
+    monkeypatch.setattr(protocol, "decisions", lambda preset: others)
+    assert facts.diverged() == "Trainings that diverged: none."
 
 
 def test_kinds_of_codes_in_words():
